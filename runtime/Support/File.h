@@ -1,0 +1,90 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+/// \file
+/// Files and directories whose every failure becomes a sentence, and whose
+/// output is never left half-written under its final name.
+
+#ifndef MOEC_RUNTIME_SUPPORT_FILE_H
+#define MOEC_RUNTIME_SUPPORT_FILE_H
+
+#include "runtime/Support/Result.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace moec {
+
+/// A regular file mapped read-only. Directories, sockets and symlink loops are refused.
+class MappedFile {
+public:
+  MappedFile() = default;
+  MappedFile(MappedFile &&other) noexcept;
+  MappedFile &operator=(MappedFile &&other) noexcept;
+  ~MappedFile();
+  static Result<MappedFile> open(const std::string &path);
+
+  const std::string &path() const { return filePath; }
+  const std::byte *data() const { return base; }
+  uint64_t size() const { return length; }
+  /// Tells the kernel that `[offset, offset + size)` is not needed soon, so
+  /// that it stops counting towards this process's resident memory.
+  void release(uint64_t offset, uint64_t size) const;
+
+private:
+  std::string filePath;
+  const std::byte *base = nullptr;
+  uint64_t length = 0;
+};
+
+/// A file being written under a temporary name beside `path`; `commit` syncs
+/// and renames it, destruction without `commit` removes it.
+class OutputFile {
+public:
+  static Result<OutputFile> create(const std::string &path);
+  OutputFile(OutputFile &&other) noexcept;
+  OutputFile &operator=(OutputFile &&) = delete;
+  ~OutputFile();
+
+  /// Reserves `size` bytes on disk, so that a full disk is told before the work.
+  Status allocate(uint64_t size);
+  /// Thread-safe for disjoint ranges.
+  Status writeAt(uint64_t offset, const void *data, uint64_t size);
+  Status commit();
+
+private:
+  OutputFile() = default;
+  std::string finalPath, tempPath;
+  int fd = -1;
+};
+
+/// Whole small files. `limit` bounds what is read; a larger file is an error.
+Result<std::string> readFile(const std::string &path, uint64_t limit = 64u << 20);
+/// Temporary name, fsync, rename.
+Status writeFile(const std::string &path, std::string_view content);
+
+/// A directory being filled under a temporary name beside `path`. `commit`
+/// syncs it and renames it to `path`; destruction without `commit` removes it.
+class OutputDirectory {
+public:
+  /// Refuses a `path` that exists, unless it is a directory that holds a file
+  /// called `marker` (an earlier output of the same kind), which `commit` replaces.
+  static Result<OutputDirectory> create(const std::string &path, std::string_view marker);
+  OutputDirectory(OutputDirectory &&other) noexcept;
+  OutputDirectory &operator=(OutputDirectory &&) = delete;
+  ~OutputDirectory();
+
+  /// Where to put files until `commit`.
+  const std::string &path() const { return tempPath; }
+  Status commit();
+
+private:
+  OutputDirectory() = default;
+  std::string finalPath, tempPath;
+};
+
+} // namespace moec
+
+#endif // MOEC_RUNTIME_SUPPORT_FILE_H

@@ -1,0 +1,87 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+/// \file
+/// Reading and writing safetensors files: an 8-byte little-endian header
+/// length, a JSON header, then the tensors' bytes without holes.
+/// Source: the format description of the safetensors project.
+
+#ifndef MOEC_RUNTIME_SUPPORT_SAFETENSORS_H
+#define MOEC_RUNTIME_SUPPORT_SAFETENSORS_H
+
+#include "runtime/Support/DType.h"
+#include "runtime/Support/File.h"
+#include "runtime/Support/Result.h"
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace moec {
+
+/// A tensor's place in a file: what the header says, nothing mapped.
+struct TensorInfo {
+  DType dtype;
+  std::vector<int64_t> shape; ///< each >= 0; empty for a scalar
+  uint64_t begin = 0;         ///< file offset of the first byte
+  uint64_t bytes = 0;
+
+  int64_t elements() const;
+};
+
+/// One parsed and validated safetensors file, mapped read-only.
+///
+/// `open` parses the header as hostile: the length is bounded by the file and
+/// by 100 MB, every offset is in range, no two tensors overlap, there are no
+/// holes, every byte count equals dtype x shape (overflow checked), no name is
+/// given twice.
+class SafetensorsFile {
+public:
+  static Result<SafetensorsFile> open(const std::string &path);
+
+  const std::string &path() const { return file.path(); }
+  /// Tensors by name, sorted.
+  const std::map<std::string, TensorInfo> &tensors() const { return infos; }
+  const std::map<std::string, std::string> &metadata() const { return meta; }
+  /// First byte of a tensor of this file.
+  const std::byte *data(const TensorInfo &info) const { return file.data() + info.begin; }
+  const MappedFile &mapping() const { return file; }
+
+private:
+  MappedFile file;
+  std::map<std::string, TensorInfo> infos;
+  std::map<std::string, std::string> meta;
+};
+
+/// What a writer needs to know about a tensor beforehand.
+struct TensorSpec {
+  std::string name;
+  DType dtype;
+  std::vector<int64_t> shape;
+};
+
+/// Writes one safetensors file whose tensors are filled in any order, by any
+/// thread, by offset. The file gets its final name only at `finish` (fsync,
+/// rename); a writer destroyed before that removes its temporary file.
+/// The first tensor starts at a multiple of 4096 bytes.
+class SafetensorsWriter {
+public:
+  static Result<SafetensorsWriter> create(const std::string &path, const std::vector<TensorSpec> &tensors,
+                                          const std::map<std::string, std::string> &metadata = {});
+
+  /// Places of the tensors in the file.
+  const std::map<std::string, TensorInfo> &tensors() const { return infos; }
+  /// Writes `size` bytes of tensor `name`, `offset` bytes from its begin. Thread-safe.
+  Status write(const std::string &name, uint64_t offset, const void *data, uint64_t size);
+  /// Makes the file durable and gives it its name.
+  Status finish();
+
+private:
+  std::unique_ptr<OutputFile> file;
+  std::map<std::string, TensorInfo> infos;
+};
+
+} // namespace moec
+
+#endif // MOEC_RUNTIME_SUPPORT_SAFETENSORS_H
