@@ -1,0 +1,179 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+/// \file
+/// What a kernel must do, without how: the contract between the lowering to
+/// `exec`, which chooses a spec for each op, and the emitters of a target,
+/// which turn a spec into code. A spec travels in IR as the dictionary of an
+/// `exec.kernel` op; equal specs are one kernel.
+///
+/// Conventions of all kinds:
+/// - Activations are f32, row-major, at natural size; strides count elements.
+/// - A kernel stores exactly the elements it owns (tails are masked). Loads may
+///   run up to 31 elements past the end of a row or buffer: whoever owns
+///   memory leaves 128 readable bytes behind it, and no result depends on them.
+/// - "rows" is the number of tokens `T` or, where `rows == R`, of logits asked for.
+/// - Each row's result is computed in an order that depends on the spec alone:
+///   not on T, not on the rows beside it, not on the thread.
+/// - Weights in panels: `[batch, ceil(n / kPanelWidth), k, kPanelWidth]`.
+
+#ifndef MOEC_CODEGEN_COMMON_KERNELSPEC_H
+#define MOEC_CODEGEN_COMMON_KERNELSPEC_H
+
+#include "runtime/Support/DType.h"
+
+#include "mlir/IR/BuiltinAttributes.h"
+#include "mlir/Support/LLVM.h"
+
+#include <string>
+#include <variant>
+#include <vector>
+
+namespace moec {
+
+/// Output features side by side in a weight panel.
+inline constexpr int64_t kPanelWidth = 32;
+
+/// Which dynamic extent a kernel runs over.
+enum class Rows { T, R };
+
+/// out[t, :] = float(table[tokens[t], :]).
+/// args: tokens i32[T], table, out. Grid: T.
+struct EmbedSpec {
+  DType table = DType::BF16;
+  int64_t width = 0; ///< D; also the row stride of the table
+  int64_t outStride = 0;
+};
+
+/// out[r, :] = x[rows[r], :]. args: x, rows i32[R], out. Grid: R.
+struct GatherRowsSpec {
+  int64_t width = 0, xStride = 0, outStride = 0;
+};
+
+/// out[t, :] = g * x[t, :] / sqrt(mean(x[t, :]^2) + eps).
+/// args: x, g f32[width] (readable to a multiple of 16), out. Grid: rows.
+struct RmsNormSpec {
+  int64_t width = 0, xStride = 0, outStride = 0;
+  double eps = 0;
+  Rows rows = Rows::T;
+};
+
+/// How the rows of a GEMM over experts are found. The sorted lists come from `dispatch`.
+enum class Routing {
+  None,    ///< row i of x gives row i of y
+  Gather,  ///< x row order[i] / topk -> y row i, for i in the expert's range
+  Scatter, ///< x row i -> y row order[i]
+};
+
+enum class Epilogue {
+  None,
+  Add,    ///< y = residual + x * w^T
+  Swiglu, ///< panels hold 16 gate rows then 16 up rows: y = silu(gate) * up
+};
+
+/// y[t, b, n] = epilogue(sum_k x[t, b, k] * w[b, n, k]), f32 sums in order of k
+/// (with `scaleCols`, per block of columns: sum of the block's products, times its scale).
+/// args: x, w, [scales], [residual], y, [offsets i32[E+1], active i32[E+1], order i32[T*topk]].
+/// Grid: Routing::None: batch * panels * ceil(rows / tokenBlock), task = (block * batch + b) * panels + p;
+///       else: min(batch, T * topk) * panels, task = a * panels + p for the a-th active expert.
+struct GemmSpec {
+  DType weight = DType::BF16; ///< F32, BF16, F16 or F8E4M3
+  int64_t n = 0, k = 0;
+  int64_t batch = 1;     ///< heads, or experts where routing is on
+  int64_t scaleCols = 0; ///< F8E4M3: columns of a scale block; scales f32 [batch, panels, ceil(k / scaleCols), kPanelWidth]
+  int64_t xStride = 0, xBatch = 0, yStride = 0, yBatch = 0, residualStride = 0;
+  Epilogue epilogue = Epilogue::None;
+  Routing routing = Routing::None;
+  int64_t topk = 0;
+  Rows rows = Rows::T;
+
+  static constexpr int64_t tokenBlock = 64;
+  int64_t panels() const {
+    int64_t width = epilogue == Epilogue::Swiglu ? kPanelWidth / 2 : kPanelWidth;
+    return (n + width - 1) / width;
+  }
+};
+
+/// out[t, i] = factor * cos(a), out[t, dim/2 + i] = factor * sin(a), where
+/// a = f32(position) * invFreq[i] rounded to f32; cos and sin within 1 ulp for |a| < 2^24.
+/// args: positions i32[T], out f32[T, dim]. Grid: T.
+struct RopeAnglesSpec {
+  std::vector<float> invFreq; ///< dim / 2
+  double factor = 1;
+};
+
+/// Rotates interleaved pairs (2i, 2i + 1) of each head by the angles. `x` and `out` may be the same.
+/// args: x, angles f32[T, dim], out. Grid: T.
+struct RopeSpec {
+  int64_t heads = 1, dim = 0;
+  int64_t xStride = 0, xHead = 0, outStride = 0, outHead = 0;
+};
+
+/// Writes cache entry [latent | rope key | zeros up to width] of (slot, position).
+/// args: latent, ropeKey, positions, slots, pageTable i32[slots, pages_per_slot], cache f32[pages, 64, width]. Grid: T.
+struct CacheAppendSpec {
+  int64_t latent = 0, rope = 0, width = 0;
+  int64_t latentStride = 0, ropeStride = 0;
+};
+
+/// Absorbed latent attention: for each head, over entries j = 0 .. position of the token's slot,
+/// p = softmax(scale * q . cache[j, 0 .. latent + rope)), out = sum_j p_j cache[j, 0 .. latent).
+/// Entries are taken page by page from 0 with a running maximum, so the order depends on the position alone.
+/// args: q, positions, slots, pageTable, cache, out. Grid: T * ceil(heads / headBlock).
+struct MlaAttentionSpec {
+  int64_t heads = 0, latent = 0, rope = 0, width = 0;
+  int64_t qStride = 0, qHead = 0, outStride = 0, outHead = 0;
+  double scale = 1;
+
+  static constexpr int64_t headBlock = 4;
+};
+
+/// The router: see moe.route for the maths. args: logits, [bias f32[experts]],
+/// weights f32[T, topk], chosen i32[T, topk]. Grid: T.
+struct RouteSpec {
+  int64_t experts = 0, topk = 0, groups = 1, topkGroups = 1;
+  bool sigmoid = false;      ///< else softmax
+  bool groupTop2Sum = false; ///< else max
+  bool normalize = false;
+  bool bias = false;
+  double scale = 1;
+  int64_t logitsStride = 0;
+};
+
+/// Sorts the T * topk (token, choice) entries by expert, stably.
+/// args: chosen i32[T, topk], offsets i32[E+1] (out), active i32[E+1] (out: count, then the experts
+/// that have entries, ascending), order i32[T * topk] (out: entry = t * topk + k). Grid: 1.
+struct DispatchSpec {
+  int64_t experts = 0, topk = 0;
+};
+
+/// out[t, :] = (residual[t, :] +) sum_k weights[t, k] * y[t * topk + k, :], k ascending.
+/// args: y, weights f32[T, topk], [residual], out. Grid: T.
+struct CombineSpec {
+  int64_t topk = 0, width = 0;
+  int64_t yStride = 0, residualStride = 0, outStride = 0;
+  bool residual = false;
+};
+
+/// out = a + b, or silu(a) * b. args: a, b, out. Grid: T.
+struct ElementwiseSpec {
+  bool swiglu = false; ///< else add
+  int64_t width = 0, aStride = 0, bStride = 0, outStride = 0;
+};
+
+using KernelSpec = std::variant<EmbedSpec, GatherRowsSpec, RmsNormSpec, GemmSpec, RopeAnglesSpec, RopeSpec,
+                                CacheAppendSpec, MlaAttentionSpec, RouteSpec, DispatchSpec, CombineSpec,
+                                ElementwiseSpec>;
+
+/// "embed", "gather_rows", "rms_norm", "gemm", ...
+llvm::StringRef kindOf(const KernelSpec &spec);
+/// A readable symbol that tells the spec's main parameters, e.g. "gemm_bf16_n1280_k256_add"; not unique.
+std::string symbolFor(const KernelSpec &spec);
+/// To and from the dictionary of an `exec.kernel`. `fromAttr` fails with a diagnostic on unknown or missing keys.
+mlir::DictionaryAttr toAttr(const KernelSpec &spec, mlir::MLIRContext *context);
+mlir::FailureOr<KernelSpec> fromAttr(llvm::StringRef kind, mlir::DictionaryAttr attr,
+                                     llvm::function_ref<mlir::InFlightDiagnostic()> emitError);
+
+} // namespace moec
+
+#endif // MOEC_CODEGEN_COMMON_KERNELSPEC_H
