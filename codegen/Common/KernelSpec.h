@@ -79,8 +79,9 @@ enum class Epilogue {
 struct GemmSpec {
   DType weight = DType::BF16; ///< F32, BF16, F16 or F8E4M3
   int64_t n = 0, k = 0;
-  int64_t batch = 1;     ///< heads, or experts where routing is on
-  int64_t scaleCols = 0; ///< F8E4M3: columns of a scale block; scales f32 [batch, panels, ceil(k / scaleCols), kPanelWidth]
+  int64_t batch = 1; ///< heads, or experts where routing is on
+  int64_t scaleCols =
+      0; ///< F8E4M3: columns of a scale block; scales f32 [batch, panels, ceil(k / scaleCols), kPanelWidth]
   int64_t xStride = 0, xBatch = 0, yStride = 0, yBatch = 0, residualStride = 0;
   Epilogue epilogue = Epilogue::None;
   Routing routing = Routing::None;
@@ -161,9 +162,9 @@ struct ElementwiseSpec {
   int64_t width = 0, aStride = 0, bStride = 0, outStride = 0;
 };
 
-using KernelSpec = std::variant<EmbedSpec, GatherRowsSpec, RmsNormSpec, GemmSpec, RopeAnglesSpec, RopeSpec,
-                                CacheAppendSpec, MlaAttentionSpec, RouteSpec, DispatchSpec, CombineSpec,
-                                ElementwiseSpec>;
+using KernelSpec =
+    std::variant<EmbedSpec, GatherRowsSpec, RmsNormSpec, GemmSpec, RopeAnglesSpec, RopeSpec, CacheAppendSpec,
+                 MlaAttentionSpec, RouteSpec, DispatchSpec, CombineSpec, ElementwiseSpec>;
 
 /// "embed", "gather_rows", "rms_norm", "gemm", ...
 llvm::StringRef kindOf(const KernelSpec &spec);

@@ -23,9 +23,7 @@ static ParseResult parseBlockShape(AsmParser &parser, int64_t &rows, int64_t &co
   return success();
 }
 
-static void printBlockShape(AsmPrinter &printer, int64_t rows, int64_t cols) {
-  printer << rows << 'x' << cols;
-}
+static void printBlockShape(AsmPrinter &printer, int64_t rows, int64_t cols) { printer << rows << 'x' << cols; }
 
 #include "dialects/Moe/MoeDialect.cpp.inc"
 #include "dialects/Moe/MoeEnums.cpp.inc"

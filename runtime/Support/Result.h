@@ -68,18 +68,18 @@ inline Status success() { return std::monostate{}; }
 
 /// `MOEC_TRY(auto x, f());` binds `x` to the value of `f()` or returns its error.
 #define MOEC_TRY(decl, expr) MOEC_TRY_IMPL(decl, expr, MOEC_CONCAT(result_, __LINE__))
-#define MOEC_TRY_IMPL(decl, expr, tmp)                                         \
-  auto tmp = (expr);                                                           \
-  if (!tmp.ok())                                                               \
-    return tmp.takeError();                                                    \
+#define MOEC_TRY_IMPL(decl, expr, tmp)                                                                                 \
+  auto tmp = (expr);                                                                                                   \
+  if (!tmp.ok())                                                                                                       \
+    return tmp.takeError();                                                                                            \
   decl = std::move(*tmp)
 
 /// `MOEC_CHECK(f());` returns the error of `f()`, if any.
-#define MOEC_CHECK(expr)                                                       \
-  do {                                                                         \
-    auto status = (expr);                                                      \
-    if (!status.ok())                                                          \
-      return status.takeError();                                               \
+#define MOEC_CHECK(expr)                                                                                               \
+  do {                                                                                                                 \
+    auto status = (expr);                                                                                              \
+    if (!status.ok())                                                                                                  \
+      return status.takeError();                                                                                       \
   } while (false)
 
 #endif // MOEC_RUNTIME_SUPPORT_RESULT_H
