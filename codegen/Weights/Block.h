@@ -1,0 +1,60 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+/// \file
+/// Recipes, evaluated lazily: a recipe's logical steps become a tree of blocks,
+/// and any rectangle of the result can be read without making the rest.
+
+#ifndef MOEC_CODEGEN_WEIGHTS_BLOCK_H
+#define MOEC_CODEGEN_WEIGHTS_BLOCK_H
+
+#include "runtime/Support/TensorSource.h"
+
+#include "mlir/IR/BuiltinAttributes.h"
+
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace moec {
+
+/// Part of one matrix of a batch: rows `[row, row + rows)`, columns `[col, col + cols)`.
+struct Rect {
+  int64_t batch = 0;
+  int64_t row = 0, rows = 0;
+  int64_t col = 0, cols = 0;
+};
+
+/// A tensor seen as `[batch, rows, cols]`, whose elements are computed when read.
+/// A vector is one row; a matrix is a batch of one. Thread-safe.
+class Block {
+public:
+  virtual ~Block() = default;
+  /// Writes the elements of `rect` to `out`, row-major and dense. Every stored
+  /// format here widens to f32 exactly. Fails on values that no weight may have
+  /// (NaN codes in FP8 data, scales that are not finite).
+  virtual Status read(const Rect &rect, float *out) const = 0;
+  /// Says that the sources of these rows are not needed soon.
+  virtual void release(int64_t batch, int64_t row, int64_t rows) const = 0;
+
+  int64_t batch = 1, rows = 1, cols = 1;
+  int rank = 2;             ///< dimensions of the tensor: 1, 2 or 3
+  DType dtype = DType::F32; ///< the element type that holds every value exactly
+};
+
+/// What a recipe gives before its last, target-specific packing step.
+struct RecipeBlocks {
+  /// One, or two that are packed side by side (gate, up).
+  std::vector<std::unique_ptr<Block>> blocks;
+  /// The packing step, or null.
+  mlir::Attribute pack;
+};
+
+/// Builds the tree for `recipe` over `sources`. Errors name the tensor, its shape and what the step expects.
+Result<RecipeBlocks> buildRecipe(const std::vector<std::string> &sources, mlir::ArrayAttr recipe,
+                                 const TensorSource &from);
+
+} // namespace moec
+
+#endif // MOEC_CODEGEN_WEIGHTS_BLOCK_H

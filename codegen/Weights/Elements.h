@@ -1,0 +1,123 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+/// \file
+/// Runs of elements between their stored form and f32.
+
+#ifndef MOEC_CODEGEN_WEIGHTS_ELEMENTS_H
+#define MOEC_CODEGEN_WEIGHTS_ELEMENTS_H
+
+#include "runtime/Support/DType.h"
+#include "runtime/Support/Result.h"
+
+#include "mlir/IR/BuiltinTypes.h"
+
+#include <array>
+#include <cstring>
+#include <string>
+
+namespace moec {
+
+inline bool isWeightType(DType type) {
+  return type == DType::F32 || type == DType::F16 || type == DType::BF16 || type == DType::F8E4M3;
+}
+
+/// The stored form of an MLIR element type.
+inline Result<DType> dtypeOf(mlir::Type type) {
+  if (type.isF32())
+    return DType::F32;
+  if (type.isF16())
+    return DType::F16;
+  if (type.isBF16())
+    return DType::BF16;
+  if (mlir::isa<mlir::Float8E4M3FNType>(type))
+    return DType::F8E4M3;
+  return Error{"no weight can be stored in this element type"};
+}
+
+/// All 256 FP8 values, so that widening is a table look-up.
+inline const std::array<float, 256> &f8e4m3Table() {
+  static const std::array<float, 256> table = [] {
+    std::array<float, 256> values;
+    for (int code = 0; code < 256; ++code)
+      values[code] = f8e4m3ToFloat(static_cast<uint8_t>(code));
+    return values;
+  }();
+  return table;
+}
+
+/// `out[i] = float(data[i])`; `data` may have any alignment.
+inline void widen(DType type, const std::byte *data, float *out, int64_t count) {
+  switch (type) {
+  case DType::F32:
+    std::memcpy(out, data, count * sizeof(float));
+    return;
+  case DType::BF16:
+    for (int64_t i = 0; i < count; ++i) {
+      uint16_t bits;
+      std::memcpy(&bits, data + 2 * i, 2);
+      uint32_t word = static_cast<uint32_t>(bits) << 16;
+      std::memcpy(out + i, &word, 4);
+    }
+    return;
+  case DType::F16:
+    for (int64_t i = 0; i < count; ++i) {
+      uint16_t bits;
+      std::memcpy(&bits, data + 2 * i, 2);
+      out[i] = f16ToFloat(bits);
+    }
+    return;
+  case DType::F8E4M3: {
+    const auto &table = f8e4m3Table();
+    for (int64_t i = 0; i < count; ++i)
+      out[i] = table[static_cast<uint8_t>(data[i])];
+    return;
+  }
+  default:
+    assert(false && "not a weight type");
+  }
+}
+
+/// `data[i] = values[i]` in the stored form, to nearest even.
+inline void narrow(DType type, const float *values, std::byte *data, int64_t count) {
+  switch (type) {
+  case DType::F32:
+    std::memcpy(data, values, count * sizeof(float));
+    return;
+  case DType::BF16:
+  case DType::F16:
+    for (int64_t i = 0; i < count; ++i) {
+      uint16_t bits = type == DType::BF16 ? floatToBf16(values[i]) : floatToF16(values[i]);
+      std::memcpy(data + 2 * i, &bits, 2);
+    }
+    return;
+  case DType::F8E4M3:
+    for (int64_t i = 0; i < count; ++i)
+      data[i] = static_cast<std::byte>(floatToF8e4m3(values[i]));
+    return;
+  default:
+    assert(false && "not a weight type");
+  }
+}
+
+/// Rounds each value to what `type` can hold.
+inline void roundTo(DType type, float *values, int64_t count) {
+  for (int64_t i = 0; i < count; ++i)
+    switch (type) {
+    case DType::BF16:
+      values[i] = bf16ToFloat(floatToBf16(values[i]));
+      break;
+    case DType::F16:
+      values[i] = f16ToFloat(floatToF16(values[i]));
+      break;
+    case DType::F8E4M3:
+      values[i] = f8e4m3ToFloat(floatToF8e4m3(values[i]));
+      break;
+    default:
+      return;
+    }
+}
+
+} // namespace moec
+
+#endif // MOEC_CODEGEN_WEIGHTS_ELEMENTS_H

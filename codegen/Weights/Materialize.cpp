@@ -1,0 +1,249 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+#include "codegen/Weights/Materialize.h"
+
+#include "codegen/Weights/Block.h"
+#include "codegen/Weights/Elements.h"
+#include "dialects/Exec/ExecDialect.h"
+#include "dialects/Moe/MoeDialect.h"
+
+#include <algorithm>
+#include <atomic>
+#include <mutex>
+#include <thread>
+
+using namespace moec;
+namespace steps = mlir::moe;
+
+Result<WeightJob> WeightJob::from(mlir::exec::WeightOp op) {
+  WeightJob job;
+  job.name = op.getSymName().str();
+  for (mlir::Attribute source : op.getSources())
+    job.sources.push_back(mlir::cast<mlir::StringAttr>(source).str());
+  job.recipe = op.getRecipe();
+  auto type = mlir::cast<mlir::MemRefType>(op.getType());
+  MOEC_TRY(job.dtype, dtypeOf(type.getElementType()));
+  job.shape = {type.getShape().begin(), type.getShape().end()};
+  return job;
+}
+
+int64_t WeightJob::bytes() const {
+  int64_t size = byteSize(dtype);
+  for (int64_t dim : shape)
+    size *= dim;
+  return size;
+}
+
+namespace {
+
+/// Columns handled at a time: a tile of 32 rows of f32 stays in a core's L1 and L2 caches.
+constexpr int64_t tileCols = 512;
+/// Rows of an unpacked weight handled at a time.
+constexpr int64_t plainRows = 32;
+
+/// One weight cut into units that are independent of each other: panels, or
+/// groups of rows. Units are numbered in the order of the output.
+class WeightWriter {
+public:
+  static Result<WeightWriter> open(const WeightJob &job, const TensorSource &from) {
+    MOEC_TRY(RecipeBlocks recipe, buildRecipe(job.sources, job.recipe, from));
+    WeightWriter writer(job, std::move(recipe));
+    MOEC_CHECK(writer.checkShape());
+    return writer;
+  }
+
+  int64_t units() const { return batch * unitsPerMatrix; }
+
+  /// Bytes a thread holds while it makes a unit, sources included.
+  int64_t memoryPerUnit() const {
+    int64_t sourceRows = 0;
+    for (const auto &block : recipe.blocks)
+      sourceRows += unitRows * block->cols * byteSize(block->dtype);
+    return unitBytes() + unitRows * tileCols * 2 * static_cast<int64_t>(sizeof(float)) + sourceRows;
+  }
+
+  Status make(int64_t unit, std::vector<std::byte> &bytes, SafetensorsWriter &out) const {
+    int64_t matrix = unit / unitsPerMatrix, index = unit % unitsPerMatrix;
+    bytes.assign(unitBytes(), std::byte(0));
+    int64_t size = unitBytes();
+    if (auto pack = mlir::dyn_cast_or_null<steps::PackPanelsAttr>(recipe.pack)) {
+      MOEC_CHECK(makePanel(matrix, index, /*rowsPerSource=*/1, bytes));
+    } else if (auto pack = mlir::dyn_cast_or_null<steps::PackBlockScalesAttr>(recipe.pack)) {
+      MOEC_CHECK(makePanel(matrix, index, pack.getRows(), bytes));
+    } else {
+      const Block &block = *recipe.blocks.front();
+      int64_t row = index * plainRows, rows = std::min(plainRows, block.rows - row);
+      size = rows * block.cols * byteSize(job.dtype);
+      MOEC_CHECK(makeRows(block, matrix, row, rows, bytes));
+    }
+    MOEC_CHECK(out.write(job.name, unit * unitBytes() - skipped(matrix), bytes.data(), size));
+    int64_t first = index * lanesPerBlock();
+    for (const auto &block : recipe.blocks)
+      if (first < block->rows)
+        block->release(matrix, first, std::min(lanesPerBlock(), block->rows - first));
+    return success();
+  }
+
+private:
+  WeightWriter(const WeightJob &job, RecipeBlocks recipe) : job(job), recipe(std::move(recipe)) {}
+
+  int64_t lanesPerBlock() const { return unitRows / static_cast<int64_t>(recipe.blocks.size()); }
+  int64_t unitBytes() const { return unitRows * cols * byteSize(job.dtype); }
+  /// Unpacked matrices end with a shorter unit: what those before `matrix` fell short of.
+  int64_t skipped(int64_t matrix) const {
+    if (recipe.pack)
+      return 0;
+    return matrix * (unitsPerMatrix * plainRows - recipe.blocks.front()->rows) * cols * byteSize(job.dtype);
+  }
+
+  Error mismatch(const std::string &found) const {
+    std::string text = "weight '" + job.name + "': its recipe over '" + job.sources.front() + "' gives " + found +
+                       ", but the program expects [";
+    for (size_t i = 0; i < job.shape.size(); ++i)
+      text += (i ? ", " : "") + std::to_string(job.shape[i]);
+    return Error{text + "] " + std::string(toString(job.dtype))};
+  }
+
+  /// Settles the units and checks that the recipe makes what the program was compiled for.
+  Status checkShape() {
+    const Block &first = *recipe.blocks.front();
+    std::string found = std::to_string(recipe.blocks.size()) + " tensor(s) of [" + std::to_string(first.batch) + ", " +
+                        std::to_string(first.rows) + ", " + std::to_string(first.cols) + "] " +
+                        std::string(toString(first.dtype));
+    batch = first.batch;
+    cols = first.cols;
+    for (const auto &block : recipe.blocks)
+      if (block->batch != first.batch || block->rows != first.rows || block->cols != first.cols ||
+          block->dtype != job.dtype)
+        return mismatch(found);
+    std::vector<int64_t> shape;
+    if (auto pack = mlir::dyn_cast_or_null<steps::PackPanelsAttr>(recipe.pack)) {
+      setPanels(pack.getWidth(), first.rows);
+      shape = {batch, unitsPerMatrix, cols, unitRows};
+    } else if (auto pack = mlir::dyn_cast_or_null<steps::PackBlockScalesAttr>(recipe.pack)) {
+      if (first.rows != (pack.getN() + pack.getRows() - 1) / pack.getRows())
+        return mismatch(found);
+      setPanels(pack.getWidth(), pack.getN());
+      shape = {batch, unitsPerMatrix, cols, unitRows};
+    } else {
+      if (recipe.blocks.size() != 1)
+        return mismatch(found);
+      unitRows = plainRows;
+      unitsPerMatrix = (first.rows + plainRows - 1) / plainRows;
+      shape = {cols};
+      if (first.rank > 1)
+        shape.insert(shape.begin(), first.rows);
+      if (first.rank > 2)
+        shape.insert(shape.begin(), batch);
+    }
+    if (shape != job.shape)
+      return mismatch(found);
+    return success();
+  }
+
+  void setPanels(int64_t width, int64_t rows) {
+    unitRows = width;
+    outputRows = rows;
+    unitsPerMatrix = (rows + lanesPerBlock() - 1) / lanesPerBlock();
+  }
+
+  /// Panel `index`: lane l of column c holds row `first + l` of the block it belongs to.
+  /// `rowsPerSource` rows of the weight share one row of the block (block scales).
+  Status makePanel(int64_t matrix, int64_t index, int64_t rowsPerSource, std::vector<std::byte> &bytes) const {
+    int64_t lanes = lanesPerBlock(), first = index * lanes, size = byteSize(job.dtype);
+    int64_t present = std::min(lanes, outputRows - first);
+    int64_t row = first / rowsPerSource, rows = (first + present - 1) / rowsPerSource + 1 - row;
+    std::vector<float> lines(rows * tileCols), panel(unitRows * tileCols, 0.0f);
+    for (int64_t col = 0; col < cols; col += tileCols) {
+      int64_t width = std::min(tileCols, cols - col);
+      for (size_t b = 0; b < recipe.blocks.size(); ++b) {
+        MOEC_CHECK(recipe.blocks[b]->read({matrix, row, rows, col, width}, lines.data()));
+        for (int64_t lane = 0; lane < present; ++lane) {
+          const float *line = &lines[((first + lane) / rowsPerSource - row) * width];
+          float *to = &panel[b * lanes + lane];
+          for (int64_t c = 0; c < width; ++c)
+            to[c * unitRows] = line[c];
+        }
+      }
+      narrow(job.dtype, panel.data(), &bytes[col * unitRows * size], width * unitRows);
+    }
+    return success();
+  }
+
+  Status makeRows(const Block &block, int64_t matrix, int64_t row, int64_t rows, std::vector<std::byte> &bytes) const {
+    std::vector<float> line(tileCols);
+    int64_t size = byteSize(job.dtype);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t col = 0; col < cols; col += tileCols) {
+        int64_t width = std::min(tileCols, cols - col);
+        MOEC_CHECK(block.read({matrix, row + r, 1, col, width}, line.data()));
+        narrow(job.dtype, line.data(), &bytes[(r * cols + col) * size], width);
+      }
+    return success();
+  }
+
+  const WeightJob &job;
+  RecipeBlocks recipe;
+  int64_t batch = 1, cols = 1;
+  int64_t unitRows = plainRows; ///< output rows (lanes) of a unit
+  int64_t unitsPerMatrix = 1;
+  int64_t outputRows = 0; ///< rows of each packed matrix before padding to whole panels
+};
+
+/// What the threads share.
+struct Work {
+  std::mutex mutex;
+  std::atomic<bool> failed = false;
+  Error error;
+  uint64_t done = 0, total = 0;
+
+  void fail(Error reason) {
+    std::lock_guard lock(mutex);
+    if (!failed.exchange(true))
+      error = std::move(reason);
+  }
+};
+
+} // namespace
+
+Status moec::materialize(const std::vector<WeightJob> &jobs, const TensorSource &from, SafetensorsWriter &out,
+                         const MaterializeOptions &options) {
+  Work work;
+  for (const WeightJob &job : jobs)
+    work.total += job.bytes();
+  for (const WeightJob &job : jobs) {
+    MOEC_TRY(WeightWriter writer, WeightWriter::open(job, from));
+    uint64_t perThread = std::max<int64_t>(1, writer.memoryPerUnit());
+    if (perThread > options.maxMemory)
+      return Error{"weight '" + job.name + "' needs tiles of " + std::to_string(perThread >> 20) +
+                   " MiB, but --max-memory allows " + std::to_string(options.maxMemory >> 20) + " MiB"};
+    std::atomic<int64_t> next = 0;
+    auto run = [&] {
+      std::vector<std::byte> bytes;
+      for (int64_t unit; !work.failed && (unit = next++) < writer.units();)
+        if (Status status = writer.make(unit, bytes, out); !status.ok())
+          work.fail(status.takeError());
+    };
+    uint64_t fitting = options.maxMemory / perThread;
+    auto count = static_cast<unsigned>(
+        std::min<uint64_t>({std::max(1u, options.threads), fitting, static_cast<uint64_t>(writer.units())}));
+    std::vector<std::thread> threads;
+    for (unsigned i = 1; i < count; ++i)
+      threads.emplace_back(run);
+    run();
+    for (std::thread &thread : threads)
+      thread.join();
+    if (work.failed)
+      return std::move(work.error);
+    // Sources that no unit could release alone (transposed ones, scales).
+    for (const std::string &source : job.sources)
+      if (source.find('{') == std::string::npos)
+        if (auto view = from.tensor(source); view.ok())
+          from.release(*view);
+    work.done += job.bytes();
+    if (options.progress)
+      options.progress(work.done, work.total, job.name);
+  }
+  return success();
+}
