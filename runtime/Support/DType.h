@@ -22,14 +22,20 @@ int64_t byteSize(DType type);
 std::string_view toString(DType type);
 std::optional<DType> dtypeFromString(std::string_view name);
 
-/// Widening conversions are exact (FP8 e4m3fn NaN gives NaN).
+/// Widening conversions are exact; every NaN code gives a NaN.
 float bf16ToFloat(uint16_t bits);
+/// IEEE binary16.
 float f16ToFloat(uint16_t bits);
+/// The `fn` variant: no infinities, 0x7f and 0xff are NaN.
+/// Source: OCP 8-bit Floating Point Specification (OFP8) 1.0.
 float f8e4m3ToFloat(uint8_t bits);
-/// Narrowing conversions round to nearest even; NaN stays NaN.
+/// 2^(bits - 127); 255 is NaN. Source: OCP Microscaling Formats 1.0, sec. 5.4.1.
+float f8e8m0ToFloat(uint8_t bits);
+/// Narrowing conversions round to nearest even; NaN stays NaN with its sign.
+/// What is too large for a bf16 or f16 becomes infinite, as IEEE 754 wants.
 uint16_t floatToBf16(float value);
 uint16_t floatToF16(float value);
-/// Saturates to +-448 as DeepSeek's quantizer does.
+/// Saturates to +-448, infinities too, as DeepSeek's quantizer does.
 uint8_t floatToF8e4m3(float value);
 
 } // namespace moec

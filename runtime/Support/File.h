@@ -17,7 +17,10 @@
 
 namespace moec {
 
-/// A regular file mapped read-only. Directories, sockets and symlink loops are refused.
+/// A regular file mapped read-only. Directories, pipes, devices, sockets and
+/// symlink loops are refused. An empty file has size 0 and no data.
+/// Whoever truncates the file while it is mapped kills its readers (SIGBUS):
+/// our own outputs are replaced by rename, never rewritten.
 class MappedFile {
 public:
   MappedFile() = default;
@@ -29,8 +32,9 @@ public:
   const std::string &path() const { return filePath; }
   const std::byte *data() const { return base; }
   uint64_t size() const { return length; }
-  /// Tells the kernel that `[offset, offset + size)` is not needed soon, so
-  /// that it stops counting towards this process's resident memory.
+  /// Tells the kernel that `[offset, offset + size)` (clamped to the file) is
+  /// not needed soon, so that it stops counting towards this process's resident
+  /// memory. The bytes stay readable. Thread-safe.
   void release(uint64_t offset, uint64_t size) const;
 
 private:
@@ -39,8 +43,14 @@ private:
   uint64_t length = 0;
 };
 
+// Temporary names are `.<name>.moec-tmp.<unique>` beside the final name, and
+// whoever writes holds a lock (flock) on them. What a killed process left has
+// no lock, lies under no final name, and goes when the same output is next
+// created. A final name that is a symlink stands for what it points to.
+
 /// A file being written under a temporary name beside `path`; `commit` syncs
-/// and renames it, destruction without `commit` removes it.
+/// and renames it, destruction without `commit` removes it. Refuses a `path`
+/// that exists and is not a regular file.
 class OutputFile {
 public:
   static Result<OutputFile> create(const std::string &path);
@@ -48,10 +58,13 @@ public:
   OutputFile &operator=(OutputFile &&) = delete;
   ~OutputFile();
 
-  /// Reserves `size` bytes on disk, so that a full disk is told before the work.
+  /// Makes the file `size` bytes long and reserves them on disk, so that a full
+  /// disk is told before the work. Where the file system cannot reserve, the
+  /// free space is compared and `writeAt` may still find the disk full.
   Status allocate(uint64_t size);
-  /// Thread-safe for disjoint ranges.
+  /// Thread-safe for disjoint ranges; writes all or says why not.
   Status writeAt(uint64_t offset, const void *data, uint64_t size);
+  /// Once; afterwards nothing else may be called.
   Status commit();
 
 private:
@@ -66,7 +79,9 @@ Result<std::string> readFile(const std::string &path, uint64_t limit = 64u << 20
 Status writeFile(const std::string &path, std::string_view content);
 
 /// A directory being filled under a temporary name beside `path`. `commit`
-/// syncs it and renames it to `path`; destruction without `commit` removes it.
+/// syncs everything in it and renames it to `path`, in one atomic exchange
+/// where an earlier output is replaced (on file systems without exchange: the
+/// earlier one is moved aside first); destruction without `commit` removes it.
 class OutputDirectory {
 public:
   /// Refuses a `path` that exists, unless it is a directory that holds a file
@@ -82,7 +97,9 @@ public:
 
 private:
   OutputDirectory() = default;
-  std::string finalPath, tempPath;
+  Status checkReplaceable() const;
+  std::string finalPath, tempPath, marker;
+  int lock = -1;
 };
 
 } // namespace moec

@@ -22,10 +22,15 @@ namespace moec {
 using Json = nlohmann::ordered_json;
 
 /// Parses `text`; `what` names it in errors ("model/config.json"). Refuses
-/// duplicate keys, nesting deeper than 64, NaN/Infinity and trailing text.
+/// duplicate keys, nesting deeper than 64, NaN/Infinity, numbers too large for
+/// a double, ill-formed UTF-8 and trailing text. An integer beyond 64 bits
+/// becomes a double (published tokenizer configs hold 10^30).
 Result<Json> parseJson(std::string_view text, const std::string &what);
 /// Reads and parses a file of at most `limit` bytes.
 Result<Json> readJsonFile(const std::string &path, uint64_t limit = 64u << 20);
+
+/// A value as the middle of a sentence: "an array of 3 elements", "7", "the string 'x'".
+std::string describe(const Json &json);
 
 /// Typed access to the fields of one JSON object. Each error names the file,
 /// the field, what was found and what was expected.
@@ -48,11 +53,18 @@ public:
   Result<bool> booleanOr(const std::string &key, bool otherwise) const;
 
   const Json &json() const { return *value; }
+  /// The file, as given to `from`.
   const std::string &what() const { return name; }
+  /// How an error about a field starts: "config.json: 'rope_scaling.factor'".
+  std::string field(const std::string &key) const;
 
 private:
+  const Json *find(const std::string &key) const; ///< null if absent or null
+  Error unexpected(const std::string &key, const std::string &expected) const;
+
   const Json *value = nullptr;
   std::string name;
+  std::string prefix; ///< the way from the root to here: "rope_scaling."
 };
 
 } // namespace moec

@@ -22,29 +22,34 @@ namespace moec {
 
 /// A tensor's place in a file: what the header says, nothing mapped.
 struct TensorInfo {
-  DType dtype;
+  DType dtype = DType::F32;
   std::vector<int64_t> shape; ///< each >= 0; empty for a scalar
   uint64_t begin = 0;         ///< file offset of the first byte
   uint64_t bytes = 0;
 
-  int64_t elements() const;
+  int64_t elements() const; ///< product of the shape; 1 for a scalar
 };
 
 /// One parsed and validated safetensors file, mapped read-only.
 ///
 /// `open` parses the header as hostile: the length is bounded by the file and
 /// by 100 MB, every offset is in range, no two tensors overlap, there are no
-/// holes, every byte count equals dtype x shape (overflow checked), no name is
-/// given twice.
+/// holes, every byte count equals dtype x shape (overflow checked, at most 64
+/// dimensions), no name is given twice, no field is unknown. Memory is bounded
+/// by a small multiple of the header.
 class SafetensorsFile {
 public:
+  /// A longer header is refused, as by other readers.
+  static constexpr uint64_t maxHeaderBytes = 100'000'000;
+
   static Result<SafetensorsFile> open(const std::string &path);
 
   const std::string &path() const { return file.path(); }
   /// Tensors by name, sorted.
   const std::map<std::string, TensorInfo> &tensors() const { return infos; }
   const std::map<std::string, std::string> &metadata() const { return meta; }
-  /// First byte of a tensor of this file.
+  /// First byte of a tensor of this file. Foreign files align nothing: read
+  /// elements with memcpy unless the address says otherwise.
   const std::byte *data(const TensorInfo &info) const { return file.data() + info.begin; }
   const MappedFile &mapping() const { return file; }
 
@@ -64,9 +69,13 @@ struct TensorSpec {
 /// Writes one safetensors file whose tensors are filled in any order, by any
 /// thread, by offset. The file gets its final name only at `finish` (fsync,
 /// rename); a writer destroyed before that removes its temporary file.
-/// The first tensor starts at a multiple of 4096 bytes.
+/// The first tensor starts at a multiple of 4096 bytes (the header is padded
+/// with spaces); the others follow in the given order without holes, so that
+/// each is aligned if the sizes before it are.
 class SafetensorsWriter {
 public:
+  /// Reserves the whole file on disk. Errors: a name given twice or not UTF-8, a
+  /// shape that is negative or too large, a full disk.
   static Result<SafetensorsWriter> create(const std::string &path, const std::vector<TensorSpec> &tensors,
                                           const std::map<std::string, std::string> &metadata = {});
 
@@ -78,6 +87,7 @@ public:
   Status finish();
 
 private:
+  std::string path;
   std::unique_ptr<OutputFile> file;
   std::map<std::string, TensorInfo> infos;
 };
