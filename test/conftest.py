@@ -1,0 +1,74 @@
+# Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+# SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+"""What every pytest file may ask for: the built programs and the models of the tree."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TEST = Path(__file__).resolve().parent
+ROOT = TEST.parent
+BUILD = Path(os.environ.get("MOEC_BUILD_DIR", ROOT / "build"))
+
+sys.path.insert(0, str(TEST / "e2e"))
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "sanitize: run again in the sanitizer build")
+
+
+class Program:
+    """One of our command-line programs."""
+
+    def __init__(self, name: str):
+        self.path = BUILD / "bin" / name
+
+    def run(self, *arguments, check: bool = True, **options) -> subprocess.CompletedProcess:
+        done = subprocess.run(
+            [str(self.path), *map(str, arguments)], capture_output=True, **{"timeout": 600, **options}
+        )
+        if check:
+            assert done.returncode == 0, done.stderr.decode(errors="replace")
+        return done
+
+    def refuses(self, *arguments, **options) -> str:
+        """Runs with bad input: exit code 1 and one sentence on stderr, which is returned."""
+        done = self.run(*arguments, check=False, **options)
+        message = done.stderr.decode(errors="replace")
+        assert done.returncode == 1, f"exit code {done.returncode}: {message}"
+        lines = [line for line in message.splitlines() if line.strip()]
+        assert len(lines) == 1, f"expected one sentence, got: {message}"
+        return lines[0]
+
+
+@pytest.fixture(scope="session")
+def moec() -> Program:
+    return Program("moec")
+
+
+@pytest.fixture(scope="session")
+def moe_run() -> Program:
+    return Program("moe-run")
+
+
+@pytest.fixture(scope="session")
+def moe_opt() -> Program:
+    return Program("moe-opt")
+
+
+@pytest.fixture(scope="session")
+def compiled(moec, tmp_path_factory):
+    """compiled(model_dir, *options) -> artifact directory; each made once a session."""
+    made = {}
+
+    def compile_once(model_dir, *options):
+        key = (str(model_dir), *map(str, options))
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("artifacts") / Path(model_dir).name
+            moec.run("compile", model_dir, "-o", made[key], *options)
+        return made[key]
+
+    return compile_once

@@ -1,0 +1,110 @@
+# Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+# SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+"""However a prompt is cut, batched or threaded, its logits have the same bits."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+moec = pytest.importorskip("moec", reason="the Python module is not built")
+
+MODEL = Path(__file__).parent.parent / "models" / "tiny-shakespeare"
+LENGTH = 150  # crosses two page boundaries (64 tokens a page)
+
+
+def sequence(seed: int, length: int) -> np.ndarray:
+    raw = np.random.PCG64(seed).random_raw(length)
+    return np.concatenate([[0], 3 + raw[1:] % 1277]).astype(np.int32)
+
+
+def feed(model, tokens, slot, begin, end):
+    """One step with part of one sequence; logits of each token."""
+    count = end - begin
+    return model.step(
+        tokens[begin:end],
+        np.arange(begin, end, dtype=np.int32),
+        np.full(count, slot, np.int32),
+        np.arange(count, dtype=np.int32),
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(compiled):
+    model = moec.load(compiled(MODEL), threads=1)
+    return feed(model, sequence(1, LENGTH), 0, 0, LENGTH)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("chunk", [1, 7, 64, LENGTH])
+def test_chunks(compiled, whole, threads, chunk):
+    model = moec.load(compiled(MODEL), threads=threads)
+    tokens = sequence(1, LENGTH)
+    parts = [feed(model, tokens, 0, at, min(at + chunk, LENGTH)) for at in range(0, LENGTH, chunk)]
+    assert np.concatenate(parts).tobytes() == whole.tobytes()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_ragged_batch(compiled, whole, threads):
+    """Four sequences in one batch, interleaved, cut at different places and starting at different times."""
+    model = moec.load(compiled(MODEL), threads=threads, max_slots=4)
+    sequences = [sequence(1, LENGTH), sequence(2, 90), sequence(3, 130), sequence(4, 17)]
+    slots = [2, 0, 3, 1]
+    cuts = [11, 7, 13, 1]
+    done = [0, 0, 0, 0]
+    ours = []
+    step = 0
+    while done[0] < LENGTH:
+        entries = []
+        for index, tokens in enumerate(sequences):
+            if step < 2 * index:  # later sequences join later
+                continue
+            for _ in range(min(cuts[index], len(tokens) - done[index])):
+                entries.append((index, done[index]))
+                done[index] += 1
+        # By position, so that the sequences' tokens alternate; each sequence's own stay in order.
+        mixed = sorted(entries, key=lambda entry: (entry[1], entry[0]))
+        logits = model.step(
+            np.array([sequences[i][p] for i, p in mixed], np.int32),
+            np.array([p for _, p in mixed], np.int32),
+            np.array([slots[i] for i, _ in mixed], np.int32),
+            np.array([at for at, (i, _) in enumerate(mixed) if i == 0], np.int32),
+        )
+        ours.append(np.array(logits))
+        step += 1
+    assert np.concatenate(ours).tobytes() == whole.tobytes()
+
+
+def test_rewind(compiled, whole):
+    """A sequence taken back to an earlier position and fed again gives the same bits."""
+    model = moec.load(compiled(MODEL), threads=2)
+    tokens = sequence(1, LENGTH)
+    feed(model, sequence(9, 100), 0, 0, 100)
+    feed(model, tokens, 0, 0, 70)
+    again = feed(model, tokens, 0, 40, LENGTH)
+    assert again.tobytes() == whole[40:].tobytes()
+
+
+def test_levels_agree(compiled, moe_run, tmp_path):
+    """AVX2 and AVX-512 code give the same bits: vectors are 16 wide in the definition of each kernel."""
+    tokens = ",".join(map(str, sequence(1, LENGTH)))
+    results = []
+    for level in ("v3", None):
+        env = dict(os.environ)
+        env.pop("MOEC_CPU", None)
+        if level:
+            env["MOEC_CPU"] = level
+        out = tmp_path / f"{level}.safetensors"
+        moe_run.run("logits", compiled(MODEL), "--tokens", tokens, "-o", out, env=env)
+        results.append(load_file(out)["logits"].tobytes())
+    assert results[0] == results[1]
+
+
+def test_context_limit(compiled):
+    model = moec.load(compiled(MODEL, "--max-context", 96))
+    tokens = sequence(1, 97)
+    feed(model, tokens, 0, 0, 96)
+    with pytest.raises(ValueError, match="96"):
+        feed(model, tokens, 0, 96, 97)

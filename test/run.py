@@ -1,0 +1,140 @@
+# Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+# SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+"""Builds and runs every test of the project; the last line counts them all.
+
+Suites: GoogleTest programs, lit, pytest, each in the `release` build; then GoogleTest and lit again,
+and the pytest files marked `sanitize`, in the `asan` build.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = {"release": ROOT / "build", "asan": ROOT / "build-asan"}
+
+
+class Counts:
+    """Passed, failed and skipped over all suites, and what failed."""
+
+    def __init__(self):
+        self.passed = self.failed = self.skipped = 0
+        self.failures: list[str] = []
+
+    def add(self, suite: str, passed: int, failures: list[str], skipped: int, seconds: float) -> None:
+        self.passed += passed
+        self.failed += len(failures)
+        self.skipped += skipped
+        self.failures += [f"{suite}: {name}" for name in failures]
+        print(f"{suite}: {passed} passed, {len(failures)} failed, {skipped} skipped in {seconds:.0f} s", flush=True)
+
+    def add_junit(self, suite: str, report: Path, output: str, code: int, seconds: float) -> None:
+        """Counts of a JUnit report; a suite that wrote none counts as one failure."""
+        passed, failures, skipped = 0, [], 0
+        if report.exists():
+            for case in ElementTree.parse(report).iter("testcase"):
+                name = f"{case.get('classname', '')}.{case.get('name', '')}"
+                if case.find("failure") is not None or case.find("error") is not None:
+                    failures.append(name)
+                elif case.find("skipped") is not None or case.get("result") == "skipped":
+                    skipped += 1
+                else:
+                    passed += 1
+        if code != 0 and not failures:
+            failures.append(f"ended with code {code}")
+        if not failures and passed + skipped == 0:
+            failures.append("ran no test")
+        if failures:
+            print(output)
+        self.add(suite, passed, failures, skipped, seconds)
+
+
+def run(command: list, **options) -> tuple[int, str, float]:
+    start = time.monotonic()
+    done = subprocess.run(
+        [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", **options
+    )
+    return done.returncode, done.stdout, time.monotonic() - start
+
+
+def build(preset: str) -> None:
+    directory = BUILD[preset]
+    if not (directory / "build.ninja").exists():
+        code, output, _ = run(["cmake", "--preset", preset], cwd=ROOT)
+        if code != 0:
+            sys.exit(output + f"check: could not configure the {preset} build")
+    print(f"building {preset}", flush=True)
+    code, output, seconds = run(["ninja", "-C", directory])
+    if code != 0:
+        sys.exit(output[-20000:] + f"check: could not build {preset}")
+    print(f"built {preset} in {seconds:.0f} s", flush=True)
+
+
+def environment(preset: str) -> dict:
+    env = dict(os.environ, MOEC_BUILD_DIR=str(BUILD[preset]), PYTHONDONTWRITEBYTECODE="1")
+    # The packaged MLIR is not instrumented: its own allocations at exit are not our leaks.
+    env["ASAN_OPTIONS"] = "detect_leaks=0:abort_on_error=0:allocator_may_return_null=1"
+    env["UBSAN_OPTIONS"] = "print_stacktrace=1:halt_on_error=1"
+    return env
+
+
+def run_gtest(preset: str, counts: Counts, reports: Path) -> None:
+    for program in sorted((BUILD[preset] / "gtest").glob("*")):
+        if not os.access(program, os.X_OK) or program.is_dir():
+            continue
+        report = reports / f"{preset}-{program.name}.xml"
+        code, output, seconds = run([program, f"--gtest_output=xml:{report}"], env=environment(preset))
+        counts.add_junit(f"{preset} {program.name}", report, output, code, seconds)
+
+
+def run_lit(preset: str, counts: Counts, reports: Path) -> None:
+    report = reports / f"{preset}-lit.xml"
+    code, output, seconds = run(
+        ["lit-22", "-v", f"--xunit-xml-output={report}", BUILD[preset] / "test"], env=environment(preset)
+    )
+    counts.add_junit(f"{preset} lit", report, output, code, seconds)
+
+
+def run_pytest(preset: str, counts: Counts, reports: Path, extra: list[str]) -> None:
+    report = reports / f"{preset}-pytest.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-ra", "-p", "no:cacheprovider", f"--junitxml={report}", *extra]
+    code, output, seconds = run(command + [ROOT / "test"], env=environment(preset), cwd=ROOT)
+    for line in output.splitlines():
+        if line.startswith("SKIPPED"):
+            print(line)
+    counts.add_junit(f"{preset} pytest", report, output, code, seconds)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", action="append", choices=list(BUILD), help="only this build (default: both)")
+    parser.add_argument("--suite", action="append", choices=["gtest", "lit", "pytest"], help="only this suite (default: all)")
+    options = parser.parse_args()
+    suites = options.suite or ["gtest", "lit", "pytest"]
+
+    counts = Counts()
+    for preset in options.preset or list(BUILD):
+        build(preset)
+        reports = BUILD[preset] / "reports"
+        reports.mkdir(exist_ok=True)
+        for old in reports.glob("*.xml"):
+            old.unlink()
+        if "gtest" in suites:
+            run_gtest(preset, counts, reports)
+        if "lit" in suites:
+            run_lit(preset, counts, reports)
+        if "pytest" in suites:
+            run_pytest(preset, counts, reports, ["-m", "sanitize"] if preset == "asan" else [])
+
+    for failure in counts.failures:
+        print(f"FAILED {failure}")
+    print(f"{counts.passed} passed, {counts.failed} failed, {counts.skipped} skipped")
+    return 1 if counts.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
