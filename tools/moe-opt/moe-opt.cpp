@@ -6,6 +6,8 @@
 
 #include "dialects/Exec/ExecDialect.h"
 #include "dialects/Moe/MoeDialect.h"
+#include "passes/Conversion/MoeToExec/MoeToExec.h"
+#include "passes/Exec/Passes.h"
 
 #include "mlir/InitAllDialects.h"
 #include "mlir/InitAllExtensions.h"
@@ -14,6 +16,8 @@
 
 int main(int argc, char **argv) {
   mlir::registerAllPasses();
+  mlir::exec::registerMoecMoeToExecPasses();
+  mlir::exec::registerMoecExecPasses();
 
   mlir::DialectRegistry registry;
   mlir::registerAllDialects(registry);

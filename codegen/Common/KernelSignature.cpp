@@ -1,0 +1,87 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+#include "codegen/Common/KernelSignature.h"
+
+#include "mlir/IR/AffineExpr.h"
+#include "llvm/ADT/STLExtras.h"
+
+using namespace mlir;
+using namespace moec;
+
+namespace {
+
+using Args = SmallVector<KernelArg>;
+
+KernelArg in(StringRef name, DType type = DType::F32) { return {name, type, /*written=*/false}; }
+KernelArg out(StringRef name, DType type = DType::F32) { return {name, type, /*written=*/true}; }
+KernelArg index(StringRef name) { return in(name, DType::I32); }
+
+Args arguments(const EmbedSpec &s) { return {index("tokens"), in("table", s.table), out("out")}; }
+Args arguments(const GatherRowsSpec &) { return {in("x"), index("rows"), out("out")}; }
+Args arguments(const RmsNormSpec &) { return {in("x"), in("g"), out("out")}; }
+Args arguments(const GemmSpec &s) {
+  Args args = {in("x"), in("w", s.weight)};
+  if (s.scaleCols)
+    args.push_back(in("scales"));
+  if (s.epilogue == Epilogue::Add)
+    args.push_back(in("residual"));
+  args.push_back(out("y"));
+  if (s.routing != Routing::None)
+    args.append({index("offsets"), index("active"), index("order")});
+  return args;
+}
+Args arguments(const RopeAnglesSpec &) { return {index("positions"), out("out")}; }
+Args arguments(const RopeSpec &) { return {in("x"), in("angles"), out("out")}; }
+Args arguments(const CacheAppendSpec &) {
+  return {in("latent"), in("rope_key"), index("positions"), index("slots"), index("page_table"), out("cache")};
+}
+Args arguments(const MlaAttentionSpec &) {
+  return {in("q"), index("positions"), index("slots"), index("page_table"), in("cache"), out("out")};
+}
+Args arguments(const RouteSpec &s) {
+  Args args = {in("logits")};
+  if (s.bias)
+    args.push_back(in("bias"));
+  args.append({out("weights"), out("chosen", DType::I32)});
+  return args;
+}
+Args arguments(const DispatchSpec &) {
+  return {index("chosen"), out("offsets", DType::I32), out("active", DType::I32), out("order", DType::I32)};
+}
+Args arguments(const CombineSpec &s) {
+  Args args = {in("y"), in("weights")};
+  if (s.residual)
+    args.push_back(in("residual"));
+  args.push_back(out("out"));
+  return args;
+}
+Args arguments(const ElementwiseSpec &) { return {in("a"), in("b"), out("out")}; }
+
+/// The grid of a kind is `T` unless an overload says otherwise.
+template <class Spec> SmallVector<AffineExpr> grid(const Spec &, AffineExpr t, AffineExpr) { return {t}; }
+SmallVector<AffineExpr> grid(const GatherRowsSpec &, AffineExpr, AffineExpr r) { return {r}; }
+SmallVector<AffineExpr> grid(const RmsNormSpec &s, AffineExpr t, AffineExpr r) { return {s.rows == Rows::R ? r : t}; }
+SmallVector<AffineExpr> grid(const GemmSpec &s, AffineExpr t, AffineExpr r) {
+  if (s.routing != Routing::None)
+    return {getAffineConstantExpr(s.batch * s.panels(), t.getContext()), t * s.topk * s.panels()};
+  return {(s.rows == Rows::R ? r : t).ceilDiv(GemmSpec::tokenBlock) * (s.batch * s.panels())};
+}
+SmallVector<AffineExpr> grid(const MlaAttentionSpec &s, AffineExpr t, AffineExpr) {
+  return {t * ((s.heads + MlaAttentionSpec::headBlock - 1) / MlaAttentionSpec::headBlock)};
+}
+SmallVector<AffineExpr> grid(const DispatchSpec &, AffineExpr t, AffineExpr) {
+  return {getAffineConstantExpr(1, t.getContext())};
+}
+
+} // namespace
+
+SmallVector<KernelArg> moec::argumentsOf(const KernelSpec &spec) {
+  return std::visit([](const auto &s) { return arguments(s); }, spec);
+}
+
+AffineMap moec::gridOf(const KernelSpec &spec, MLIRContext *context) {
+  AffineExpr t = getAffineDimExpr(0, context), r = getAffineDimExpr(1, context);
+  SmallVector<AffineExpr> results = std::visit([&](const auto &s) { return grid(s, t, r); }, spec);
+  return AffineMap::get(/*dimCount=*/2, /*symbolCount=*/0, results, context);
+}

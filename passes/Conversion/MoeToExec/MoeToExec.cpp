@@ -1,0 +1,633 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+#include "passes/Conversion/MoeToExec/MoeToExec.h"
+
+#include "codegen/Common/KernelSignature.h"
+#include "dialects/Exec/ExecDialect.h"
+#include "dialects/Moe/MoeDialect.h"
+#include "passes/Conversion/MoeToExec/WeightPacker.h"
+
+#include "mlir/Dialect/Func/IR/FuncOps.h"
+#include "mlir/IR/BuiltinOps.h"
+#include "llvm/ADT/TypeSwitch.h"
+#include "llvm/Support/MathExtras.h"
+
+using moec::DType;
+using moec::Epilogue;
+using moec::Routing;
+using moec::Rows;
+
+namespace mlir::exec {
+
+#define GEN_PASS_DEF_MOETOEXECPASS
+#include "passes/Conversion/MoeToExec/Passes.h.inc"
+
+namespace {
+
+constexpr int64_t dynamic = ShapedType::kDynamic;
+
+/// Elements between neighbours along each dimension.
+SmallVector<int64_t> stridesOf(Value memory) { return cast<MemRefType>(memory.getType()).getStridesAndOffset().first; }
+int64_t rowStride(Value memory) { return stridesOf(memory)[0]; }
+/// From one head to the next; 0 for memory without heads.
+int64_t headStride(Value memory) {
+  SmallVector<int64_t> strides = stridesOf(memory);
+  return strides.size() == 3 ? strides[1] : 0;
+}
+int64_t widthOf(Value tensor) { return cast<RankedTensorType>(tensor.getType()).getShape().back(); }
+
+/// What people call this part of the model: the importer's name, else the op's.
+StringRef labelOf(Operation *op) {
+  if (auto name = op->getLoc()->findInstanceOf<NameLoc>())
+    return name.getName().getValue();
+  return op->getName().getStringRef();
+}
+
+/// Builds the program of one step function, op by op.
+class StepLowering {
+public:
+  StepLowering(ModuleOp module, func::FuncOp step, const moec::TargetTraits &target, int64_t maxTokens)
+      : module(module), step(step), target(target), builder(module.getContext()), maxTokens(maxTokens) {}
+
+  LogicalResult run();
+
+  int64_t numLaunches = 0, numWeights = 0;
+  int64_t numKernels() const { return static_cast<int64_t>(kernels.size()); }
+
+private:
+  /// Where a tensor of the function lies, and which extent its rows count.
+  struct Place {
+    Value memory;
+    Rows rows = Rows::T;
+  };
+
+  LogicalResult checkSignature();
+  LogicalResult lowerCaches();
+  LogicalResult lowerOp(Operation &op);
+  LogicalResult lower(moe::EmbedOp op);
+  LogicalResult lower(moe::GatherRowsOp op);
+  LogicalResult lower(moe::LinearOp op);
+  LogicalResult lower(moe::GateUpOp op);
+  LogicalResult lower(moe::SwigluOp op);
+  LogicalResult lower(moe::AddOp op);
+  LogicalResult lower(moe::RmsNormOp op);
+  LogicalResult lower(moe::ReshapeOp op);
+  LogicalResult lower(moe::SplitOp op);
+  LogicalResult lower(moe::RopeOp op);
+  LogicalResult lower(moe::MlaAttentionOp op);
+  LogicalResult lower(moe::RouteOp op);
+  LogicalResult lower(moe::ExpertsOp op);
+  LogicalResult lowerElementwise(Operation *op, Value a, Value b, bool swiglu);
+
+  /// Finds operands and refuses rows of logits where only tokens can be.
+  LogicalResult needTokens(Operation *op);
+  Value memoryOf(Value tensor) { return places.lookup(tensor).memory; }
+  Rows rowsOf(Value tensor) { return places.lookup(tensor).rows; }
+
+  Value buffer(Location loc, ArrayRef<int64_t> shape, Type element, int64_t rowsPerToken = 1, Rows rows = Rows::T);
+  Value view(Location loc, Value source, ArrayRef<int64_t> shape, ArrayRef<int64_t> strides, int64_t offset);
+  /// Memory for a result that a launch writes: the program's logits, or a new buffer.
+  Value place(Value result, Rows rows = Rows::T);
+  Value ref(WeightOp weight);
+  Value ref(CacheOp cache);
+  void launch(Operation *op, const moec::KernelSpec &spec, ValueRange args, StringRef part = "");
+
+  /// Angles of the step's positions, computed once for each table of frequencies.
+  Value anglesFor(moe::RopeOp op);
+  void rotateInto(moe::RopeOp op, Value out);
+  /// Launches a GEMM; sizes, strides and operands that the spec can tell are filled in.
+  void gemm(Operation *op, moec::GemmSpec spec, Value x, const WeightPacker::Panels &weight, Value residual, Value y,
+            ValueRange lists = {}, StringRef part = "");
+
+  ModuleOp module;
+  func::FuncOp step;
+  const moec::TargetTraits &target;
+  OpBuilder builder;
+  int64_t maxTokens;
+  SymbolNames names;
+  std::unique_ptr<WeightPacker> weights;
+  ProgramOp program;
+
+  DenseMap<Value, Place> places;
+  DenseMap<Operation *, Value> refs;
+  DenseMap<Attribute, KernelOp> kernels; ///< by [kind, spec]
+  DenseMap<std::pair<Attribute, Value>, Value> angles;
+  DenseMap<Value, SmallVector<Value>> dispatched; ///< offsets, active, order, by chosen experts
+};
+
+//===----------------------------------------------------------------------===//
+// Memory and launches
+//===----------------------------------------------------------------------===//
+
+Value StepLowering::buffer(Location loc, ArrayRef<int64_t> shape, Type element, int64_t rowsPerToken, Rows rows) {
+  return BufferOp::create(builder, loc, MemRefType::get(shape, element), rowsPerToken, /*per_row=*/rows == Rows::R,
+                          /*offset=*/IntegerAttr());
+}
+
+Value StepLowering::view(Location loc, Value source, ArrayRef<int64_t> shape, ArrayRef<int64_t> strides,
+                         int64_t offset) {
+  Type element = cast<MemRefType>(source.getType()).getElementType();
+  auto type = MemRefType::get(shape, element);
+  if (offset != 0 || type.getStridesAndOffset().first != strides)
+    type = MemRefType::get(shape, element, StridedLayoutAttr::get(builder.getContext(), offset, strides));
+  if (type == source.getType())
+    return source;
+  return ViewOp::create(builder, loc, type, source);
+}
+
+Value StepLowering::place(Value result, Rows rows) {
+  auto type = cast<RankedTensorType>(result.getType());
+  bool returned = rows == Rows::R && llvm::any_of(result.getUsers(), llvm::IsaPred<func::ReturnOp>);
+  Value memory = returned ? Value(program.getArgument(ProgramOp::Logits))
+                          : buffer(result.getLoc(), type.getShape(), type.getElementType(), 1, rows);
+  places[result] = {memory, rows};
+  return memory;
+}
+
+Value StepLowering::ref(WeightOp weight) {
+  Value &value = refs[weight];
+  if (!value)
+    value = WeightRefOp::create(builder, weight.getLoc(), weight.getType(), weight.getSymName());
+  return value;
+}
+
+Value StepLowering::ref(CacheOp cache) {
+  Value &value = refs[cache];
+  if (!value)
+    value = CacheRefOp::create(builder, cache.getLoc(), cache.getPagesType(), cache.getSymName());
+  return value;
+}
+
+void StepLowering::launch(Operation *op, const moec::KernelSpec &spec, ValueRange args, StringRef part) {
+  MLIRContext *context = builder.getContext();
+  StringAttr kind = builder.getStringAttr(moec::kindOf(spec));
+  DictionaryAttr dictionary = moec::toAttr(spec, context);
+  KernelOp &kernel = kernels[builder.getArrayAttr({kind, dictionary})];
+  if (!kernel) {
+    OpBuilder::InsertionGuard guard(builder);
+    builder.setInsertionPoint(program);
+    kernel = KernelOp::create(builder, op->getLoc(), names.claim(moec::symbolFor(spec), "_"), kind, dictionary);
+  }
+  SmallVector<moec::KernelArg> signature = moec::argumentsOf(spec);
+  assert(signature.size() == args.size() && "a launch passes what its spec asks for");
+  SmallVector<int64_t> writes;
+  for (auto [index, arg] : llvm::enumerate(signature))
+    if (arg.written)
+      writes.push_back(index);
+  std::string label = labelOf(op).str();
+  if (!part.empty())
+    label += "." + part.str();
+  LaunchOp::create(builder, op->getLoc(), kernel.getSymName(), args, moec::gridOf(spec, context), writes,
+                   builder.getStringAttr(label));
+  ++numLaunches;
+}
+
+LogicalResult StepLowering::needTokens(Operation *op) {
+  for (Value operand : op->getOperands())
+    if (rowsOf(operand) == Rows::R)
+      return op->emitOpError("works on tokens, but comes after moe.gather_rows");
+  return success();
+}
+
+//===----------------------------------------------------------------------===//
+// Dense layers
+//===----------------------------------------------------------------------===//
+
+LogicalResult StepLowering::lower(moe::EmbedOp op) {
+  moec::EmbedSpec spec;
+  FailureOr<WeightOp> table = weights->table(op, op.getTable(), spec.table);
+  if (failed(table) || failed(needTokens(op)))
+    return failure();
+  Value out = place(op.getResult());
+  spec.width = widthOf(op.getResult());
+  spec.outStride = rowStride(out);
+  launch(op, spec, {memoryOf(op.getTokens()), ref(*table), out});
+  return success();
+}
+
+LogicalResult StepLowering::lower(moe::GatherRowsOp op) {
+  if (failed(needTokens(op)))
+    return failure();
+  Value x = memoryOf(op.getX());
+  Value out = place(op.getResult(), Rows::R);
+  moec::GatherRowsSpec spec{widthOf(op.getResult()), rowStride(x), rowStride(out)};
+  launch(op, spec, {x, memoryOf(op.getRows()), out});
+  return success();
+}
+
+LogicalResult StepLowering::lower(moe::RmsNormOp op) {
+  FailureOr<WeightOp> weight = weights->vector(op, op.getWeight());
+  if (failed(weight))
+    return failure();
+  Rows rows = rowsOf(op.getX());
+  Value x = memoryOf(op.getX());
+  Value out = place(op.getResult(), rows);
+  moec::RmsNormSpec spec{widthOf(op.getX()), rowStride(x), rowStride(out), op.getEps().convertToDouble(), rows};
+  launch(op, spec, {x, ref(*weight), out});
+  return success();
+}
+
+void StepLowering::gemm(Operation *op, moec::GemmSpec spec, Value x, const WeightPacker::Panels &weight, Value residual,
+                        Value y, ValueRange lists, StringRef part) {
+  spec.weight = weight.type;
+  spec.scaleCols = weight.scaleCols;
+  spec.xStride = rowStride(x);
+  spec.xBatch = headStride(x);
+  spec.yStride = rowStride(y);
+  spec.yBatch = headStride(y);
+  SmallVector<Value> args = {x, ref(weight.weight)};
+  if (weight.scales)
+    args.push_back(ref(weight.scales));
+  if (residual) {
+    spec.epilogue = Epilogue::Add;
+    spec.residualStride = rowStride(residual);
+    args.push_back(residual);
+  }
+  args.push_back(y);
+  llvm::append_range(args, lists);
+  launch(op, spec, args, part);
+}
+
+LogicalResult StepLowering::lower(moe::LinearOp op) {
+  FailureOr<WeightPacker::Panels> weight = weights->panels(op, op.getWeight());
+  if (failed(weight))
+    return failure();
+  moec::GemmSpec spec;
+  spec.n = widthOf(op.getResult());
+  spec.k = widthOf(op.getX());
+  spec.rows = rowsOf(op.getX());
+  Value residual = op.getResidual();
+  if (residual && rowsOf(residual) != spec.rows)
+    return op.emitOpError("adds rows of tokens to rows of logits");
+  Value y = place(op.getResult(), spec.rows);
+  gemm(op, spec, memoryOf(op.getX()), *weight, residual ? memoryOf(residual) : Value(), y);
+  return success();
+}
+
+LogicalResult StepLowering::lower(moe::GateUpOp op) {
+  FailureOr<WeightPacker::Panels> weight = weights->panels(op, {op.getGate(), op.getUp()});
+  if (failed(weight))
+    return failure();
+  moec::GemmSpec spec;
+  spec.n = widthOf(op.getResult());
+  spec.k = widthOf(op.getX());
+  spec.epilogue = Epilogue::Swiglu;
+  spec.rows = rowsOf(op.getX());
+  gemm(op, spec, memoryOf(op.getX()), *weight, /*residual=*/nullptr, place(op.getResult(), spec.rows));
+  return success();
+}
+
+LogicalResult StepLowering::lowerElementwise(Operation *op, Value a, Value b, bool swiglu) {
+  if (failed(needTokens(op)))
+    return failure();
+  Value out = place(op->getResult(0));
+  Value left = memoryOf(a), right = memoryOf(b);
+  moec::ElementwiseSpec spec{swiglu, widthOf(a), rowStride(left), rowStride(right), rowStride(out)};
+  launch(op, spec, {left, right, out});
+  return success();
+}
+
+LogicalResult StepLowering::lower(moe::SwigluOp op) {
+  return lowerElementwise(op, op.getGate(), op.getUp(), /*swiglu=*/true);
+}
+
+LogicalResult StepLowering::lower(moe::AddOp op) {
+  return lowerElementwise(op, op.getLhs(), op.getRhs(), /*swiglu=*/false);
+}
+
+//===----------------------------------------------------------------------===//
+// Views
+//===----------------------------------------------------------------------===//
+
+LogicalResult StepLowering::lower(moe::ReshapeOp op) {
+  Value x = memoryOf(op.getX());
+  auto [strides, offset] = cast<MemRefType>(x.getType()).getStridesAndOffset();
+  ArrayRef<int64_t> from = op.getX().getType().getShape(), to = op.getType().getShape();
+  if (from.size() == 3 && to.size() != 3 && strides[1] != from[2])
+    return op.emitOpError("joins heads that do not lie side by side; this needs a copy, and there is no kernel for it");
+  if (to.size() == 3)
+    strides = {strides[0], to[2], 1};
+  else
+    strides = {strides[0], 1};
+  if (from.size() == 3 && to.size() == 3 && from != to)
+    return op.emitOpError("from three dimensions to three others has no lowering");
+  places[op.getResult()] = {from == to ? x : view(op.getLoc(), x, to, strides, offset), rowsOf(op.getX())};
+  return success();
+}
+
+LogicalResult StepLowering::lower(moe::SplitOp op) {
+  Value x = memoryOf(op.getX());
+  auto [strides, offset] = cast<MemRefType>(x.getType()).getStridesAndOffset();
+  for (Value part : op.getParts()) {
+    ArrayRef<int64_t> shape = cast<RankedTensorType>(part.getType()).getShape();
+    places[part] = {view(op.getLoc(), x, shape, strides, offset), rowsOf(op.getX())};
+    offset += shape.back();
+  }
+  return success();
+}
+
+//===----------------------------------------------------------------------===//
+// Attention
+//===----------------------------------------------------------------------===//
+
+Value StepLowering::anglesFor(moe::RopeOp op) {
+  Value positions = memoryOf(op.getPositions());
+  Value &table = angles[{op.getRope(), positions}];
+  if (!table) {
+    moec::RopeAnglesSpec spec;
+    ArrayRef<float> frequencies = op.getRope().getInvFreq().asArrayRef();
+    spec.invFreq.assign(frequencies.begin(), frequencies.end());
+    spec.factor = op.getRope().getFactor().getValueAsDouble();
+    table = buffer(op.getLoc(), {dynamic, widthOf(op.getX())}, builder.getF32Type());
+    launch(op, spec, {positions, table}, "angles");
+  }
+  return table;
+}
+
+void StepLowering::rotateInto(moe::RopeOp op, Value out) {
+  Value table = anglesFor(op);
+  Value x = memoryOf(op.getX());
+  auto shape = op.getX().getType().getShape();
+  moec::RopeSpec spec;
+  spec.heads = shape.size() == 3 ? shape[1] : 1;
+  spec.dim = shape.back();
+  spec.xStride = rowStride(x);
+  spec.xHead = headStride(x);
+  spec.outStride = rowStride(out);
+  spec.outHead = headStride(out);
+  launch(op, spec, {x, table, out});
+}
+
+/// Is this use the rotated query of an attention, which takes it in a buffer of its own?
+bool isRopeQuery(OpOperand &use) {
+  auto attention = dyn_cast<moe::MlaAttentionOp>(use.getOwner());
+  return attention && &attention.getRopeQueryMutable() == &use;
+}
+
+LogicalResult StepLowering::lower(moe::RopeOp op) {
+  if (failed(needTokens(op)))
+    return failure();
+  if (!llvm::all_of(op->getUses(), isRopeQuery))
+    rotateInto(op, place(op.getResult()));
+  return success();
+}
+
+LogicalResult StepLowering::lower(moe::MlaAttentionOp op) {
+  if (failed(needTokens(op)))
+    return failure();
+  auto rope = op.getRopeQuery().getDefiningOp<moe::RopeOp>();
+  if (!rope)
+    return op.emitOpError("needs a rotated query that comes from moe.rope");
+  FailureOr<WeightPacker::Panels> keys = weights->headPanels(op, op.getWUk(), "uk", /*transposed=*/true);
+  FailureOr<WeightPacker::Panels> values = weights->headPanels(op, op.getWUv(), "uv", /*transposed=*/false);
+  if (failed(keys) || failed(values))
+    return failure();
+  auto cache = SymbolTable::lookupNearestSymbolFrom<CacheOp>(program, op.getCacheAttr());
+  if (!cache)
+    return op.emitOpError("names ") << op.getCacheAttr() << ", which is no moe.cache";
+
+  Location loc = op.getLoc();
+  auto shape = op.getQuery().getType().getShape();
+  int64_t heads = shape[1], nope = shape[2];
+  int64_t latent = widthOf(op.getLatent()), ropeDim = widthOf(op.getRopeKey()), width = cache.getWidth();
+  if (latent + ropeDim > width)
+    return op.emitOpError("stores entries of ")
+           << latent << " + " << ropeDim << " elements in a cache of width " << width;
+  Value latentMemory = memoryOf(op.getLatent()), keyMemory = memoryOf(op.getRopeKey());
+  Value positions = memoryOf(op.getPositions()), slots = memoryOf(op.getSlots());
+  Value pageTable = program.getArgument(ProgramOp::PageTable), pages = ref(cache);
+
+  moec::CacheAppendSpec append{latent, ropeDim, width, rowStride(latentMemory), rowStride(keyMemory)};
+  launch(op, append, {latentMemory, keyMemory, positions, slots, pageTable, pages}, "append");
+
+  // The absorbed query and the rotated one lie side by side, as the entries do.
+  Value query = buffer(loc, {dynamic, heads, latent + ropeDim}, builder.getF32Type());
+  SmallVector<int64_t> strides = stridesOf(query);
+  Value absorbed = view(loc, query, {dynamic, heads, latent}, strides, /*offset=*/0);
+  rotateInto(rope, view(loc, query, {dynamic, heads, ropeDim}, strides, /*offset=*/latent));
+  moec::GemmSpec absorb;
+  absorb.n = latent;
+  absorb.k = nope;
+  absorb.batch = heads;
+  gemm(op, absorb, memoryOf(op.getQuery()), *keys, /*residual=*/nullptr, absorbed, {}, "absorb");
+
+  Value mixed = buffer(loc, {dynamic, heads, latent}, builder.getF32Type());
+  moec::MlaAttentionSpec attention;
+  attention.heads = heads;
+  attention.latent = latent;
+  attention.rope = ropeDim;
+  attention.width = width;
+  attention.qStride = rowStride(query);
+  attention.qHead = headStride(query);
+  attention.outStride = rowStride(mixed);
+  attention.outHead = headStride(mixed);
+  attention.scale = op.getScale().convertToDouble();
+  launch(op, attention, {query, positions, slots, pageTable, pages, mixed});
+
+  moec::GemmSpec expand;
+  expand.n = widthOf(op.getResult());
+  expand.k = latent;
+  expand.batch = heads;
+  gemm(op, expand, mixed, *values, /*residual=*/nullptr, place(op.getResult()), {}, "expand");
+  return success();
+}
+
+//===----------------------------------------------------------------------===//
+// Experts
+//===----------------------------------------------------------------------===//
+
+LogicalResult StepLowering::lower(moe::RouteOp op) {
+  if (failed(needTokens(op)))
+    return failure();
+  Value logits = memoryOf(op.getLogits());
+  moec::RouteSpec spec;
+  spec.experts = widthOf(op.getLogits());
+  spec.topk = op.getTopk();
+  spec.groups = op.getGroups();
+  spec.topkGroups = op.getTopkGroups();
+  spec.sigmoid = op.getScoring() == moe::Scoring::Sigmoid;
+  spec.groupTop2Sum = op.getGroupScore() == moe::GroupScore::Top2Sum;
+  spec.normalize = op.getNormalize();
+  spec.scale = op.getScale().convertToDouble();
+  spec.logitsStride = rowStride(logits);
+  SmallVector<Value> args = {logits};
+  if (op.getBias()) {
+    FailureOr<WeightOp> bias = weights->vector(op, op.getBias());
+    if (failed(bias))
+      return failure();
+    spec.bias = true;
+    args.push_back(ref(*bias));
+  }
+  args.push_back(place(op.getWeights()));
+  args.push_back(place(op.getExperts()));
+  launch(op, spec, args);
+  return success();
+}
+
+LogicalResult StepLowering::lower(moe::ExpertsOp op) {
+  if (failed(needTokens(op)))
+    return failure();
+  FailureOr<WeightPacker::Panels> gateUp = weights->panels(op, {op.getGate(), op.getUp()});
+  FailureOr<WeightPacker::Panels> down = weights->panels(op, op.getDown());
+  if (failed(gateUp) || failed(down))
+    return failure();
+
+  Location loc = op.getLoc();
+  Type f32 = builder.getF32Type(), i32 = builder.getI32Type();
+  int64_t experts = op.getGate().getType().getDimSize(0), inner = op.getGate().getType().getDimSize(1);
+  int64_t width = widthOf(op.getX()), topk = widthOf(op.getExperts());
+
+  SmallVector<Value> &lists = dispatched[op.getExperts()];
+  if (lists.empty()) {
+    lists = {buffer(loc, {experts + 1}, i32), buffer(loc, {experts + 1}, i32), buffer(loc, {dynamic}, i32, topk)};
+    launch(op, moec::DispatchSpec{experts, topk}, {memoryOf(op.getExperts()), lists[0], lists[1], lists[2]},
+           "dispatch");
+  }
+
+  moec::GemmSpec first;
+  first.n = inner;
+  first.k = width;
+  first.batch = experts;
+  first.topk = topk;
+  first.epilogue = Epilogue::Swiglu;
+  first.routing = Routing::Gather;
+  Value hidden = buffer(loc, {dynamic, inner}, f32, topk);
+  gemm(op, first, memoryOf(op.getX()), *gateUp, /*residual=*/nullptr, hidden, lists, "gate_up");
+
+  moec::GemmSpec second = first;
+  second.n = width;
+  second.k = inner;
+  second.epilogue = Epilogue::None;
+  second.routing = Routing::Scatter;
+  Value parts = buffer(loc, {dynamic, width}, f32, topk);
+  gemm(op, second, hidden, *down, /*residual=*/nullptr, parts, lists, "down");
+
+  moec::CombineSpec combine;
+  combine.topk = topk;
+  combine.width = width;
+  combine.yStride = rowStride(parts);
+  SmallVector<Value> args = {parts, memoryOf(op.getWeights())};
+  if (op.getResidual()) {
+    args.push_back(memoryOf(op.getResidual()));
+    combine.residual = true;
+    combine.residualStride = rowStride(args.back());
+  }
+  args.push_back(place(op.getResult()));
+  combine.outStride = rowStride(args.back());
+  launch(op, combine, args, "combine");
+  return success();
+}
+
+//===----------------------------------------------------------------------===//
+// The function
+//===----------------------------------------------------------------------===//
+
+LogicalResult StepLowering::checkSignature() {
+  auto list = RankedTensorType::get({dynamic}, builder.getI32Type());
+  SmallVector<Type> inputs(ProgramOp::RowsWanted + 1, list);
+  FunctionType type = step.getFunctionType();
+  auto logits = type.getNumResults() == 1 ? dyn_cast<RankedTensorType>(type.getResult(0)) : RankedTensorType();
+  if (type.getInputs() != ArrayRef<Type>(inputs) || !logits || logits.getRank() != 2 || !logits.isDynamicDim(0) ||
+      logits.isDynamicDim(1) || !logits.getElementType().isF32() || !step.getBody().hasOneBlock())
+    return step.emitOpError("has type ") << type << ", expected (tokens, positions, slots, rows: " << list
+                                         << ") -> tensor<?xVxf32> with one block";
+  return success();
+}
+
+LogicalResult StepLowering::lowerCaches() {
+  for (auto cache : llvm::make_early_inc_range(module.getOps<moe::CacheOp>())) {
+    OpBuilder::InsertionGuard guard(builder);
+    builder.setInsertionPoint(cache);
+    names.claim(cache.getSymName().str(), ".");
+    CacheOp::create(builder, cache.getLoc(), cache.getSymName(), llvm::alignTo(cache.getWidth(), target.vectorMultiple),
+                    builder.getF32Type());
+    cache.erase();
+  }
+  return success();
+}
+
+LogicalResult StepLowering::lowerOp(Operation &op) {
+  for (Type type : op.getResultTypes()) {
+    auto shape = dyn_cast<RankedTensorType>(type);
+    if (!isa<moe::WeightOp>(op) &&
+        (!shape || !shape.isDynamicDim(0) || llvm::any_of(shape.getShape().drop_front(), ShapedType::isDynamic)))
+      return op.emitOpError("gives ") << type << ", but only the number of rows may be, and must be, dynamic";
+  }
+  return TypeSwitch<Operation *, LogicalResult>(&op)
+      .Case<moe::EmbedOp, moe::GatherRowsOp, moe::LinearOp, moe::GateUpOp, moe::SwigluOp, moe::AddOp, moe::RmsNormOp,
+            moe::ReshapeOp, moe::SplitOp, moe::RopeOp, moe::MlaAttentionOp, moe::RouteOp, moe::ExpertsOp>(
+          [&](auto typed) { return lower(typed); })
+      .Case<moe::WeightOp, func::ReturnOp>([](auto) { return success(); })
+      .Case<moe::AttentionOp, moe::CacheAppendOp>([](auto typed) {
+        return typed.emitOpError(
+            "has no kernel by itself; run moe-fuse-mla first, which makes moe.mla_attention of it");
+      })
+      .Default([](Operation *other) { return other->emitOpError("has no lowering to exec"); });
+}
+
+LogicalResult StepLowering::run() {
+  if (failed(checkSignature()) || failed(lowerCaches()))
+    return failure();
+
+  builder.setInsertionPointToEnd(module.getBody());
+  program = ProgramOp::create(builder, step.getLoc(), names.claim(step.getSymName().str(), "."), maxTokens,
+                              /*arena_bytes=*/IntegerAttr());
+  auto list = MemRefType::get({dynamic}, builder.getI32Type());
+  auto logits = cast<RankedTensorType>(step.getFunctionType().getResult(0));
+  SmallVector<Type> types(ProgramOp::RowsWanted + 1, list);
+  types.push_back(MemRefType::get({dynamic, dynamic}, builder.getI32Type()));
+  types.push_back(MemRefType::get(logits.getShape(), logits.getElementType()));
+  SmallVector<Location> locs(types.size(), step.getLoc());
+  builder.createBlock(&program.getBody(), {}, types, locs);
+  for (auto [from, to] : llvm::zip(step.getArguments(), program.getBody().getArguments()))
+    places[from] = {to, Rows::T};
+
+  // Weights stand before the function, kernels after it: the function goes in the end.
+  weights = std::make_unique<WeightPacker>(target, names, OpBuilder(step));
+  for (Operation &op : step.getBody().front())
+    if (!isOpTriviallyDead(&op) && failed(lowerOp(op)))
+      return failure();
+  numWeights = weights->size();
+
+  auto result = cast<func::ReturnOp>(step.getBody().front().getTerminator());
+  if (memoryOf(result.getOperand(0)) != program.getArgument(ProgramOp::Logits))
+    return result.emitOpError("gives no rows of logits: it must return what a kernel computes after moe.gather_rows");
+  step.erase();
+  return success();
+}
+
+struct MoeToExecPass : impl::MoeToExecPassBase<MoeToExecPass> {
+  using Base::Base;
+  MoeToExecPass(const MoeToExecPassOptions &options, moec::TargetTraits target)
+      : Base(options), target(std::move(target)) {}
+
+  void runOnOperation() override {
+    ModuleOp module = getOperation();
+    auto step = module.lookupSymbol<func::FuncOp>("step");
+    if (!step || step.isExternal()) {
+      module.emitError("module has no func.func @step to lower");
+      return signalPassFailure();
+    }
+    if (maxTokens < 1) {
+      module.emitError("max-tokens is ") << maxTokens << ", expected at least 1";
+      return signalPassFailure();
+    }
+    StepLowering lowering(module, step, target, maxTokens);
+    if (failed(lowering.run()))
+      return signalPassFailure();
+    numLaunches += lowering.numLaunches;
+    numKernels += lowering.numKernels();
+    numWeights += lowering.numWeights;
+  }
+
+  moec::TargetTraits target;
+};
+
+} // namespace
+
+std::unique_ptr<Pass> createMoeToExecPass(const MoeToExecPassOptions &options, moec::TargetTraits target) {
+  return std::make_unique<MoeToExecPass>(options, std::move(target));
+}
+
+} // namespace mlir::exec

@@ -1,0 +1,183 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+#include "passes/Conversion/MoeToExec/WeightPacker.h"
+
+#include "dialects/Moe/MoeDialect.h"
+
+#include "llvm/ADT/STLExtras.h"
+#include "llvm/Support/MathExtras.h"
+
+using namespace mlir;
+using namespace mlir::exec;
+using moec::DType;
+
+std::string SymbolNames::claim(const std::string &name, StringRef separator) {
+  std::string unique = name;
+  for (int number = 2; !taken.insert(unique).second; ++number)
+    unique = name + separator.str() + std::to_string(number);
+  return unique;
+}
+
+/// Nothing for types that weights of the moe dialect cannot have.
+static std::optional<DType> dtypeOf(Type element) {
+  if (element.isF32())
+    return DType::F32;
+  if (element.isBF16())
+    return DType::BF16;
+  if (element.isF16())
+    return DType::F16;
+  if (isa<Float8E4M3FNType>(element))
+    return DType::F8E4M3;
+  return std::nullopt;
+}
+
+static FailureOr<moe::WeightOp> sourceOf(Operation *user, Value tensor) {
+  if (auto weight = tensor.getDefiningOp<moe::WeightOp>())
+    return weight;
+  return user->emitOpError("needs weights that are moe.weight, found ") << tensor;
+}
+
+/// "model.layers.3.mlp.experts.{e}.up_proj.weight" -> "model.layers.3.mlp.experts.up_proj".
+static std::string nameOf(moe::WeightOp weight, StringRef suffix = "") {
+  StringRef source = cast<StringAttr>(weight.getSources()[0]).getValue();
+  source.consume_back(".weight");
+  std::string name;
+  for (StringRef rest = source; !rest.empty();) {
+    auto [before, after] = rest.split(".{e}");
+    name += before;
+    rest = after;
+  }
+  if (!suffix.empty())
+    name += "." + suffix.str();
+  return name;
+}
+
+/// The dequantisation, if that and stacking is all the recipe does to one pair of (weight, scale).
+static moe::DequantFp8BlockAttr fp8Blocks(moe::WeightOp weight) {
+  ArrayRef<Attribute> recipe = weight.getRecipe().getValue();
+  bool plain = weight.getSources().size() == 2 && !recipe.empty() &&
+               llvm::all_of(recipe.drop_front(), llvm::IsaPred<moe::StackAttr>);
+  return plain ? dyn_cast<moe::DequantFp8BlockAttr>(recipe[0]) : nullptr;
+}
+
+WeightOp WeightPacker::getOrCreate(Location loc, const std::string &name, ArrayRef<Attribute> sources,
+                                   ArrayRef<Attribute> recipe, ArrayRef<int64_t> shape, Type element) {
+  auto type = MemRefType::get(shape, element);
+  ArrayAttr sourcesAttr = builder.getArrayAttr(sources), recipeAttr = builder.getArrayAttr(recipe);
+  WeightOp &weight = weights[builder.getArrayAttr({sourcesAttr, recipeAttr, TypeAttr::get(type)})];
+  if (!weight)
+    weight = WeightOp::create(builder, loc, names.claim(name, "."), sourcesAttr, recipeAttr, type);
+  return weight;
+}
+
+FailureOr<WeightPacker::Panels> WeightPacker::panels(Operation *user, ValueRange tensors) {
+  return pack(user, tensors, /*suffix=*/"", /*transposed=*/false);
+}
+
+FailureOr<WeightPacker::Panels> WeightPacker::headPanels(Operation *user, Value tensor, StringRef suffix,
+                                                         bool transposed) {
+  return pack(user, tensor, suffix, transposed);
+}
+
+FailureOr<WeightPacker::Panels> WeightPacker::pack(Operation *user, ValueRange tensors, StringRef suffix,
+                                                   bool transposed) {
+  SmallVector<moe::WeightOp> parts;
+  for (Value tensor : tensors) {
+    FailureOr<moe::WeightOp> part = sourceOf(user, tensor);
+    if (failed(part))
+      return failure();
+    parts.push_back(*part);
+  }
+  moe::WeightOp first = parts.front();
+  RankedTensorType type = cast<RankedTensorType>(first.getType());
+  for (moe::WeightOp part : parts)
+    if (part.getType() != type || part.getRecipe() != first.getRecipe())
+      return (user->emitOpError("packs two weights that differ in type or recipe: ")
+              << type << " and " << part.getType())
+                 .attachNote(part.getLoc())
+             << "second weight is here";
+
+  // Shapes: [(B,) N, K] -> [B, panels, K, width].
+  int64_t batch = type.getRank() == 3 ? type.getDimSize(0) : 1;
+  int64_t n = type.getDimSize(type.getRank() - 2), k = type.getDimSize(type.getRank() - 1);
+  if (transposed)
+    std::swap(n, k);
+  int64_t width = target.panelWidth;
+  int64_t panels = llvm::divideCeil(n, width / static_cast<int64_t>(parts.size()));
+  MLIRContext *context = builder.getContext();
+
+  Panels result;
+  auto make = [&](ArrayRef<Attribute> sources, ArrayRef<Attribute> recipe, StringRef part, int64_t columns,
+                  Type element) {
+    return getOrCreate(first.getLoc(), nameOf(first, part), sources, recipe, {batch, panels, columns, width}, element);
+  };
+
+  moe::DequantFp8BlockAttr blocks = fp8Blocks(first);
+  bool sameBlocks = llvm::all_of(parts, [&](moe::WeightOp part) { return fp8Blocks(part) == blocks; });
+  if (blocks && sameBlocks && !transposed && target.hasGemm(DType::F8E4M3)) {
+    SmallVector<Attribute> weightSources, scaleSources;
+    for (moe::WeightOp part : parts) {
+      weightSources.push_back(part.getSources()[0]);
+      scaleSources.push_back(part.getSources()[1]);
+    }
+    SmallVector<Attribute> weightRecipe(first.getRecipe().getValue().drop_front()), scaleRecipe = weightRecipe;
+    weightRecipe.push_back(moe::PackPanelsAttr::get(context, width));
+    scaleRecipe.push_back(moe::PackBlockScalesAttr::get(context, width, n, blocks.getRows()));
+    result.type = DType::F8E4M3;
+    result.scaleCols = blocks.getCols();
+    result.weight = make(weightSources, weightRecipe, suffix, k, Float8E4M3FNType::get(context));
+    result.scales =
+        make(scaleSources, scaleRecipe, "scales", llvm::divideCeil(k, result.scaleCols), builder.getF32Type());
+    return result;
+  }
+
+  SmallVector<Attribute> sources, recipe(first.getRecipe().getValue());
+  for (moe::WeightOp part : parts)
+    llvm::append_range(sources, part.getSources().getValue());
+  Type element = type.getElementType();
+  std::optional<DType> stored = dtypeOf(element);
+  // Bytes of FP8 mean nothing without scales, and those were taken care of above.
+  if (!stored || *stored == DType::F8E4M3 || !target.hasGemm(*stored)) {
+    element = builder.getF32Type();
+    recipe.push_back(moe::CastAttr::get(context, element));
+  }
+  if (transposed)
+    recipe.push_back(moe::TransposeAttr::get(context));
+  recipe.push_back(moe::PackPanelsAttr::get(context, width));
+  result.type = *dtypeOf(element);
+  result.weight = make(sources, recipe, suffix, k, element);
+  return result;
+}
+
+FailureOr<WeightOp> WeightPacker::vector(Operation *user, Value tensor) {
+  FailureOr<moe::WeightOp> weight = sourceOf(user, tensor);
+  if (failed(weight))
+    return failure();
+  auto type = cast<RankedTensorType>(weight->getType());
+  int64_t size = llvm::alignTo(type.getNumElements(), target.vectorMultiple);
+  SmallVector<Attribute> recipe(weight->getRecipe().getValue());
+  if (!type.getElementType().isF32())
+    recipe.push_back(moe::CastAttr::get(builder.getContext(), builder.getF32Type()));
+  if (size != type.getNumElements())
+    recipe.push_back(moe::PadAttr::get(builder.getContext(), size));
+  return getOrCreate(weight->getLoc(), nameOf(*weight), weight->getSources().getValue(), recipe, size,
+                     builder.getF32Type());
+}
+
+FailureOr<WeightOp> WeightPacker::table(Operation *user, Value tensor, DType &type) {
+  FailureOr<moe::WeightOp> weight = sourceOf(user, tensor);
+  if (failed(weight))
+    return failure();
+  auto tensorType = cast<RankedTensorType>(weight->getType());
+  SmallVector<Attribute> recipe(weight->getRecipe().getValue());
+  Type element = tensorType.getElementType();
+  std::optional<DType> stored = dtypeOf(element);
+  if (!stored || !target.hasTable(*stored)) {
+    element = builder.getF32Type();
+    recipe.push_back(moe::CastAttr::get(builder.getContext(), element));
+  }
+  type = *dtypeOf(element);
+  return getOrCreate(weight->getLoc(), nameOf(*weight), weight->getSources().getValue(), recipe, tensorType.getShape(),
+                     element);
+}
