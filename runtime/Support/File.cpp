@@ -428,7 +428,10 @@ Result<OutputDirectory> OutputDirectory::create(const std::string &path, std::st
   MOEC_TRY(Temporary made, makeTemporary(target, [](const std::string &name) {
              if (::mkdir(name.c_str(), 0777) != 0)
                return -1;
-             return retry([&] { return ::open(name.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW); });
+             int fd = retry([&] { return ::open(name.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW); });
+             if (fd < 0 && errno == ENOENT)
+               errno = EEXIST; // somebody's sweep was quicker: take another name
+             return fd;
            }));
   output.tempPath = std::move(made.path);
   output.lock = made.fd.release();

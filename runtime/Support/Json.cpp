@@ -23,17 +23,16 @@ bool JsonHandler::parse_error(size_t position, const std::string &lastToken, con
   // `position` counts the bytes read, the offending one included.
   std::string_view before = text.substr(0, std::min(position ? position - 1 : 0, text.size()));
   size_t newline = before.rfind('\n');
+  size_t lineBegin = newline == std::string_view::npos ? 0 : newline + 1;
   std::string where = "line " + std::to_string(1 + std::count(before.begin(), before.end(), '\n')) + ", column " +
-                      std::to_string(before.size() - (newline == std::string_view::npos ? 0 : newline + 1) + 1) + ": ";
+                      std::to_string(before.size() - lineBegin + 1) + ": ";
   if (e.id == 406) // nlohmann's "number overflow"
     return fail(where + "number " + quote(lastToken, 40) + " is too large for a double");
   if (position > text.size())
     return fail(where + "the JSON text ends too early");
   // The token may be as long as the text, and its end is what is wrong with it.
-  std::string_view line = text.substr(newline == std::string_view::npos ? 0 : newline + 1, 0);
-  std::string_view near(line.data(), text.data() + position - line.data());
-  return fail(where + "not valid JSON at the end of " +
-              quote(near.substr(near.size() - std::min<size_t>(near.size(), 32))));
+  size_t shown = std::max(lineBegin, position - std::min<size_t>(position, 32));
+  return fail(where + "not valid JSON at the end of " + quote(text.substr(shown, position - shown)));
 }
 
 Status saxParse(std::string_view text, const std::string &what, JsonHandler &handler) {

@@ -241,28 +241,34 @@ int64_t TensorInfo::elements() const {
   return count;
 }
 
+Result<SafetensorsHeader> SafetensorsHeader::parse(std::string_view file, const std::string &path) {
+  if (file.size() < lengthBytes)
+    return Error{path + ": has " + std::to_string(file.size()) + " bytes, expected at least the 8 of a header length"};
+  uint64_t headerBytes;
+  std::memcpy(&headerBytes, file.data(), lengthBytes);
+  if (headerBytes > maxBytes)
+    return Error{path + ": says its header has " + std::to_string(headerBytes) + " bytes, expected at most " +
+                 std::to_string(maxBytes)};
+  if (headerBytes > file.size() - lengthBytes)
+    return Error{path + ": says its header has " + std::to_string(headerBytes) + " bytes, but only " +
+                 std::to_string(file.size() - lengthBytes) + " follow"};
+  std::string_view json = file.substr(lengthBytes, headerBytes);
+  // The format wants this very byte; JSON alone would allow blanks or a byte order mark before it.
+  if (!json.starts_with('{'))
+    return Error{path + ": its header starts with " + quote(json.substr(0, 8)) + ", expected '{'"};
+  SafetensorsHeader header;
+  uint64_t dataBegin = lengthBytes + headerBytes;
+  HeaderReader reader(dataBegin, file.size() - dataBegin, header.tensors, header.metadata);
+  MOEC_CHECK(saxParse(json, path, reader));
+  MOEC_CHECK(checkTiling(path, header.tensors, dataBegin, file.size()));
+  return header;
+}
+
 Result<SafetensorsFile> SafetensorsFile::open(const std::string &path) {
   SafetensorsFile result;
   MOEC_TRY(result.file, MappedFile::open(path));
-  uint64_t size = result.file.size();
-  if (size < lengthBytes)
-    return Error{path + ": has " + std::to_string(size) + " bytes, expected at least the 8 of a header length"};
-  uint64_t headerBytes;
-  std::memcpy(&headerBytes, result.file.data(), lengthBytes);
-  if (headerBytes > maxHeaderBytes)
-    return Error{path + ": says its header has " + std::to_string(headerBytes) + " bytes, expected at most " +
-                 std::to_string(maxHeaderBytes)};
-  if (headerBytes > size - lengthBytes)
-    return Error{path + ": says its header has " + std::to_string(headerBytes) + " bytes, but only " +
-                 std::to_string(size - lengthBytes) + " follow"};
-  std::string_view header(reinterpret_cast<const char *>(result.file.data()) + lengthBytes, headerBytes);
-  // The format wants this very byte; JSON alone would allow blanks or a byte order mark before it.
-  if (!header.starts_with('{'))
-    return Error{path + ": its header starts with " + quote(header.substr(0, 8)) + ", expected a JSON object"};
-  uint64_t dataBegin = lengthBytes + headerBytes;
-  HeaderReader reader(dataBegin, size - dataBegin, result.infos, result.meta);
-  MOEC_CHECK(saxParse(header, path, reader));
-  MOEC_CHECK(checkTiling(path, result.infos, dataBegin, size));
+  std::string_view bytes(reinterpret_cast<const char *>(result.file.data()), result.file.size());
+  MOEC_TRY(result.header, SafetensorsHeader::parse(bytes, path));
   return result;
 }
 
@@ -298,7 +304,7 @@ Result<SafetensorsWriter> SafetensorsWriter::create(const std::string &path, con
   header += '}';
   header.resize((lengthBytes + header.size() + alignment - 1) / alignment * alignment - lengthBytes, ' ');
   uint64_t headerBytes = header.size();
-  if (headerBytes > SafetensorsFile::maxHeaderBytes)
+  if (headerBytes > SafetensorsHeader::maxBytes)
     return Error{path + ": " + std::to_string(tensors.size()) + " tensors need a header of " +
                  std::to_string(headerBytes) + " bytes, more than readers accept"};
 

@@ -16,6 +16,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace moec {
@@ -30,24 +31,32 @@ struct TensorInfo {
   int64_t elements() const; ///< product of the shape; 1 for a scalar
 };
 
-/// One parsed and validated safetensors file, mapped read-only.
-///
-/// `open` parses the header as hostile: the length is bounded by the file and
-/// by 100 MB, every offset is in range, no two tensors overlap, there are no
-/// holes, every byte count equals dtype x shape (overflow checked, at most 64
-/// dimensions), no name is given twice, no field is unknown. Memory is bounded
-/// by a small multiple of the header.
+/// What the header of a safetensors file says, parsed as hostile: the length
+/// is bounded by the file and by 100 MB, every offset is in range, no two
+/// tensors overlap, there are no holes, every byte count equals dtype x shape
+/// (overflow checked, at most 64 dimensions), no name is given twice, no field
+/// is unknown. Memory is bounded by a small multiple of the header.
+struct SafetensorsHeader {
+  /// A longer header is refused, as by other readers.
+  static constexpr uint64_t maxBytes = 100'000'000;
+
+  std::map<std::string, TensorInfo> tensors;   ///< by name, sorted
+  std::map<std::string, std::string> metadata; ///< `__metadata__`
+
+  /// `file` is the whole file; `path` names it in errors.
+  static Result<SafetensorsHeader> parse(std::string_view file, const std::string &path);
+};
+
+/// One validated safetensors file, mapped read-only.
 class SafetensorsFile {
 public:
-  /// A longer header is refused, as by other readers.
-  static constexpr uint64_t maxHeaderBytes = 100'000'000;
-
+  /// Errors as in `MappedFile::open` and `SafetensorsHeader::parse`.
   static Result<SafetensorsFile> open(const std::string &path);
 
   const std::string &path() const { return file.path(); }
   /// Tensors by name, sorted.
-  const std::map<std::string, TensorInfo> &tensors() const { return infos; }
-  const std::map<std::string, std::string> &metadata() const { return meta; }
+  const std::map<std::string, TensorInfo> &tensors() const { return header.tensors; }
+  const std::map<std::string, std::string> &metadata() const { return header.metadata; }
   /// First byte of a tensor of this file. Foreign files align nothing: read
   /// elements with memcpy unless the address says otherwise.
   const std::byte *data(const TensorInfo &info) const { return file.data() + info.begin; }
@@ -55,8 +64,7 @@ public:
 
 private:
   MappedFile file;
-  std::map<std::string, TensorInfo> infos;
-  std::map<std::string, std::string> meta;
+  SafetensorsHeader header;
 };
 
 /// What a writer needs to know about a tensor beforehand.
