@@ -23,6 +23,11 @@ def Moe_Scoring : I32EnumAttr<"Scoring", "how router logits become scores", [
   let genSpecializedAttr = 0;
 }
 def Moe_ScoringAttr : EnumAttr<Moe_Dialect, Moe_Scoring, "scoring"> {
+  let summary = "How router logits become scores";
+  let description = [{
+    `softmax` over all experts (DeepSeek-V2, arXiv:2405.04434, sec. 2.2.1), or `sigmoid` of each
+    logit by itself (DeepSeek-V3, arXiv:2412.19437, sec. 2.1.2).
+  }];
   let assemblyFormat = "$value";
 }
 
@@ -33,7 +38,12 @@ def Moe_GroupScore : I32EnumAttr<"GroupScore", "how a group of experts is scored
   let genSpecializedAttr = 0;
 }
 def Moe_GroupScoreAttr : EnumAttr<Moe_Dialect, Moe_GroupScore, "group_score"> {
-  let assemblyFormat = "$value";
+  let summary = "How a group of experts is scored";
+  let description = [{
+    `max`: its best expert (DeepSeek-V2, arXiv:2405.04434, sec. 2.2.2). `top2_sum`: the sum of
+    its two best (DeepSeek-V3, arXiv:2412.19437, sec. 2.1.2).
+  }];
+  let assemblyFormat = "`<` $value `>`";
 }
 
 //===----------------------------------------------------------------------===//
@@ -45,26 +55,44 @@ def Moe_RopeAttr : Moe_Attr<"Rope", "rope"> {
   let description = [{
     `inv_freq[i]` for the pairs `i = 0 .. dim/2 - 1`, in float32, and the factor that
     multiplies every cosine and sine (YaRN's attention factor; 1 in every DeepSeek release).
-    Pairs are interleaved: pair `i` is the channels `(2i, 2i + 1)`.
+    Pairs are interleaved: pair `i` is the channels `(2i, 2i + 1)`. An importer evaluates
+    base, YaRN ramp and scaling once; no later stage knows how the numbers came about.
+    Prints once per module, as the alias `#rope`.
+    Source: RoFormer, arXiv:2104.09864, sec. 3.4.2; YaRN, arXiv:2309.00071, sec. 3.2 to 3.4.
+
+    - (C1) `inv_freq` has at least one element.
+    - (C2) Every element of `inv_freq` is finite.
+    - (C3) `factor` is a finite f64.
+
+    ```mlir
+    #rope = #moe.rope<factor = 1.0, inv_freq = [1.0, 0.01]>
+    func.func private @rotated_by() attributes {moe.example = #rope}
+    ```
   }];
   let parameters = (ins "::mlir::DenseF32ArrayAttr":$inv_freq, "::mlir::FloatAttr":$factor);
   let assemblyFormat = "`<` `factor` `=` $factor `,` `inv_freq` `=` $inv_freq `>`";
+  let genVerifyDecl = 1;
+  let genMnemonicAlias = 1;
 }
 
 //===----------------------------------------------------------------------===//
 // Recipes: how a weight is made from tensors of the checkpoint
 //===----------------------------------------------------------------------===//
 
+/// A step of a recipe. `dialects/Moe/Recipe.h` checks steps against each other and the result.
 class Moe_StepAttr<string name, string attrMnemonic> : Moe_Attr<name, attrMnemonic>;
 
 def Moe_StackAttr : Moe_StepAttr<"Stack", "stack"> {
-  let summary = "Stack a family of tensors along a new leading dimension";
+  let summary = "Stack families of tensors along a new leading dimension";
   let description = [{
     Each source of the weight whose name holds `{e}` stands for `count` tensors, with
-    `{e}` = 0 .. count-1; they become one tensor `[count, ...]`.
+    `{e}` = 0 .. count-1; they become one tensor `[count, ...]`. Other tensors stay as they are.
+
+    - (C1) `count` is positive.
   }];
   let parameters = (ins "int64_t":$count);
   let assemblyFormat = "`<` $count `>`";
+  let genVerifyDecl = 1;
 }
 
 def Moe_DequantFp8BlockAttr : Moe_StepAttr<"DequantFp8Block", "dequant_fp8_block"> {
@@ -72,55 +100,89 @@ def Moe_DequantFp8BlockAttr : Moe_StepAttr<"DequantFp8Block", "dequant_fp8_block
   let description = [{
     `W[.., i, j] = float(q[.., i, j]) * scale[.., i / rows, j / cols]`, rounded once to `type`.
     Blocks at the edges are partial. Consumes two tensors, gives one.
-    Source: DeepSeek-V3, README_WEIGHTS.
+    Source: DeepSeek-V3, README_WEIGHTS, and arXiv:2412.19437, sec. 3.3.2.
+
+    - (C1) `rows` and `cols` are positive.
+    - (C2) `type` is f32, bf16 or f16.
   }];
   let parameters = (ins "int64_t":$rows, "int64_t":$cols, "::mlir::Type":$type);
   let assemblyFormat = "`<` custom<BlockShape>($rows, $cols) `,` $type `>`";
+  let genVerifyDecl = 1;
 }
 
 def Moe_HeadRowsAttr : Moe_StepAttr<"HeadRows", "head_rows"> {
   let summary = "[H * R, C] -> rows [begin, end) of each head: [H, end - begin, C]";
+  let description = [{
+    `y[h, i, c] = x[h * R + begin + i, c]`, where `R` is the number of rows over `heads`.
+    Cuts the key part and the value part out of `kv_b_proj` (DeepSeek-V2, arXiv:2405.04434,
+    sec. 2.1.2, where they are `W^UK` and `W^UV`).
+
+    - (C1) `heads` is positive.
+    - (C2) `0 <= begin < end`.
+  }];
   let parameters = (ins "int64_t":$heads, "int64_t":$begin, "int64_t":$end);
   let assemblyFormat = "`<` $heads `,` $begin `,` $end `>`";
+  let genVerifyDecl = 1;
 }
 
 def Moe_TransposeAttr : Moe_StepAttr<"Transpose", "transpose"> {
   let summary = "Swap the last two dimensions";
+  let description = [{
+    `y[.., i, j] = x[.., j, i]`.
+  }];
 }
 
 def Moe_CastAttr : Moe_StepAttr<"Cast", "cast"> {
   let summary = "Convert elements, to nearest even";
+  let description = [{
+    `y[..] = round(x[..])` to `type`; what overflows becomes an infinity, as IEEE 754 has it.
+
+    - (C1) `type` is f32, bf16 or f16.
+  }];
   let parameters = (ins "::mlir::Type":$type);
   let assemblyFormat = "`<` $type `>`";
+  let genVerifyDecl = 1;
 }
 
 def Moe_PadAttr : Moe_StepAttr<"Pad", "pad"> {
   let summary = "Append zeros to the last dimension up to `size`";
+  let description = [{
+    `y[.., i] = x[.., i]` for `i` below the width of `x`, else 0, for `i` = 0 .. size-1.
+
+    - (C1) `size` is positive.
+  }];
   let parameters = (ins "int64_t":$size);
   let assemblyFormat = "`<` $size `>`";
+  let genVerifyDecl = 1;
 }
 
 def Moe_PackPanelsAttr : Moe_StepAttr<"PackPanels", "pack_panels"> {
   let summary = "Lay rows out in panels, the order in which a GEMM reads them";
   let description = [{
-    One tensor `[(B,) N, K]` -> `[B, ceil(N / width), K, width]`: element `[b, p, k, l]` is
-    row `p * width + l`, column `k`; rows past `N` are zero. Two tensors `[(B,) N, K]`
-    (gate, up) -> `[B, ceil(N / (width / 2)), K, width]`, where the lanes of a panel are
+    One tensor `[(B,) N, C]` -> `[B, ceil(N / width), C, width]`: element `[b, p, c, l]` is
+    row `p * width + l`, column `c`; rows past `N` are zero. Two tensors `[(B,) N, C]`
+    (gate, up) -> `[B, ceil(N / (width / 2)), C, width]`, where the lanes of a panel are
     `width / 2` rows of the first, then the same rows of the second. `B` is 1 for matrices.
+
+    - (C1) `width` is positive.
   }];
   let parameters = (ins "int64_t":$width);
   let assemblyFormat = "`<` $width `>`";
+  let genVerifyDecl = 1;
 }
 
 def Moe_PackBlockScalesAttr : Moe_StepAttr<"PackBlockScales", "pack_block_scales"> {
   let summary = "Lay block scales out beside the panels of `pack_panels`";
   let description = [{
-    The scales `[(B,) ceil(N / rows), ceil(K / cols)]` of one tensor, or of two (gate, up), ->
-    `[B, panels, ceil(K / cols), width]`: one scale for each lane of a panel and block of columns.
-    Lanes past `N` have scale 0. `n` is `N`.
+    The scales `[(B,) ceil(n / rows), ceil(C / cols)]` of one tensor, or of two (gate, up), ->
+    `[B, panels, ceil(C / cols), width]`: one scale for each lane of a panel and block of columns.
+    `n` is the number of rows that are scaled; lanes past it have scale 0.
+
+    - (C1) `width`, `n` and `rows` are positive.
   }];
   let parameters = (ins "int64_t":$width, "int64_t":$n, "int64_t":$rows);
   let assemblyFormat = "`<` $width `,` $n `,` $rows `>`";
+  let genVerifyDecl = 1;
 }
 
 #endif

@@ -7,6 +7,8 @@
 #include "mlir/IR/DialectImplementation.h"
 #include "llvm/ADT/TypeSwitch.h"
 
+#include <cmath>
+
 using namespace mlir;
 using namespace mlir::moe;
 
@@ -39,4 +41,76 @@ void MoeDialect::initialize() {
 #define GET_OP_LIST
 #include "dialects/Moe/MoeOps.cpp.inc"
       >();
+}
+
+//===----------------------------------------------------------------------===//
+// Attribute verifiers
+//===----------------------------------------------------------------------===//
+
+using EmitError = function_ref<InFlightDiagnostic()>;
+
+static LogicalResult checkPositive(EmitError emitError, StringRef name, int64_t value) {
+  if (value > 0)
+    return success();
+  return emitError() << name << " is " << value << ", expected a positive number";
+}
+
+/// The types that a step may round to.
+static LogicalResult checkRounded(EmitError emitError, Type type) {
+  if (type.isF32() || type.isBF16() || type.isF16())
+    return success();
+  return emitError() << "element type is " << type << ", expected f32, bf16 or f16";
+}
+
+LogicalResult RopeAttr::verify(EmitError emitError, DenseF32ArrayAttr invFreq, FloatAttr factor) {
+  // C1
+  if (invFreq.empty())
+    return emitError() << "inv_freq is empty, expected one element for each pair of channels";
+  // C2
+  for (auto [index, freq] : llvm::enumerate(invFreq.asArrayRef()))
+    if (!std::isfinite(freq))
+      return emitError() << "inv_freq[" << index << "] is " << freq << ", expected a finite number";
+  // C3
+  if (!factor.getType().isF64() || !factor.getValue().isFinite())
+    return emitError() << "factor is " << factor << ", expected a finite f64";
+  return success();
+}
+
+LogicalResult StackAttr::verify(EmitError emitError, int64_t count) {
+  return checkPositive(emitError, "count", count); // C1
+}
+
+LogicalResult DequantFp8BlockAttr::verify(EmitError emitError, int64_t rows, int64_t cols, Type type) {
+  // C1
+  if (failed(checkPositive(emitError, "rows", rows)) || failed(checkPositive(emitError, "cols", cols)))
+    return failure();
+  return checkRounded(emitError, type); // C2
+}
+
+LogicalResult HeadRowsAttr::verify(EmitError emitError, int64_t heads, int64_t begin, int64_t end) {
+  // C1
+  if (failed(checkPositive(emitError, "heads", heads)))
+    return failure();
+  // C2
+  if (begin < 0 || begin >= end)
+    return emitError() << "rows [" << begin << ", " << end << ") of each head, expected 0 <= begin < end";
+  return success();
+}
+
+LogicalResult CastAttr::verify(EmitError emitError, Type type) {
+  return checkRounded(emitError, type); // C1
+}
+
+LogicalResult PadAttr::verify(EmitError emitError, int64_t size) {
+  return checkPositive(emitError, "size", size); // C1
+}
+
+LogicalResult PackPanelsAttr::verify(EmitError emitError, int64_t width) {
+  return checkPositive(emitError, "width", width); // C1
+}
+
+LogicalResult PackBlockScalesAttr::verify(EmitError emitError, int64_t width, int64_t n, int64_t rows) {
+  // C1
+  return success(succeeded(checkPositive(emitError, "width", width)) && succeeded(checkPositive(emitError, "n", n)) &&
+                 succeeded(checkPositive(emitError, "rows", rows)));
 }

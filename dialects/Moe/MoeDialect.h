@@ -14,6 +14,15 @@
 #include "mlir/Interfaces/InferTypeOpInterface.h"
 #include "mlir/Interfaces/SideEffectInterfaces.h"
 
+namespace mlir::moe {
+
+/// The memory behind all `moe.cache` symbols; an effect names its symbol.
+struct CacheResource : SideEffects::Resource::Base<CacheResource> {
+  StringRef getName() final { return "moe.cache"; }
+};
+
+} // namespace mlir::moe
+
 #include "dialects/Moe/MoeDialect.h.inc"
 #include "dialects/Moe/MoeEnums.h.inc"
 #define GET_ATTRDEF_CLASSES

@@ -2,8 +2,13 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 
 #include "dialects/Moe/MoeDialect.h"
+#include "dialects/Moe/Recipe.h"
 
 #include "mlir/IR/Builders.h"
+#include "mlir/IR/TypeUtilities.h"
+
+#include <cmath>
+#include <numeric>
 
 using namespace mlir;
 using namespace mlir::moe;
@@ -11,19 +16,421 @@ using namespace mlir::moe;
 #define GET_OP_CLASSES
 #include "dialects/Moe/MoeOps.cpp.inc"
 
-LogicalResult WeightOp::verify() { return success(); }
-LogicalResult EmbedOp::verify() { return success(); }
-LogicalResult GatherRowsOp::verify() { return success(); }
-LogicalResult LinearOp::verify() { return success(); }
-LogicalResult GateUpOp::verify() { return success(); }
-LogicalResult RmsNormOp::verify() { return success(); }
-LogicalResult ReshapeOp::verify() { return success(); }
-LogicalResult SplitOp::verify() { return success(); }
-LogicalResult RopeOp::verify() { return success(); }
-LogicalResult CacheAppendOp::verify() { return success(); }
-LogicalResult CacheAppendOp::verifySymbolUses(SymbolTableCollection &) { return success(); }
-LogicalResult AttentionOp::verify() { return success(); }
-LogicalResult MlaAttentionOp::verify() { return success(); }
-LogicalResult MlaAttentionOp::verifySymbolUses(SymbolTableCollection &) { return success(); }
-LogicalResult RouteOp::verify() { return success(); }
-LogicalResult ExpertsOp::verify() { return success(); }
+//===----------------------------------------------------------------------===//
+// Extents
+//===----------------------------------------------------------------------===//
+
+namespace {
+/// One dimension of an operand or result, as a message speaks of it:
+/// `weight 'tensor<8x16xbf16>' has 16 columns`.
+struct Extent {
+  StringRef name;
+  Value value;
+  unsigned dim;
+  StringRef unit;
+
+  RankedTensorType type() const { return cast<RankedTensorType>(value.getType()); }
+  int64_t size() const { return type().getDimSize(dim); }
+};
+
+Diagnostic &operator<<(Diagnostic &diag, const Extent &extent) {
+  return diag << extent.name << ' ' << extent.type() << " has " << extent.size() << ' ' << extent.unit;
+}
+} // namespace
+
+/// Both extents are one dimension of the program; a dynamic one agrees with any.
+static LogicalResult checkEqual(Operation *op, const Extent &found, const Extent &expected) {
+  if (ShapedType::isDynamic(found.size()) || ShapedType::isDynamic(expected.size()) || found.size() == expected.size())
+    return success();
+  return op->emitOpError() << found << ", but " << expected;
+}
+
+/// Each of `found` against `expected`.
+static LogicalResult checkAllEqual(Operation *op, ArrayRef<Extent> found, const Extent &expected) {
+  for (const Extent &extent : found)
+    if (failed(checkEqual(op, extent, expected)))
+      return failure();
+  return success();
+}
+
+static LogicalResult checkPositiveScale(Operation *op, const APFloat &scale) {
+  if (scale.isFinite() && !scale.isNegative() && !scale.isZero())
+    return success();
+  return op->emitOpError("scale is ") << scale.convertToDouble() << ", expected a finite positive number";
+}
+
+/// `cache` names a `moe.cache` whose entries are as wide as `parts` together.
+static LogicalResult checkCache(Operation *op, FlatSymbolRefAttr cache, ValueRange parts,
+                                SymbolTableCollection &symbolTable) {
+  Operation *symbol = symbolTable.lookupNearestSymbolFrom(op, cache);
+  if (!symbol)
+    return op->emitOpError() << "no symbol " << cache << " is visible here, expected a moe.cache";
+  auto cacheOp = dyn_cast<CacheOp>(symbol);
+  if (!cacheOp) {
+    InFlightDiagnostic diag = op->emitOpError() << cache << " is a " << symbol->getName() << ", expected a moe.cache";
+    diag.attachNote(symbol->getLoc()) << "defined here";
+    return diag;
+  }
+  int64_t width = 0;
+  for (Value part : parts)
+    width += cast<RankedTensorType>(part.getType()).getDimSize(1);
+  if (width != static_cast<int64_t>(cacheOp.getWidth())) {
+    InFlightDiagnostic diag = op->emitOpError() << "stores entries of " << width << " channels, but cache " << cache
+                                                << " has width " << cacheOp.getWidth();
+    diag.attachNote(cacheOp.getLoc()) << "defined here";
+    return diag;
+  }
+  return success();
+}
+
+//===----------------------------------------------------------------------===//
+// Weights and state
+//===----------------------------------------------------------------------===//
+
+LogicalResult WeightOp::verify() {
+  return verifyRecipe(getSources(), getRecipe(), getType(), [&] { return emitOpError(); });
+}
+
+/// `model.layers.0.self_attn.q_a_proj.weight` prints as `%q_a_proj`.
+void WeightOp::getAsmResultNames(OpAsmSetValueNameFn setNameFn) {
+  if (getSources().empty())
+    return;
+  StringRef name = cast<StringAttr>(getSources()[0]).getValue();
+  name.consume_back(".weight");
+  setNameFn(getResult(), name.substr(name.rfind('.') + 1));
+}
+
+LogicalResult CacheAppendOp::verify() {
+  // C1
+  if (getParts().empty())
+    return emitOpError("stores no part, expected one or more");
+  if (getParts().size() != getContext().size())
+    return emitOpError("stores ") << getParts().size() << " parts, but gives " << getContext().size();
+  for (auto [part, context] : llvm::zip_equal(getParts(), getContext()))
+    if (failed(checkEqual(*this, {"context", context, 1, "channels"}, {"part", part, 1, "channels"})))
+      return failure();
+  // C2
+  Extent tokens{"positions", getPositions(), 0, "tokens"};
+  for (Value part : getParts())
+    if (failed(checkEqual(*this, {"part", part, 0, "tokens"}, tokens)))
+      return failure();
+  if (failed(checkEqual(*this, {"slots", getSlots(), 0, "tokens"}, tokens)))
+    return failure();
+  // C3
+  Extent entries{"context_positions", getContextPositions(), 0, "entries"};
+  for (Value context : getContext())
+    if (failed(checkEqual(*this, {"context", context, 0, "entries"}, entries)))
+      return failure();
+  return checkEqual(*this, {"context_slots", getContextSlots(), 0, "entries"}, entries);
+}
+
+// C4, C5
+LogicalResult CacheAppendOp::verifySymbolUses(SymbolTableCollection &symbolTable) {
+  return checkCache(*this, getCacheAttr(), getParts(), symbolTable);
+}
+
+void CacheAppendOp::getAsmResultNames(OpAsmSetValueNameFn setNameFn) {
+  if (!getContext().empty())
+    setNameFn(getContext().front(), "context");
+  setNameFn(getContextPositions(), "context_positions");
+  setNameFn(getContextSlots(), "context_slots");
+}
+
+//===----------------------------------------------------------------------===//
+// Rows in and out
+//===----------------------------------------------------------------------===//
+
+LogicalResult EmbedOp::verify() {
+  // C1
+  if (failed(checkEqual(*this, {"result", getResult(), 0, "rows"}, {"tokens", getTokens(), 0, "entries"})))
+    return failure();
+  // C2
+  return checkEqual(*this, {"result", getResult(), 1, "columns"}, {"table", getTable(), 1, "columns"});
+}
+
+LogicalResult GatherRowsOp::verify() {
+  // C1
+  if (failed(checkEqual(*this, {"result", getResult(), 0, "rows"}, {"rows", getRows(), 0, "entries"})))
+    return failure();
+  // C2
+  return checkEqual(*this, {"result", getResult(), 1, "columns"}, {"x", getX(), 1, "columns"});
+}
+
+//===----------------------------------------------------------------------===//
+// Layers
+//===----------------------------------------------------------------------===//
+
+LogicalResult LinearOp::verify() {
+  Extent rows{"result", getResult(), 0, "rows"}, columns{"result", getResult(), 1, "columns"};
+  // C1
+  if (failed(checkEqual(*this, {"weight", getWeight(), 1, "columns"}, {"x", getX(), 1, "columns"})))
+    return failure();
+  // C2, C3
+  if (failed(checkEqual(*this, columns, {"weight", getWeight(), 0, "rows"})) ||
+      failed(checkEqual(*this, rows, {"x", getX(), 0, "rows"})))
+    return failure();
+  // C4
+  if (Value residual = getResidual())
+    if (failed(checkEqual(*this, {"residual", residual, 0, "rows"}, rows)) ||
+        failed(checkEqual(*this, {"residual", residual, 1, "columns"}, columns)))
+      return failure();
+  return success();
+}
+
+LogicalResult GateUpOp::verify() {
+  // C1
+  if (getGate().getType() != getUp().getType())
+    return emitOpError("up is ") << getUp().getType() << ", but gate is " << getGate().getType();
+  // C2
+  if (failed(checkEqual(*this, {"gate", getGate(), 1, "columns"}, {"x", getX(), 1, "columns"})))
+    return failure();
+  // C3, C4
+  if (failed(checkEqual(*this, {"result", getResult(), 1, "columns"}, {"gate", getGate(), 0, "rows"})))
+    return failure();
+  return checkEqual(*this, {"result", getResult(), 0, "rows"}, {"x", getX(), 0, "rows"});
+}
+
+LogicalResult RmsNormOp::verify() {
+  // C1
+  if (failed(checkEqual(*this, {"weight", getWeight(), 0, "elements"}, {"x", getX(), 1, "columns"})))
+    return failure();
+  // C2
+  if (failed(checkEqual(*this, {"result", getResult(), 0, "rows"}, {"x", getX(), 0, "rows"})) ||
+      failed(checkEqual(*this, {"result", getResult(), 1, "columns"}, {"x", getX(), 1, "columns"})))
+    return failure();
+  // C3
+  if (!getEps().isFinite() || getEps().isNegative())
+    return emitOpError("eps is ") << getEps().convertToDouble() << ", expected a finite number of at least 0";
+  return success();
+}
+
+/// Elements of one row.
+static int64_t rowSize(RankedTensorType type) {
+  ArrayRef<int64_t> dims = type.getShape().drop_front();
+  return std::accumulate(dims.begin(), dims.end(), int64_t(1), std::multiplies<>());
+}
+
+LogicalResult ReshapeOp::verify() {
+  // C1
+  if (failed(checkEqual(*this, {"result", getResult(), 0, "rows"}, {"x", getX(), 0, "rows"})))
+    return failure();
+  // C2
+  if (rowSize(getType()) != rowSize(getX().getType()))
+    return emitOpError("result ") << getType() << " has rows of " << rowSize(getType()) << " elements, but x "
+                                  << getX().getType() << " has rows of " << rowSize(getX().getType());
+  return success();
+}
+
+OpFoldResult ReshapeOp::fold(FoldAdaptor) {
+  if (getX().getType() == getType())
+    return getX();
+  auto inner = getX().getDefiningOp<ReshapeOp>();
+  if (!inner)
+    return {};
+  // reshape(reshape(x)) -> x, or one reshape of x
+  if (inner.getX().getType() == getType())
+    return inner.getX();
+  getXMutable().assign(inner.getX());
+  return getResult();
+}
+
+LogicalResult SplitOp::verify() {
+  // C1
+  if (getParts().empty())
+    return emitOpError("gives no part, expected one or more");
+  RankedTensorType source = getX().getType();
+  unsigned last = source.getRank() - 1;
+  int64_t width = 0;
+  for (Value part : getParts()) {
+    auto type = cast<RankedTensorType>(part.getType());
+    // C2
+    if (type.getRank() != source.getRank())
+      return emitOpError("part ") << type << " has " << type.getRank() << " dimensions, but x " << source << " has "
+                                  << source.getRank();
+    for (unsigned dim = 0; dim < last; ++dim)
+      if (failed(checkEqual(*this, {"part", part, dim, dim == 0 ? "rows" : "heads"},
+                            {"x", getX(), dim, dim == 0 ? "rows" : "heads"})))
+        return failure();
+    width += type.getDimSize(last);
+  }
+  // C3
+  if (width != source.getDimSize(last))
+    return emitOpError("the parts have ")
+           << width << " columns together, but x " << source << " has " << source.getDimSize(last);
+  return success();
+}
+
+LogicalResult SplitOp::fold(FoldAdaptor, SmallVectorImpl<OpFoldResult> &results) {
+  if (getParts().size() != 1 || getParts()[0].getType() != getX().getType())
+    return failure();
+  results.push_back(getX());
+  return success();
+}
+
+//===----------------------------------------------------------------------===//
+// Attention
+//===----------------------------------------------------------------------===//
+
+LogicalResult RopeOp::verify() {
+  unsigned last = getX().getType().getRank() - 1;
+  int64_t pairs = getRope().getInvFreq().size(), channels = getX().getType().getDimSize(last);
+  // C1
+  if (channels != 2 * pairs)
+    return emitOpError("x ") << getX().getType() << " has " << channels << " channels to rotate, but inv_freq has "
+                             << pairs << " pairs";
+  // C2
+  if (failed(checkEqual(*this, {"positions", getPositions(), 0, "entries"}, {"x", getX(), 0, "rows"})))
+    return failure();
+  // C3
+  if (failed(verifyCompatibleShape(getType(), getX().getType())))
+    return emitOpError("result is ") << getType() << ", but x is " << getX().getType();
+  return success();
+}
+
+LogicalResult AttentionOp::verify() {
+  // C1
+  if (failed(checkAllEqual(*this,
+                           {{"rope_query", getRopeQuery(), 0, "tokens"},
+                            {"positions", getPositions(), 0, "tokens"},
+                            {"slots", getSlots(), 0, "tokens"},
+                            {"result", getResult(), 0, "tokens"}},
+                           {"query", getQuery(), 0, "tokens"})))
+    return failure();
+  // C2
+  if (failed(checkAllEqual(*this,
+                           {{"rope_query", getRopeQuery(), 1, "heads"},
+                            {"key", getKey(), 1, "heads"},
+                            {"value", getValue(), 1, "heads"},
+                            {"result", getResult(), 1, "heads"}},
+                           {"query", getQuery(), 1, "heads"})))
+    return failure();
+  // C3
+  if (failed(checkAllEqual(*this,
+                           {{"rope_key", getRopeKey(), 0, "entries"},
+                            {"value", getValue(), 0, "entries"},
+                            {"context_positions", getContextPositions(), 0, "entries"},
+                            {"context_slots", getContextSlots(), 0, "entries"}},
+                           {"key", getKey(), 0, "entries"})))
+    return failure();
+  // C4
+  if (failed(checkEqual(*this, {"key", getKey(), 2, "channels"}, {"query", getQuery(), 2, "channels"})) ||
+      failed(checkEqual(*this, {"rope_key", getRopeKey(), 1, "channels"},
+                        {"rope_query", getRopeQuery(), 2, "channels"})) ||
+      failed(checkEqual(*this, {"result", getResult(), 2, "channels"}, {"value", getValue(), 2, "channels"})))
+    return failure();
+  return checkPositiveScale(*this, getScale()); // C5
+}
+
+LogicalResult MlaAttentionOp::verify() {
+  // C1
+  if (failed(checkAllEqual(*this,
+                           {{"rope_query", getRopeQuery(), 0, "tokens"},
+                            {"latent", getLatent(), 0, "tokens"},
+                            {"rope_key", getRopeKey(), 0, "tokens"},
+                            {"positions", getPositions(), 0, "tokens"},
+                            {"slots", getSlots(), 0, "tokens"},
+                            {"result", getResult(), 0, "tokens"}},
+                           {"query", getQuery(), 0, "tokens"})))
+    return failure();
+  // C2
+  if (failed(checkAllEqual(*this,
+                           {{"rope_query", getRopeQuery(), 1, "heads"},
+                            {"w_uk", getWUk(), 0, "heads"},
+                            {"w_uv", getWUv(), 0, "heads"},
+                            {"result", getResult(), 1, "heads"}},
+                           {"query", getQuery(), 1, "heads"})))
+    return failure();
+  // C3
+  Extent latent{"latent", getLatent(), 1, "channels"};
+  if (failed(checkEqual(*this, {"w_uk", getWUk(), 1, "rows"}, {"query", getQuery(), 2, "channels"})) ||
+      failed(checkEqual(*this, {"w_uk", getWUk(), 2, "columns"}, latent)) ||
+      failed(checkEqual(*this, {"w_uv", getWUv(), 1, "rows"}, {"result", getResult(), 2, "channels"})) ||
+      failed(checkEqual(*this, {"w_uv", getWUv(), 2, "columns"}, latent)))
+    return failure();
+  // C4
+  if (failed(
+          checkEqual(*this, {"rope_key", getRopeKey(), 1, "channels"}, {"rope_query", getRopeQuery(), 2, "channels"})))
+    return failure();
+  return checkPositiveScale(*this, getScale()); // C5
+}
+
+// C6, C7
+LogicalResult MlaAttentionOp::verifySymbolUses(SymbolTableCollection &symbolTable) {
+  return checkCache(*this, getCacheAttr(), {getLatent(), getRopeKey()}, symbolTable);
+}
+
+//===----------------------------------------------------------------------===//
+// Experts
+//===----------------------------------------------------------------------===//
+
+LogicalResult RouteOp::verify() {
+  int64_t numExperts = getLogits().getType().getDimSize(1);
+  int64_t topk = getTopk(), groups = getGroups(), topkGroups = getTopkGroups();
+  // C1
+  if (numExperts % groups != 0)
+    return emitOpError("groups(") << groups << ") does not divide the " << numExperts << " experts of logits "
+                                  << getLogits().getType();
+  // C2
+  if (topkGroups > groups)
+    return emitOpError("topk_groups(") << topkGroups << ") exceeds groups(" << groups << ")";
+  // C3
+  int64_t perGroup = numExperts / groups;
+  if (topk > topkGroups * perGroup) {
+    InFlightDiagnostic diag = emitOpError("topk(")
+                              << topk << ") exceeds the " << topkGroups * perGroup << " experts of ";
+    if (groups == 1)
+      return diag << "logits " << getLogits().getType();
+    return diag << "topk_groups(" << topkGroups << ") groups of " << perGroup;
+  }
+  // C4
+  if (getGroupScore() == GroupScore::Top2Sum && groups > 1 && perGroup < 2)
+    return emitOpError("group_score top2_sum needs groups of 2 experts or more, but groups(")
+           << groups << ") leaves " << perGroup << " of " << numExperts;
+  // C5
+  if (getBias() && failed(checkEqual(*this, {"bias", getBias(), 0, "elements"}, {"logits", getLogits(), 1, "experts"})))
+    return failure();
+  // C6
+  for (Extent result : {Extent{"weights", getWeights(), 1, "columns"}, Extent{"experts", getExperts(), 1, "columns"}})
+    if (result.size() != topk)
+      return emitOpError() << result << ", but topk is " << topk;
+  if (failed(checkAllEqual(*this, {{"weights", getWeights(), 0, "rows"}, {"experts", getExperts(), 0, "rows"}},
+                           {"logits", getLogits(), 0, "rows"})))
+    return failure();
+  // C7
+  if (!getScale().isFinite())
+    return emitOpError("scale is ") << getScale().convertToDouble() << ", expected a finite number";
+  return success();
+}
+
+void RouteOp::getAsmResultNames(OpAsmSetValueNameFn setNameFn) {
+  setNameFn(getWeights(), "weights");
+  setNameFn(getExperts(), "experts");
+}
+
+LogicalResult ExpertsOp::verify() {
+  // C1
+  if (getGate().getType() != getUp().getType())
+    return emitOpError("up is ") << getUp().getType() << ", but gate is " << getGate().getType();
+  // C2
+  if (failed(checkEqual(*this, {"down", getDown(), 0, "experts"}, {"gate", getGate(), 0, "experts"})) ||
+      failed(checkEqual(*this, {"down", getDown(), 1, "rows"}, {"gate", getGate(), 2, "columns"})) ||
+      failed(checkEqual(*this, {"down", getDown(), 2, "columns"}, {"gate", getGate(), 1, "rows"})))
+    return failure();
+  // C3
+  Extent columns{"x", getX(), 1, "columns"}, rows{"x", getX(), 0, "rows"};
+  if (failed(checkEqual(*this, {"gate", getGate(), 2, "columns"}, columns)))
+    return failure();
+  // C4
+  if (failed(
+          checkAllEqual(*this, {{"weights", getWeights(), 0, "rows"}, {"experts", getExperts(), 0, "rows"}}, rows)) ||
+      failed(checkEqual(*this, {"experts", getExperts(), 1, "columns"}, {"weights", getWeights(), 1, "columns"})))
+    return failure();
+  // C5
+  if (failed(checkEqual(*this, {"result", getResult(), 1, "columns"}, columns)) ||
+      failed(checkEqual(*this, {"result", getResult(), 0, "rows"}, rows)))
+    return failure();
+  if (Value residual = getResidual())
+    return success(succeeded(checkEqual(*this, {"residual", residual, 1, "columns"}, columns)) &&
+                   succeeded(checkEqual(*this, {"residual", residual, 0, "rows"}, rows)));
+  return success();
+}

@@ -1,0 +1,268 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+#include "dialects/Moe/Recipe.h"
+
+#include "dialects/Moe/MoeDialect.h"
+
+#include "llvm/ADT/StringExtras.h"
+
+using namespace mlir;
+using namespace mlir::moe;
+
+namespace {
+
+/// A tensor of the list, as far as the recipe tells.
+struct Tensor {
+  bool family = false; ///< one tensor per expert, not stacked yet
+  Type element;        ///< null: whatever the checkpoint has
+};
+
+/// The last dimensions of a tensor, as far as the result tells; kDynamic where it does not.
+struct Shape {
+  SmallVector<int64_t> dims;
+  bool complete = true; ///< `dims` are all there are
+
+  void setLast(int64_t size) {
+    if (!dims.empty())
+      dims.back() = size;
+  }
+};
+
+class Verifier {
+public:
+  Verifier(ArrayAttr recipe, ShapedType result, function_ref<InFlightDiagnostic()> emitError)
+      : recipe(recipe), result(result), emitError(emitError) {}
+
+  LogicalResult run(ArrayAttr sources) {
+    if (failed(readSources(sources)))
+      return failure();
+    for (auto [index, step] : llvm::enumerate(recipe)) {
+      arity.push_back(list.size());
+      if (failed(forward(index, step)))
+        return failure();
+    }
+    if (failed(checkEnd()))
+      return failure();
+    // From the result back to the sources: there every size is known.
+    Shape shape{SmallVector<int64_t>(result.getShape())};
+    for (size_t index = recipe.size(); index-- > 0;)
+      if (failed(backward(index, recipe[index], shape)))
+        return failure();
+    return success();
+  }
+
+private:
+  // C1
+  LogicalResult readSources(ArrayAttr sources) {
+    if (sources.empty())
+      return emitError() << "has no source";
+    for (Attribute attr : sources) {
+      StringRef name = cast<StringAttr>(attr).getValue();
+      if (name.empty())
+        return emitError() << "has a source with an empty name";
+      size_t markers = name.count(kFamilyMarker);
+      if (markers > 1)
+        return emitError() << "source '" << name << "' holds '" << kFamilyMarker << "' " << markers
+                           << " times, expected at most once";
+      list.push_back({markers == 1, Type()});
+    }
+    firstSource = cast<StringAttr>(sources[0]).getValue();
+    return success();
+  }
+
+  InFlightDiagnostic stepError(size_t index) {
+    return emitError() << "recipe[" << index << "] '" << recipe[index] << "' ";
+  }
+
+  /// One step over the list: families, numbers of tensors, element types.
+  LogicalResult forward(size_t index, Attribute step) {
+    if (isa<StackAttr>(step)) { // C3
+      if (llvm::none_of(list, [](const Tensor &t) { return t.family; }))
+        return stepError(index) << "finds no source with '" << kFamilyMarker << "' to stack";
+      for (Tensor &tensor : list)
+        tensor.family = false;
+      return success();
+    }
+    if (auto dequant = dyn_cast<DequantFp8BlockAttr>(step)) // C4
+      return dequantize(index, dequant);
+    if (auto cast = dyn_cast<CastAttr>(step)) {
+      for (Tensor &tensor : list)
+        tensor.element = cast.getType();
+      return success();
+    }
+    if (isa<PackPanelsAttr, PackBlockScalesAttr>(step)) // C5
+      return pack(index, widthOf(step));
+    if (isa<HeadRowsAttr, TransposeAttr, PadAttr>(step))
+      return success();
+    return stepError(index) << "is not a step of a recipe"; // C2
+  }
+
+  LogicalResult dequantize(size_t index, DequantFp8BlockAttr step) {
+    if (list.size() % 2 != 0)
+      return stepError(index) << "needs pairs (weight, scale), but finds " << list.size() << plural(list.size());
+    SmallVector<Tensor> results;
+    for (size_t i = 0; i < list.size(); i += 2) {
+      const Tensor &weight = list[i], &scale = list[i + 1];
+      if (weight.family != scale.family)
+        return stepError(index) << "pairs a tensor per expert with a single one: tensors " << i << " and " << i + 1;
+      if (weight.element && !isa<Float8E4M3FNType>(weight.element))
+        return stepError(index) << "needs an f8E4M3FN weight, but an earlier step makes it " << weight.element;
+      if (scale.element && !scale.element.isF32())
+        return stepError(index) << "needs an f32 scale, but an earlier step makes it " << scale.element;
+      results.push_back({weight.family, step.getType()});
+    }
+    list = std::move(results);
+    return success();
+  }
+
+  LogicalResult pack(size_t index, int64_t width) {
+    if (list.size() > 2)
+      return stepError(index) << "packs one or two tensors, but finds " << list.size();
+    if (list.size() == 2 && width % 2 != 0)
+      return stepError(index) << "shares a panel between two tensors, but its width " << width << " is odd";
+    for (const Tensor &tensor : list)
+      if (tensor.family)
+        return stepError(index) << "packs tensors that no earlier step has stacked";
+    list = {{/*family=*/false, list.front().element}};
+    return success();
+  }
+
+  LogicalResult checkEnd() {
+    // C6
+    if (list.size() != 1)
+      return emitError() << "the recipe leaves " << list.size() << " tensors, expected one";
+    if (list[0].family)
+      return emitError() << "no step stacks the tensors of source '" << firstSource << "'";
+    // C8
+    if (list[0].element && list[0].element != result.getElementType())
+      return emitError() << "the recipe gives elements of type " << list[0].element << ", but the result is " << result;
+    return success();
+  }
+
+  /// What must have come before `step` for `shape` to come out of it (C7).
+  LogicalResult backward(size_t index, Attribute step, Shape &shape) {
+    SmallVector<int64_t> &dims = shape.dims;
+    if (auto stack = dyn_cast<StackAttr>(step)) {
+      if (!shape.complete)
+        return success();
+      if (dims.empty())
+        return rankError(index, shape, "one dimension or more");
+      if (differ(dims.front(), stack.getCount()))
+        return sizeError(index, shape, 0, stack.getCount());
+      dims.erase(dims.begin());
+      return success();
+    }
+    if (auto heads = dyn_cast<HeadRowsAttr>(step)) {
+      if (shape.complete && dims.size() != 3)
+        return rankError(index, shape, "three dimensions");
+      if (!shape.complete) { // a panel's source may be [H, rows, C]
+        dims.insert(dims.begin(), 3 - std::min<size_t>(dims.size(), 3), ShapedType::kDynamic);
+        if (dims.size() != 3)
+          return rankError(index, shape, "three dimensions");
+      }
+      int64_t rows = heads.getEnd() - heads.getBegin();
+      if (differ(dims[0], heads.getHeads()))
+        return sizeError(index, shape, 0, heads.getHeads());
+      if (differ(dims[1], rows))
+        return sizeError(index, shape, 1, rows);
+      shape = {{ShapedType::kDynamic, dims[2]}};
+      return success();
+    }
+    if (isa<TransposeAttr>(step)) {
+      if (dims.size() < 2)
+        return rankError(index, shape, "two dimensions or more");
+      std::swap(dims[dims.size() - 1], dims[dims.size() - 2]);
+      return success();
+    }
+    if (auto pad = dyn_cast<PadAttr>(step)) {
+      if (dims.empty())
+        return rankError(index, shape, "one dimension or more");
+      if (differ(dims.back(), pad.getSize()))
+        return sizeError(index, shape, dims.size() - 1, pad.getSize());
+      shape.setLast(ShapedType::kDynamic);
+      return success();
+    }
+    if (isa<DequantFp8BlockAttr>(step)) {
+      if (shape.complete && dims.size() < 2)
+        return rankError(index, shape, "two dimensions or more");
+      return success();
+    }
+    if (isa<PackPanelsAttr, PackBlockScalesAttr>(step))
+      return unpack(index, step, shape);
+    return success();
+  }
+
+  LogicalResult unpack(size_t index, Attribute step, Shape &shape) {
+    int64_t width = widthOf(step);
+    if (!shape.complete || shape.dims.size() != 4)
+      return rankError(index, shape, "four dimensions [B, panels, C, width]");
+    if (differ(shape.dims[3], width))
+      return sizeError(index, shape, 3, width);
+    int64_t rows = ShapedType::kDynamic;
+    if (auto scales = dyn_cast<PackBlockScalesAttr>(step)) {
+      int64_t perPanel = width / static_cast<int64_t>(arity[index]);
+      int64_t panels = llvm::divideCeil(scales.getN(), perPanel);
+      if (differ(shape.dims[1], panels))
+        return sizeError(index, shape, 1, panels);
+      rows = llvm::divideCeil(scales.getN(), scales.getRows());
+    }
+    int64_t batch = shape.dims[0], columns = shape.dims[2];
+    // [1, panels, C, width] comes from a matrix or from a batch of one.
+    shape = batch == 1 ? Shape{{rows, columns}, /*complete=*/false} : Shape{{batch, rows, columns}};
+    return success();
+  }
+
+  LogicalResult rankError(size_t index, const Shape &shape, const char *needed) {
+    return stepError(index) << "gives " << needed << ", but " << describe(index, shape);
+  }
+
+  LogicalResult sizeError(size_t index, const Shape &shape, size_t dim, int64_t given) {
+    return stepError(index) << "gives " << given << " along dimension " << dim << ", but " << describe(index, shape);
+  }
+
+  /// "the result is 'T'" for the last step, else the shape that the steps after it need.
+  std::string describe(size_t index, const Shape &shape) {
+    std::string text;
+    llvm::raw_string_ostream os(text);
+    if (index + 1 == recipe.size()) {
+      os << "the result is '" << result << "'";
+      return text;
+    }
+    os << "the later steps need [";
+    if (!shape.complete)
+      os << "..., ";
+    llvm::interleaveComma(shape.dims, os, [&](int64_t dim) {
+      if (ShapedType::isDynamic(dim))
+        os << '?';
+      else
+        os << dim;
+    });
+    os << "] for the result '" << result << "'";
+    return text;
+  }
+
+  static const char *plural(size_t count) { return count == 1 ? " tensor" : " tensors"; }
+
+  static bool differ(int64_t found, int64_t expected) { return !ShapedType::isDynamic(found) && found != expected; }
+
+  static int64_t widthOf(Attribute step) {
+    if (auto panels = dyn_cast<PackPanelsAttr>(step))
+      return panels.getWidth();
+    return cast<PackBlockScalesAttr>(step).getWidth();
+  }
+
+  ArrayAttr recipe;
+  ShapedType result;
+  function_ref<InFlightDiagnostic()> emitError;
+  StringRef firstSource;
+  SmallVector<Tensor> list;
+  SmallVector<size_t> arity; ///< how many tensors each step found
+};
+
+} // namespace
+
+LogicalResult mlir::moe::verifyRecipe(ArrayAttr sources, ArrayAttr recipe, ShapedType result,
+                                      function_ref<InFlightDiagnostic()> emitError) {
+  return Verifier(recipe, result, emitError).run(sources);
+}

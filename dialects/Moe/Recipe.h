@@ -1,0 +1,27 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+/// \file
+/// Recipes, on types: what the steps of a weight's recipe decide without the
+/// checkpoint. Ops that carry a recipe (`moe.weight`, `exec.weight`) verify it here.
+
+#ifndef MOEC_DIALECTS_MOE_RECIPE_H
+#define MOEC_DIALECTS_MOE_RECIPE_H
+
+#include "mlir/IR/BuiltinAttributes.h"
+#include "mlir/IR/BuiltinTypeInterfaces.h"
+#include "mlir/IR/Diagnostics.h"
+
+namespace mlir::moe {
+
+/// What a source's name holds if it stands for one tensor per expert.
+inline constexpr llvm::StringLiteral kFamilyMarker = "{e}";
+
+/// Checks `sources` and `recipe` against each other and against the static type
+/// `result`: (C1) to (C8) of `moe.weight`. `emitError` starts the one diagnostic.
+LogicalResult verifyRecipe(ArrayAttr sources, ArrayAttr recipe, ShapedType result,
+                           llvm::function_ref<InFlightDiagnostic()> emitError);
+
+} // namespace mlir::moe
+
+#endif // MOEC_DIALECTS_MOE_RECIPE_H
