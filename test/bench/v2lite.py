@@ -1,0 +1,218 @@
+# Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+# SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+"""A random checkpoint of DeepSeek-V2-Lite's widths: write it, and measure moec on it.
+
+    python test/bench/v2lite.py write --layers 4 DIR
+    python test/bench/v2lite.py run DIR [--threads 1,2]
+
+`run` compiles with `moec compile`, then times prefill and decode through the Python module, each the
+median of several repetitions, and prints the bytes a token must read and the rate that reading them
+alone would allow, measured in the same run.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+BUILD = Path(os.environ.get("MOEC_BUILD_DIR", ROOT / "build"))
+sys.path.insert(0, str(ROOT / "test" / "e2e"))
+
+from checkpoints import to_bf16_bits  # noqa: E402
+
+CONFIG = {
+    "architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2", "vocab_size": 102400, "hidden_size": 2048,
+    "intermediate_size": 10944, "moe_intermediate_size": 1408, "num_hidden_layers": 27, "num_attention_heads": 16,
+    "num_key_value_heads": 16, "n_shared_experts": 2, "n_routed_experts": 64, "routed_scaling_factor": 1.0,
+    "kv_lora_rank": 512, "q_lora_rank": None, "qk_rope_head_dim": 64, "v_head_dim": 128, "qk_nope_head_dim": 128,
+    "topk_method": "greedy", "n_group": 1, "topk_group": 1, "num_experts_per_tok": 6, "moe_layer_freq": 1,
+    "first_k_dense_replace": 1, "norm_topk_prob": False, "scoring_func": "softmax", "hidden_act": "silu",
+    "max_position_embeddings": 163840, "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "attention_bias": False,
+    "rope_theta": 10000, "rope_scaling": {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096,
+    "beta_fast": 32, "beta_slow": 1, "mscale": 0.707, "mscale_all_dim": 0.707},
+    "bos_token_id": 100000, "eos_token_id": 100001, "torch_dtype": "bfloat16",
+}  # fmt: skip
+
+
+def layer_tensors(layer: int) -> dict[str, tuple[int, ...]]:
+    c, prefix = CONFIG, f"model.layers.{layer}."
+    heads, hidden = c["num_attention_heads"], c["hidden_size"]
+    key = c["qk_nope_head_dim"] + c["qk_rope_head_dim"]
+    shapes = {
+        "input_layernorm.weight": (hidden,),
+        "post_attention_layernorm.weight": (hidden,),
+        "self_attn.q_proj.weight": (heads * key, hidden),
+        "self_attn.kv_a_proj_with_mqa.weight": (c["kv_lora_rank"] + c["qk_rope_head_dim"], hidden),
+        "self_attn.kv_a_layernorm.weight": (c["kv_lora_rank"],),
+        "self_attn.kv_b_proj.weight": (heads * (c["qk_nope_head_dim"] + c["v_head_dim"]), c["kv_lora_rank"]),
+        "self_attn.o_proj.weight": (hidden, heads * c["v_head_dim"]),
+    }
+
+    def ffn(name: str, width: int) -> None:
+        shapes[f"mlp.{name}gate_proj.weight"] = (width, hidden)
+        shapes[f"mlp.{name}up_proj.weight"] = (width, hidden)
+        shapes[f"mlp.{name}down_proj.weight"] = (hidden, width)
+
+    if layer < c["first_k_dense_replace"]:
+        ffn("", c["intermediate_size"])
+    else:
+        shapes["mlp.gate.weight"] = (c["n_routed_experts"], hidden)
+        for expert in range(c["n_routed_experts"]):
+            ffn(f"experts.{expert}.", c["moe_intermediate_size"])
+        ffn("shared_experts.", c["n_shared_experts"] * c["moe_intermediate_size"])
+    return {prefix + name: shape for name, shape in shapes.items()}
+
+
+def write(directory: Path, layers: int, seed: int) -> None:
+    """Linears are normal with deviation 0.02 times a log-normal factor for each output row, as trained
+    weights have rows of different size; norms lie around 1. One shard a layer, one for the rest."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(dict(CONFIG, num_hidden_layers=layers), indent=1) + "\n")
+    vocab, hidden = CONFIG["vocab_size"], CONFIG["hidden_size"]
+    shards = [layer_tensors(layer) for layer in range(layers)]
+    shards.append({"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,), "lm_head.weight": (vocab, hidden)})
+    random = np.random.Generator(np.random.SFC64(seed))
+    weight_map, total = {}, 0
+    for index, shapes in enumerate(shards):
+        name = f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors"
+        header, offset = {}, 0
+        for tensor, shape in shapes.items():
+            size = 2 * int(np.prod(shape))
+            header[tensor] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + size]}
+            offset += size
+            weight_map[tensor] = name
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 64)
+        with open(directory / name, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for shape in shapes.values():
+                x = random.standard_normal(shape, np.float32)
+                if len(shape) == 1:
+                    x = 1 + 0.1 * x
+                else:
+                    x *= (0.02 * np.exp(0.3 * random.standard_normal((shape[0], 1)))).astype(np.float32)
+                file.write(to_bf16_bits(x).tobytes())
+        total += offset
+        print(f"{name}: {offset / 2**30:.2f} GiB", flush=True)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def compile_artifact(model: Path, artifact: Path, max_memory: str) -> dict:
+    """Time and peak resident memory of `moec compile`, as the kernel accounts them."""
+    command = ["/usr/bin/env", "time", "-v", BUILD / "bin" / "moec", "compile", model, "-o", artifact, "--max-memory", max_memory]
+    if not shutil.which("time"):
+        sys.exit("v2lite.py: GNU time is needed to measure memory (Debian: apt-get install time)")
+    start = time.monotonic()
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    seconds = time.monotonic() - start
+    if done.returncode != 0:
+        sys.exit(done.stderr)
+    peak = int(re.search(r"Maximum resident set size \(kbytes\): (\d+)", done.stderr)[1]) * 1024
+    size = sum(path.stat().st_size for path in artifact.rglob("*") if path.is_file())
+    return {"seconds": seconds, "peak_bytes": peak, "artifact_bytes": size}
+
+
+def read_bandwidth(threads: int) -> float:
+    """Bytes per second that `threads` threads read from memory, each its own gigabyte."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    data = [np.ones(1 << 27, np.float64) for _ in range(threads)]
+    rates = []
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(3):
+            start = time.perf_counter()
+            list(pool.map(np.max, data))
+            rates.append(threads * data[0].nbytes / (time.perf_counter() - start))
+    return statistics.median(rates)
+
+
+def decode_bytes(artifact: Path) -> int:
+    """Weight bytes that one decoded token reads: everything but the embedding and the experts not chosen."""
+    done = subprocess.run([BUILD / "bin" / "moec", "inspect", artifact, "--json"], capture_output=True, text=True, check=True)
+    total = 0
+    for weight in json.loads(done.stdout)["weights"]:
+        if "embed_tokens" in weight["name"]:
+            continue
+        share = CONFIG["num_experts_per_tok"] / CONFIG["n_routed_experts"] if ".mlp.experts." in weight["name"] else 1
+        total += int(weight["bytes"] * share)
+    return total
+
+
+def step_seconds(model, tokens: np.ndarray, start: int) -> float:
+    positions = np.arange(start, start + len(tokens), dtype=np.int32)
+    begin = time.perf_counter()
+    model.step(tokens, positions, np.zeros(len(tokens), np.int32), np.array([len(tokens) - 1], np.int32))
+    return time.perf_counter() - begin
+
+
+def run(directory: Path, threads: list[int], prompt: int, count: int, repeats: int, max_memory: str) -> None:
+    sys.path.insert(0, str(BUILD / "python"))
+    import moec
+
+    artifact = directory.parent / (directory.name + ".moec")
+    compiled = compile_artifact(directory, artifact, max_memory)
+    cpu = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())[1]
+    layers = json.loads((directory / "config.json").read_text())["num_hidden_layers"]
+    read = decode_bytes(artifact)
+    print(f"### DeepSeek-V2-Lite widths, {layers} layers, bf16 weights, f32 activations\n")
+    print(f"{date.today()}, {cpu}, {os.cpu_count()} processors, {platform.system()} {platform.machine()}\n")
+    print(f"`python test/bench/v2lite.py run DIR --threads {','.join(map(str, threads))}`\n")
+    print("| compile | |\n| --- | --- |")
+    print(f"| time | {compiled['seconds']:.1f} s |")
+    print(f"| peak resident memory, `--max-memory {max_memory}` | {compiled['peak_bytes'] / 2**20:.0f} MiB |")
+    print(f"| artifact | {compiled['artifact_bytes'] / 2**30:.2f} GiB |\n")
+    print(f"| threads | prefill {prompt}, tok/s | decode {count}, tok/s | GB/s read | limit: memory read here, GB/s | of the limit |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    random = np.random.default_rng(1)
+    for number in threads:
+        model = moec.load(str(artifact), threads=number)
+        step_seconds(model, random.integers(0, 1000, prompt).astype(np.int32), 0)  # warm up: touch the weights
+        prefill = statistics.median(
+            prompt / step_seconds(model, random.integers(0, 100000, prompt).astype(np.int32), 0) for _ in range(repeats)
+        )
+        rates = []
+        bandwidth = []
+        for _ in range(repeats):
+            bandwidth.append(read_bandwidth(number))
+            step_seconds(model, random.integers(0, 100000, 8).astype(np.int32), 0)
+            times = [step_seconds(model, random.integers(0, 100000, 1).astype(np.int32), 8 + i) for i in range(count)]
+            rates.append(1 / statistics.median(times))
+        decode, limit = statistics.median(rates), statistics.median(bandwidth)
+        print(f"| {number} | {prefill:.1f} | {decode:.1f} | {decode * read / 1e9:.1f} | {limit / 1e9:.1f} | {100 * decode * read / limit:.0f} % |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    writer = commands.add_parser("write")
+    writer.add_argument("directory", type=Path)
+    writer.add_argument("--layers", type=int, default=4)
+    writer.add_argument("--seed", type=int, default=1)
+    runner = commands.add_parser("run")
+    runner.add_argument("directory", type=Path)
+    runner.add_argument("--threads", default="1,2")
+    runner.add_argument("--prompt", type=int, default=512)
+    runner.add_argument("--count", type=int, default=32)
+    runner.add_argument("--repeats", type=int, default=3)
+    runner.add_argument("--max-memory", default="1GiB")
+    options = parser.parse_args()
+    if options.command == "write":
+        write(options.directory, options.layers, options.seed)
+    else:
+        run(options.directory, [int(t) for t in options.threads.split(",")], options.prompt, options.count, options.repeats, options.max_memory)
+
+
+if __name__ == "__main__":
+    main()
