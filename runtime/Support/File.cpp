@@ -118,8 +118,9 @@ Result<Target> resolve(const std::string &path) {
     target.finalPath.pop_back();
   struct stat info;
   if (::lstat(target.finalPath.c_str(), &info) == 0) {
-    // Also for ".", which has no name of its own to put a temporary beside.
-    if (S_ISLNK(info.st_mode) || S_ISDIR(info.st_mode)) {
+    // "." and ".." have no name of their own to put a temporary beside.
+    std::string_view last = std::string_view(target.finalPath).substr(target.finalPath.rfind('/') + 1);
+    if (S_ISLNK(info.st_mode) || last == "." || last == "..") {
       char *real = ::realpath(target.finalPath.c_str(), nullptr);
       if (!real)
         return failed(path, "written to");
