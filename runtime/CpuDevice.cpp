@@ -1,0 +1,218 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+#include "runtime/CpuInfo.h"
+#include "runtime/Device.h"
+#include "runtime/KernelAbi.h"
+#include "runtime/LazyMemory.h"
+#include "runtime/ThreadPool.h"
+
+#include <algorithm>
+#include <cassert>
+#include <cfenv>
+#include <cstring>
+
+#include <dlfcn.h>
+
+namespace moec {
+
+namespace {
+
+/// IEEE defaults while kernels run: a caller that flushes denormals would get other bits.
+class DefaultFloatEnvironment {
+public:
+  DefaultFloatEnvironment() {
+    std::fegetenv(&saved);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  ~DefaultFloatEnvironment() { std::fesetenv(&saved); }
+
+private:
+  std::fenv_t saved;
+};
+
+/// An input of the step in memory of our own, so that kernels may read past its end.
+struct InputBuffer {
+  std::vector<int32_t> storage;
+
+  explicit InputBuffer(int64_t entries) : storage(entries + kReadableSlack / sizeof(int32_t)) {}
+  void fill(std::span<const int32_t> values) { std::copy(values.begin(), values.end(), storage.begin()); }
+};
+
+class CpuDevice final : public Device {
+public:
+  CpuDevice(const Artifact &artifact)
+      : artifact(artifact), tokens(artifact.maxTokens()), positions(artifact.maxTokens()), slots(artifact.maxTokens()),
+        rows(artifact.maxTokens()) {}
+  ~CpuDevice() override {
+    pool.reset(); // before the code that it runs
+    if (library)
+      ::dlclose(library);
+  }
+
+  Status load(const CpuDeviceOptions &options);
+  std::string description() const override {
+    return level + ", " + std::to_string(pool->threads()) + (pool->threads() == 1 ? " thread" : " threads");
+  }
+  Status reservePages(int64_t pages) override;
+  void clearPage(int32_t page) override;
+  Status run(const DeviceStep &step) override;
+
+private:
+  struct BoundLaunch {
+    moe_kernel kernel;
+    std::vector<void *> args;
+  };
+  /// A pointer that changes from step to step.
+  struct Patch {
+    size_t launch, arg;
+  };
+
+  Status loadCode(const std::string &forcedLevel);
+  void bind();
+
+  const Artifact &artifact;
+  std::string level;
+  void *library = nullptr;
+  std::vector<moe_kernel> kernels;
+  std::unique_ptr<ThreadPool> pool;
+  LazyMemory arena;
+  std::vector<LazyMemory> caches;
+  InputBuffer tokens, positions, slots, rows;
+  std::vector<BoundLaunch> launches;
+  std::vector<Patch> logitsPatches, pageTablePatches;
+};
+
+} // namespace
+
+Status CpuDevice::loadCode(const std::string &forcedLevel) {
+  if (artifact.target() != "cpu")
+    return Error{artifact.directory() + ": is compiled for the target '" + artifact.target() +
+                 "', but this device is a cpu"};
+  std::vector<CpuLevel> levels;
+  for (const CodeFile &code : artifact.code()) {
+    std::optional<CpuLevel> parsed = cpuLevelFromString(code.level);
+    if (!parsed)
+      return Error{artifact.directory() + ": has code for '" + code.level +
+                   "', expected one of x86-64, x86-64-v2, x86-64-v3, x86-64-v4"};
+    levels.push_back(*parsed);
+  }
+  MOEC_TRY(size_t choice, chooseCpuLevel(levels, machineCpuLevel(), forcedLevel, artifact.directory()));
+  const CodeFile &code = artifact.code()[choice];
+  level = code.level;
+  library = ::dlopen(code.path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (!library) {
+    const char *reason = ::dlerror();
+    return Error{code.path + ": cannot be loaded: " + (reason ? reason : "unknown reason")};
+  }
+  for (const KernelInfo &kernel : artifact.kernels()) {
+    void *symbol = ::dlsym(library, kernel.symbol.c_str());
+    if (!symbol)
+      return Error{code.path + ": has no kernel '" + kernel.symbol + "', which the manifest names"};
+    kernels.push_back(reinterpret_cast<moe_kernel>(symbol));
+  }
+  return success();
+}
+
+Status CpuDevice::load(const CpuDeviceOptions &options) {
+  MOEC_CHECK(loadCode(options.forcedLevel));
+  MOEC_TRY(arena, LazyMemory::allocate(artifact.arenaBytes(), "the scratch memory of a step"));
+  MOEC_TRY(pool, ThreadPool::create(options.threads == 0 ? availableCores() : options.threads));
+  return success();
+}
+
+void CpuDevice::bind() {
+  using Kind = ArgInfo::Kind;
+  for (const LaunchInfo &launch : artifact.launches()) {
+    BoundLaunch bound;
+    bound.kernel = kernels[launch.kernel];
+    for (const ArgInfo &arg : launch.args) {
+      const std::byte *base = nullptr;
+      switch (arg.kind) {
+      case Kind::Tokens:
+        base = reinterpret_cast<std::byte *>(tokens.storage.data());
+        break;
+      case Kind::Positions:
+        base = reinterpret_cast<std::byte *>(positions.storage.data());
+        break;
+      case Kind::Slots:
+        base = reinterpret_cast<std::byte *>(slots.storage.data());
+        break;
+      case Kind::Rows:
+        base = reinterpret_cast<std::byte *>(rows.storage.data());
+        break;
+      case Kind::PageTable:
+        pageTablePatches.push_back({launches.size(), bound.args.size()});
+        break;
+      case Kind::Logits:
+        logitsPatches.push_back({launches.size(), bound.args.size()});
+        break;
+      case Kind::Weight:
+        base = artifact.weights()[arg.index].data;
+        break;
+      case Kind::Cache:
+        base = caches[arg.index].data();
+        break;
+      case Kind::Buffer:
+        base = arena.data() + artifact.buffers()[arg.index].offset;
+        break;
+      }
+      // Kernels write only through arguments that the program says they write.
+      bound.args.push_back(const_cast<std::byte *>(base ? base + arg.offset : nullptr));
+    }
+    launches.push_back(std::move(bound));
+  }
+}
+
+Status CpuDevice::reservePages(int64_t pages) {
+  assert(launches.empty() && "called once");
+  for (const CacheInfo &cache : artifact.caches()) {
+    uint64_t bytes = 0;
+    if (__builtin_mul_overflow(cache.pageBytes, static_cast<uint64_t>(pages), &bytes))
+      return Error{"a cache of " + std::to_string(pages) + " pages of " + std::to_string(cache.pageBytes) +
+                   " bytes is too large"};
+    MOEC_TRY(LazyMemory memory, LazyMemory::allocate(bytes, "the cache '" + cache.name + "'"));
+    caches.push_back(std::move(memory));
+  }
+  bind();
+  return success();
+}
+
+void CpuDevice::clearPage(int32_t page) {
+  for (size_t i = 0; i < caches.size(); ++i) {
+    uint64_t bytes = artifact.caches()[i].pageBytes;
+    caches[i].clear(page * bytes, bytes);
+  }
+}
+
+Status CpuDevice::run(const DeviceStep &step) {
+  assert(static_cast<int64_t>(step.tokens.size()) <= artifact.maxTokens() && !step.tokens.empty());
+  assert(static_cast<int64_t>(step.rows.size()) <= artifact.maxTokens());
+  tokens.fill(step.tokens);
+  positions.fill(step.positions);
+  slots.fill(step.slots);
+  rows.fill(step.rows);
+  for (const Patch &patch : pageTablePatches)
+    launches[patch.launch].args[patch.arg] = const_cast<int32_t *>(step.pageTable.data());
+  for (const Patch &patch : logitsPatches)
+    launches[patch.launch].args[patch.arg] = step.logits;
+
+  const moe_step shape{static_cast<int64_t>(step.tokens.size()), static_cast<int64_t>(step.rows.size()),
+                       step.pagesPerSlot};
+  DefaultFloatEnvironment environment;
+  for (size_t i = 0; i < launches.size(); ++i) {
+    const BoundLaunch &launch = launches[i];
+    int64_t tasks = artifact.launches()[i].tasks(shape.tokens, shape.rows);
+    pool->parallelFor(std::max<int64_t>(tasks, 0),
+                      [&](int64_t begin, int64_t end) { launch.kernel(launch.args.data(), &shape, begin, end); });
+  }
+  return success();
+}
+
+Result<std::unique_ptr<Device>> createCpuDevice(const Artifact &artifact, const CpuDeviceOptions &options) {
+  auto device = std::make_unique<CpuDevice>(artifact);
+  MOEC_CHECK(device->load(options));
+  return std::unique_ptr<Device>(std::move(device));
+}
+
+} // namespace moec

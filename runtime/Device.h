@@ -1,0 +1,62 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+/// \file
+/// Where a program runs: what Model needs from a chip, and no more.
+
+#ifndef MOEC_RUNTIME_DEVICE_H
+#define MOEC_RUNTIME_DEVICE_H
+
+#include "runtime/Artifact.h"
+#include "runtime/Support/Result.h"
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+namespace moec {
+
+/// One run of the program, 1 <= T <= artifact.maxTokens(), R likewise or 0. All memory is the host's.
+struct DeviceStep {
+  std::span<const int32_t> tokens;    ///< T
+  std::span<const int32_t> positions; ///< T
+  std::span<const int32_t> slots;     ///< T
+  std::span<const int32_t> rows;      ///< R, each below T
+  /// [slots, pagesPerSlot]; every page that the step touches is in it. kReadableSlack readable bytes follow.
+  std::span<const int32_t> pageTable;
+  int64_t pagesPerSlot = 0;
+  float *logits = nullptr; ///< out: [R, V]; may be null if R is 0
+};
+
+/// A chip that holds one artifact's code, weights, scratch memory and cache
+/// pages, and runs its launch list. Used by one thread at a time.
+class Device {
+public:
+  virtual ~Device() = default;
+  /// For people: "x86-64-v4, 8 threads".
+  virtual std::string description() const = 0;
+  /// Makes place for `pages` zeroed pages in every cache. Memory is taken as
+  /// pages are first used. Called once, before the first `run`.
+  virtual Status reservePages(int64_t pages) = 0;
+  /// Makes one page zero again, in every cache, and gives its memory back.
+  virtual void clearPage(int32_t page) = 0;
+  /// Runs all launches in order. When it returns, `logits` is filled and the
+  /// step's entries are in the caches. The same bits for the same step and
+  /// caches, always.
+  virtual Status run(const DeviceStep &step) = 0;
+};
+
+struct CpuDeviceOptions {
+  int threads = 0;         ///< 0: the physical cores available to the process
+  std::string forcedLevel; ///< as MOEC_CPU; empty: the best that the machine has
+};
+
+/// The CPU: weights are used where they are mapped, code is loaded with dlopen,
+/// a launch is a parallel loop. Refuses an artifact for another target or CPU.
+/// `artifact` must outlive the device.
+Result<std::unique_ptr<Device>> createCpuDevice(const Artifact &artifact, const CpuDeviceOptions &options);
+
+} // namespace moec
+
+#endif // MOEC_RUNTIME_DEVICE_H

@@ -1,0 +1,231 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+#include "runtime/CpuInfo.h"
+#include "runtime/Model.h"
+#include "test/runtime/model_tiny.h"
+
+#include <gtest/gtest.h>
+
+#include <cfenv>
+#include <numeric>
+#include <vector>
+
+using namespace moec;
+using namespace moec::test;
+
+namespace {
+
+using Tokens = std::vector<int32_t>;
+
+Tokens sequence(int64_t length, int seed) {
+  Tokens tokens;
+  for (int64_t i = 0; i < length; ++i)
+    tokens.push_back((i * i + 3 * i * seed + seed) % TinyArtifact::V);
+  return tokens;
+}
+
+Tokens iota(int64_t count, int32_t from = 0) {
+  Tokens values(count);
+  std::iota(values.begin(), values.end(), from);
+  return values;
+}
+
+class ModelStep : public testing::Test {
+protected:
+  void SetUp() override { tiny.write(dir.path()); }
+
+  std::unique_ptr<Model> load(int threads = 2, int64_t slots = 4) {
+    ModelOptions options;
+    options.threads = threads;
+    options.maxSlots = slots;
+    options.cpu = "";
+    return take(Model::load(dir.path(), options));
+  }
+  /// Feeds `tokens` to one slot in steps of `chunk`, asking for every row.
+  std::vector<float> feed(Model &model, int32_t slot, const Tokens &tokens, size_t chunk) {
+    std::vector<float> all(tokens.size() * model.vocab());
+    for (size_t at = 0; at < tokens.size(); at += chunk) {
+      size_t count = std::min(chunk, tokens.size() - at);
+      EXPECT_OK(model.step(std::span(tokens).subspan(at, count), iota(count, at), Tokens(count, slot), iota(count),
+                           std::span(all).subspan(at * model.vocab(), count * model.vocab())));
+    }
+    return all;
+  }
+  /// The sentence with which a step is refused.
+  std::string refuse(Model &model, const Tokens &tokens, const Tokens &positions, const Tokens &slots,
+                     const Tokens &rows, int64_t logits = -1) {
+    std::vector<float> out(logits < 0 ? rows.size() * model.vocab() : logits);
+    Status status = model.step(tokens, positions, slots, rows, out);
+    return status.ok() ? "accepted" : status.message();
+  }
+
+  TemporaryDirectory dir;
+  TinyArtifact tiny;
+};
+
+TEST_F(ModelStep, EveryCutAndThreadCountGivesTheBitsOfTheDefinition) {
+  // 200 tokens: four pages, and four parts of at most 50 tokens when fed at once.
+  const Tokens tokens = sequence(200, 5);
+  const std::vector<float> expected = tiny.reference(tokens);
+  for (int threads : {1, 2, 5}) {
+    auto model = load(threads);
+    for (size_t chunk : {1, 7, 49, 50, 51, 64, 199, 200}) {
+      EXPECT_EQ(feed(*model, 2, tokens, chunk), expected) << threads << " threads, steps of " << chunk;
+      EXPECT_EQ(*model->length(2), 200);
+      EXPECT_EQ(model->usedPages(), 4);
+    }
+  }
+}
+
+TEST_F(ModelStep, SequencesMixInOneStep) {
+  // Four sequences interleaved token by token, 3 + 1 + 2 + 5 of them a round, in a pool whose pages interleave too.
+  auto model = load();
+  const int64_t take[4] = {3, 1, 2, 5};
+  Tokens texts[4];
+  std::vector<float> expected[4];
+  for (int s = 0; s < 4; ++s) {
+    texts[s] = sequence(take[s] * 30, s + 1);
+    expected[s] = tiny.reference(texts[s]);
+  }
+  const int64_t V = TinyArtifact::V;
+  for (int round = 0; round < 30; ++round) {
+    Tokens tokens, positions, slots;
+    for (int i = 0; i < 5; ++i)
+      for (int s = 3; s >= 0; --s)
+        if (i < take[s]) {
+          positions.push_back(round * take[s] + i);
+          tokens.push_back(texts[s][positions.back()]);
+          slots.push_back(s);
+        }
+    const Tokens rows = {10, 0, 4, 4, 9}; // any order, one twice
+    std::vector<float> logits(rows.size() * V);
+    EXPECT_OK(model->step(tokens, positions, slots, rows, logits));
+    for (size_t r = 0; r < rows.size(); ++r)
+      for (int64_t v = 0; v < V; ++v)
+        EXPECT_EQ(logits[r * V + v], expected[slots[rows[r]]][positions[rows[r]] * V + v])
+            << "round " << round << ", row " << r << ", logit " << v;
+  }
+}
+
+TEST_F(ModelStep, RowsOfALongStepLieInItsParts) {
+  auto model = load();
+  const Tokens tokens = sequence(170, 3);
+  const std::vector<float> all = tiny.reference(tokens);
+  const int64_t V = TinyArtifact::V;
+  Tokens many(120, 60); // more rows than a part may have, all of one token
+  for (const Tokens &rows : {Tokens{}, Tokens{169}, Tokens{0, 49, 50, 99, 169}, Tokens{169, 3, 60, 3}, many}) {
+    std::vector<float> logits(rows.size() * V, -1.0f), expected;
+    for (int32_t row : rows)
+      expected.insert(expected.end(), all.begin() + row * V, all.begin() + (row + 1) * V);
+    EXPECT_OK(model->step(tokens, iota(170), Tokens(170, 0), rows, logits));
+    EXPECT_EQ(logits, expected);
+  }
+}
+
+TEST_F(ModelStep, RewindingForgetsWhatFollowed) {
+  auto model = load();
+  Tokens tokens = sequence(150, 2);
+  feed(*model, 0, tokens, 50);
+  const Tokens other = sequence(90, 9);
+  // From position 70 on another text.
+  std::vector<float> logits(TinyArtifact::V);
+  EXPECT_OK(model->step(other, iota(90, 70), Tokens(90, 0), Tokens{89}, logits));
+  EXPECT_EQ(*model->length(0), 160);
+  tokens.resize(70);
+  tokens.insert(tokens.end(), other.begin(), other.end());
+  const std::vector<float> expected = tiny.reference(tokens);
+  EXPECT_EQ(logits, std::vector<float>(expected.end() - TinyArtifact::V, expected.end()));
+  EXPECT_OK(model->truncate(0, 0));
+  EXPECT_EQ(model->usedPages(), 0);
+  EXPECT_EQ(model->truncate(0, 1).message(), "slot 0 holds 0 tokens, so it cannot be cut to 1");
+}
+
+TEST_F(ModelStep, TheCallersRoundingDoesNotMatter) {
+  auto model = load();
+  const Tokens tokens = sequence(100, 4);
+  std::fesetround(FE_UPWARD);
+  std::vector<float> logits = feed(*model, 0, tokens, 100);
+  int mode = std::fegetround();
+  std::fesetround(FE_TONEAREST);
+  EXPECT_EQ(mode, FE_UPWARD) << "the caller's mode is given back";
+  EXPECT_EQ(logits, tiny.reference(tokens));
+}
+
+TEST_F(ModelStep, BadStepsAreSentencesAndChangeNothing) {
+  auto model = load();
+  feed(*model, 1, sequence(5, 1), 5);
+  EXPECT_EQ(refuse(*model, {}, {}, {}, {}), "a step needs at least one token");
+  EXPECT_EQ(refuse(*model, {1, 2}, {0}, {0, 0}, {}),
+            "a step has 2 tokens, 1 positions and 2 slots, expected equal numbers");
+  EXPECT_EQ(refuse(*model, {11}, {0}, {0}, {}), "token 0 is 11, but the vocabulary has the ids 0 to 10");
+  EXPECT_EQ(refuse(*model, {-1}, {0}, {0}, {}), "token 0 is -1, but the vocabulary has the ids 0 to 10");
+  EXPECT_EQ(refuse(*model, {1}, {0}, {4}, {}), "slot is 4, expected 0 to 3");
+  EXPECT_EQ(refuse(*model, {1}, {0}, {-1}, {}), "slot is -1, expected 0 to 3");
+  EXPECT_EQ(refuse(*model, {1}, {-1}, {0}, {}), "position of token 0 is -1, expected 0 or more");
+  EXPECT_EQ(refuse(*model, {1}, {0}, {0}, {1}), "row is 1, but the step has 1 tokens");
+  EXPECT_EQ(refuse(*model, {1}, {0}, {0}, {-1}), "row is -1, but the step has 1 tokens");
+  EXPECT_EQ(refuse(*model, {1}, {0}, {0}, {0}, 10), "there is room for 10 logits, but 1 rows of 11 are asked for");
+  EXPECT_EQ(refuse(*model, {1, 1}, {0, 2}, {0, 0}, {}),
+            "position of token 1 in slot 0 is 2, expected 1 after the one before");
+  EXPECT_EQ(refuse(*model, {1, 1}, {0, 0}, {0, 0}, {}),
+            "position of token 1 in slot 0 is 0, expected 1 after the one before");
+  EXPECT_EQ(refuse(*model, {1, 1}, {0, 6}, {0, 1}, {}),
+            "slot 1 holds 5 tokens, so the next position is at most 5, but the step has 6");
+  EXPECT_EQ(refuse(*model, Tokens(201, 1), iota(201), Tokens(201, 2), {}),
+            "slot 2 would hold 201 tokens, but the artifact is compiled for a context of 200");
+  EXPECT_EQ(*model->length(0), 0);
+  EXPECT_EQ(*model->length(1), 5);
+  EXPECT_EQ(model->usedPages(), 1);
+  EXPECT_EQ(model->length(7).message(), "slot is 7, expected 0 to 3");
+}
+
+TEST_F(ModelStep, OptionsOutOfRangeAreRefused) {
+  ModelOptions options;
+  options.threads = -1;
+  EXPECT_EQ(Model::load(dir.path(), options).message(), "number of threads is -1, expected 0 (all cores) or more");
+  options.threads = 1;
+  options.maxSlots = 0;
+  EXPECT_EQ(Model::load(dir.path(), options).message(), "number of slots is 0, expected 1 to 536870911");
+}
+
+TEST_F(ModelStep, ArtifactsForOtherMachinesAreRefused) {
+  auto message = [&](const std::string &level, const char *forced) {
+    tiny.manifest["code"][0]["level"] = level;
+    tiny.writeManifest(dir.path());
+    ModelOptions options;
+    options.cpu = forced;
+    auto model = Model::load(dir.path(), options);
+    return model.ok() ? (*model)->deviceDescription().substr(0, level.size()) : model.message();
+  };
+  EXPECT_EQ(message("x86-64", ""), "x86-64");
+  EXPECT_EQ(message("x86-64", "v1"), "x86-64");
+  EXPECT_EQ(message("x86-64", "v3"), dir.path() + ": MOEC_CPU asks for x86-64-v3, but there is code for x86-64 only");
+  EXPECT_EQ(message("x86-64", "amd"),
+            "MOEC_CPU is 'amd', expected one of v1, v2, v3, v4, x86-64, x86-64-v2, x86-64-v3, x86-64-v4");
+  EXPECT_EQ(message("z15", ""),
+            dir.path() + ": has code for 'z15', expected one of x86-64, x86-64-v2, x86-64-v3, x86-64-v4");
+  tiny.manifest["target"] = "nvptx";
+  EXPECT_EQ(message("x86-64", ""), dir.path() + ": is compiled for the target 'nvptx', but this device is a cpu");
+}
+
+TEST(CpuLevels, TheFirstThatRunsHereIsTaken) {
+  const CpuLevel both[] = {CpuLevel::V4, CpuLevel::V3}, high[] = {CpuLevel::V4};
+  EXPECT_EQ(*chooseCpuLevel(both, CpuLevel::V4, "", "a"), 0u);
+  EXPECT_EQ(*chooseCpuLevel(both, CpuLevel::V3, "", "a"), 1u);
+  EXPECT_EQ(*chooseCpuLevel(both, CpuLevel::V4, "v3", "a"), 1u);
+  EXPECT_EQ(*chooseCpuLevel(both, CpuLevel::V4, "x86-64-v3", "a"), 1u);
+  EXPECT_EQ(chooseCpuLevel(both, CpuLevel::V3, "v4", "a").message(),
+            "a: MOEC_CPU asks for x86-64-v4, but this machine supports x86-64-v3 at most");
+  EXPECT_EQ(chooseCpuLevel(both, CpuLevel::V2, "", "a").message(),
+            "a: has code for x86-64-v4, x86-64-v3, but this machine supports x86-64-v2 at most");
+  EXPECT_EQ(chooseCpuLevel(high, std::nullopt, "", "a").message(),
+            "a: has code for x86-64-v4, but this machine is not x86-64");
+}
+
+TEST(CpuLevels, CoresAreCounted) {
+  EXPECT_GE(availableCores(), 1);
+  EXPECT_LE(availableCores(), 4096);
+}
+
+} // namespace
