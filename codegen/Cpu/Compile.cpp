@@ -1,0 +1,333 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+#include "codegen/Cpu/Compile.h"
+
+#include "codegen/Cpu/Emitters.h"
+
+#include "mlir/Conversion/ArithToLLVM/ArithToLLVM.h"
+#include "mlir/Conversion/ControlFlowToLLVM/ControlFlowToLLVM.h"
+#include "mlir/Conversion/MathToLLVM/MathToLLVM.h"
+#include "mlir/Conversion/Passes.h"
+#include "mlir/Conversion/SCFToControlFlow/SCFToControlFlow.h"
+#include "mlir/IR/BuiltinOps.h"
+#include "mlir/IR/Diagnostics.h"
+#include "mlir/IR/MLIRContext.h"
+#include "mlir/Pass/PassManager.h"
+#include "mlir/Target/LLVMIR/Dialect/Builtin/BuiltinToLLVMIRTranslation.h"
+#include "mlir/Target/LLVMIR/Dialect/LLVMIR/LLVMToLLVMIRTranslation.h"
+#include "mlir/Target/LLVMIR/Export.h"
+
+#include "llvm/Analysis/TargetLibraryInfo.h"
+#include "llvm/IR/LegacyPassManager.h"
+#include "llvm/IR/Module.h"
+#include "llvm/MC/TargetRegistry.h"
+#include "llvm/Passes/PassBuilder.h"
+#include "llvm/Support/TargetSelect.h"
+#include "llvm/Target/TargetMachine.h"
+#include "llvm/Target/TargetOptions.h"
+
+#include <atomic>
+#include <cmath>
+#include <mutex>
+#include <optional>
+#include <thread>
+
+namespace moec::cpu {
+
+llvm::ArrayRef<Level> levels() {
+  // v4 has 32 registers of one vector, v3 16 of half a vector.
+  static const Level all[] = {
+      {"x86-64-v4", {.gemmRows = 8, .gemmAccumulators = 16, .scoreRows = 4, .latentVectors = 4}},
+      {"x86-64-v3", {.gemmRows = 6, .gemmAccumulators = 6, .scoreRows = 1, .latentVectors = 1}},
+  };
+  return all;
+}
+
+const Level *findLevel(llvm::StringRef name) {
+  for (const Level &level : levels())
+    if (level.name == name)
+      return &level;
+  return nullptr;
+}
+
+//===----------------------------------------------------------------------===//
+// What can be emitted
+//===----------------------------------------------------------------------===//
+
+namespace {
+
+/// Collects the first complaint about a spec.
+struct Checker {
+  std::optional<std::string> complaint;
+
+  void require(bool holds, const llvm::Twine &sentence) {
+    if (!holds && !complaint)
+      complaint = sentence.str();
+  }
+  void positive(llvm::StringRef name, int64_t value) {
+    require(value >= 1, name + " must be at least 1, found " + llvm::Twine(value));
+  }
+  void stride(llvm::StringRef name, int64_t value, int64_t width) {
+    require(value >= width, name + " " + llvm::Twine(value) + " is less than the row's " + llvm::Twine(width));
+  }
+  void finite(llvm::StringRef name, double value) { require(std::isfinite(value), name + " must be finite"); }
+  void stored(DType type, bool fp8) {
+    bool known = type == DType::F32 || type == DType::BF16 || type == DType::F16 || (fp8 && type == DType::F8E4M3);
+    require(known, "weights of " + llvm::Twine(llvm::StringRef(toString(type))) + " are not supported");
+  }
+
+  void operator()(const EmbedSpec &spec) {
+    stored(spec.table, /*fp8=*/false);
+    positive("width", spec.width);
+    stride("outStride", spec.outStride, spec.width);
+  }
+  void operator()(const GatherRowsSpec &spec) {
+    positive("width", spec.width);
+    stride("xStride", spec.xStride, spec.width);
+    stride("outStride", spec.outStride, spec.width);
+  }
+  void operator()(const RmsNormSpec &spec) {
+    positive("width", spec.width);
+    stride("xStride", spec.xStride, spec.width);
+    stride("outStride", spec.outStride, spec.width);
+    finite("eps", spec.eps);
+  }
+  void operator()(const GemmSpec &spec) {
+    stored(spec.weight, /*fp8=*/true);
+    positive("n", spec.n);
+    positive("k", spec.k);
+    positive("batch", spec.batch);
+    stride("xStride", spec.xStride, spec.k);
+    stride("yStride", spec.yStride, spec.n);
+    require(spec.scaleCols >= 0, "scaleCols must not be negative");
+    require(spec.scaleCols == 0 || spec.weight == DType::F8E4M3, "only F8_E4M3 weights have scales");
+    if (spec.epilogue == Epilogue::Add)
+      stride("residualStride", spec.residualStride, spec.n);
+    if (spec.routing != Routing::None)
+      positive("topk", spec.topk);
+  }
+  void operator()(const RopeAnglesSpec &spec) {
+    require(!spec.invFreq.empty(), "invFreq is empty");
+    for (float frequency : spec.invFreq)
+      finite("invFreq", frequency);
+    finite("factor", spec.factor);
+  }
+  void operator()(const RopeSpec &spec) {
+    positive("heads", spec.heads);
+    require(spec.dim >= 2 && spec.dim % 2 == 0, "dim must be even and positive, found " + llvm::Twine(spec.dim));
+    stride("xHead", spec.heads > 1 ? spec.xHead : spec.dim, spec.dim);
+    stride("outHead", spec.heads > 1 ? spec.outHead : spec.dim, spec.dim);
+  }
+  void cacheEntry(int64_t latent, int64_t rope, int64_t width) {
+    positive("latent", latent);
+    require(rope >= 0, "rope must not be negative");
+    require(width % kLanes == 0 && width >= latent + rope,
+            "width " + llvm::Twine(width) + " must be a multiple of 16 that holds " + llvm::Twine(latent + rope));
+  }
+  void operator()(const CacheAppendSpec &spec) { cacheEntry(spec.latent, spec.rope, spec.width); }
+  void operator()(const MlaAttentionSpec &spec) {
+    cacheEntry(spec.latent, spec.rope, spec.width);
+    positive("heads", spec.heads);
+    finite("scale", spec.scale);
+  }
+  void operator()(const RouteSpec &spec) {
+    positive("experts", spec.experts);
+    positive("topk", spec.topk);
+    positive("groups", spec.groups);
+    positive("topkGroups", spec.topkGroups);
+    stride("logitsStride", spec.logitsStride, spec.experts);
+    finite("scale", spec.scale);
+    if (complaint)
+      return;
+    require(spec.experts % spec.groups == 0,
+            llvm::Twine(spec.experts) + " experts cannot be cut into " + llvm::Twine(spec.groups) + " groups");
+    require(spec.topkGroups <= spec.groups && spec.topk <= spec.experts / spec.groups * spec.topkGroups,
+            "topk " + llvm::Twine(spec.topk) + " exceeds the experts of " + llvm::Twine(spec.topkGroups) + " of " +
+                llvm::Twine(spec.groups) + " groups");
+  }
+  void operator()(const DispatchSpec &spec) {
+    positive("experts", spec.experts);
+    positive("topk", spec.topk);
+  }
+  void operator()(const CombineSpec &spec) {
+    positive("topk", spec.topk);
+    positive("width", spec.width);
+    stride("yStride", spec.yStride, spec.width);
+    stride("outStride", spec.outStride, spec.width);
+  }
+  void operator()(const ElementwiseSpec &spec) {
+    positive("width", spec.width);
+    stride("outStride", spec.outStride, spec.width);
+  }
+};
+
+} // namespace
+
+Status checkSpec(const KernelSpec &spec) {
+  Checker checker;
+  std::visit(checker, spec);
+  if (checker.complaint)
+    return Error{*checker.complaint};
+  return success();
+}
+
+mlir::OwningOpRef<mlir::ModuleOp> emitModule(mlir::MLIRContext &context, llvm::ArrayRef<Kernel> kernels,
+                                             const Level &level) {
+  loadKernelDialects(context);
+  mlir::OwningOpRef<mlir::ModuleOp> module = mlir::ModuleOp::create(mlir::UnknownLoc::get(&context));
+  KernelBuilder builder(*module);
+  for (const Kernel &kernel : kernels)
+    std::visit([&](const auto &spec) { emit(builder, kernel.symbol, spec, level.tiles); }, kernel.spec);
+  return module;
+}
+
+//===----------------------------------------------------------------------===//
+// Lowering
+//===----------------------------------------------------------------------===//
+
+Status lowerToLlvm(mlir::ModuleOp module) {
+  std::string messages;
+  mlir::ScopedDiagnosticHandler handler(module.getContext(), [&](mlir::Diagnostic &diagnostic) {
+    if (messages.empty())
+      messages = diagnostic.str();
+  });
+  mlir::PassManager passes(module.getContext());
+  passes.addPass(mlir::createSCFToControlFlowPass());
+  passes.addPass(mlir::createConvertVectorToLLVMPass());
+  passes.addPass(mlir::createConvertMathToLLVMPass());
+  passes.addPass(mlir::createArithToLLVMConversionPass());
+  passes.addPass(mlir::createConvertControlFlowToLLVMPass());
+  passes.addPass(mlir::createReconcileUnrealizedCastsPass());
+  if (mlir::failed(passes.run(module)))
+    return Error{"the CPU kernels cannot be lowered to LLVM: " + messages};
+  return success();
+}
+
+namespace {
+
+constexpr llvm::StringLiteral kTriple = "x86_64-unknown-linux-gnu";
+
+Result<std::unique_ptr<llvm::TargetMachine>> targetMachine(const Level &level) {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    LLVMInitializeX86TargetInfo();
+    LLVMInitializeX86Target();
+    LLVMInitializeX86TargetMC();
+    LLVMInitializeX86AsmPrinter();
+  });
+  std::string message;
+  llvm::Triple triple(kTriple);
+  const llvm::Target *target = llvm::TargetRegistry::lookupTarget(triple, message);
+  if (!target)
+    return Error{"this LLVM cannot generate x86-64 code: " + message};
+  llvm::TargetOptions options;
+  options.AllowFPOpFusion = llvm::FPOpFusion::Strict;
+  return std::unique_ptr<llvm::TargetMachine>(target->createTargetMachine(triple, level.name, /*Features=*/"", options,
+                                                                          llvm::Reloc::PIC_, std::nullopt,
+                                                                          llvm::CodeGenOptLevel::Aggressive));
+}
+
+void optimize(llvm::Module &module, llvm::TargetMachine &machine) {
+  llvm::PipelineTuningOptions tuning;
+  // Kernels are written in vectors; what scalar loops are left do bookkeeping.
+  tuning.LoopVectorization = false;
+  tuning.SLPVectorization = false;
+  llvm::PassBuilder builder(&machine, tuning);
+  llvm::LoopAnalysisManager loops;
+  llvm::FunctionAnalysisManager functions;
+  llvm::CGSCCAnalysisManager graphs;
+  llvm::ModuleAnalysisManager modules;
+  // There is no C library to call: loops must not become memcpy or memset.
+  llvm::TargetLibraryInfoImpl library(module.getTargetTriple());
+  library.disableAllFunctions();
+  functions.registerPass([&] { return llvm::TargetLibraryAnalysis(library); });
+  builder.registerModuleAnalyses(modules);
+  builder.registerCGSCCAnalyses(graphs);
+  builder.registerFunctionAnalyses(functions);
+  builder.registerLoopAnalyses(loops);
+  builder.crossRegisterProxies(loops, functions, graphs, modules);
+  builder.buildPerModuleDefaultPipeline(llvm::OptimizationLevel::O3).run(module, modules);
+}
+
+} // namespace
+
+Result<std::string> generate(mlir::ModuleOp module, const Level &level, Output output) {
+  mlir::DialectRegistry registry;
+  mlir::registerBuiltinDialectTranslation(registry);
+  mlir::registerLLVMDialectTranslation(registry);
+  module.getContext()->appendDialectRegistry(registry);
+  llvm::LLVMContext context;
+  std::unique_ptr<llvm::Module> code = mlir::translateModuleToLLVMIR(module, context, "moec");
+  if (!code)
+    return Error{"the CPU kernels cannot be translated to LLVM IR"};
+  MOEC_TRY(std::unique_ptr<llvm::TargetMachine> machine, targetMachine(level));
+  code->setTargetTriple(machine->getTargetTriple());
+  code->setDataLayout(machine->createDataLayout());
+  code->setPICLevel(llvm::PICLevel::SmallPIC);
+  for (llvm::Function &function : *code) {
+    if (function.isDeclaration())
+      continue;
+    function.addFnAttr("target-cpu", level.name);
+    function.addFnAttr("prefer-vector-width", "512");
+    function.addFnAttr("no-builtins");
+    function.addFnAttr(llvm::Attribute::NoUnwind);
+  }
+  optimize(*code, *machine);
+
+  llvm::SmallString<0> text;
+  llvm::raw_svector_ostream stream(text);
+  if (output == Output::LlvmIr) {
+    code->print(stream, nullptr);
+    return text.str().str();
+  }
+  llvm::legacy::PassManager passes;
+  auto kind = output == Output::Assembly ? llvm::CodeGenFileType::AssemblyFile : llvm::CodeGenFileType::ObjectFile;
+  if (machine->addPassesToEmitFile(passes, stream, nullptr, kind))
+    return Error{"this LLVM cannot write x86-64 code"};
+  passes.run(*code);
+  return text.str().str();
+}
+
+Result<std::vector<std::string>> compileKernels(llvm::ArrayRef<Kernel> kernels, const Level &level, Output output) {
+  for (const Kernel &kernel : kernels) {
+    Status status = checkSpec(kernel.spec);
+    if (!status.ok())
+      return Error{"kernel " + kernel.symbol + ": " + status.message()};
+  }
+  // Few kernels a part, so that threads end together; the cut is by place in the list alone.
+  constexpr size_t kPartSize = 4;
+  size_t parts = std::max<size_t>((kernels.size() + kPartSize - 1) / kPartSize, 1);
+  std::vector<std::string> outputs(parts);
+  std::vector<std::optional<Error>> errors(parts);
+  std::atomic<size_t> nextPart{0};
+  auto work = [&] {
+    for (size_t part; (part = nextPart++) < parts;) {
+      auto compile = [&]() -> Result<std::string> {
+        mlir::MLIRContext context(mlir::MLIRContext::Threading::DISABLED);
+        mlir::OwningOpRef<mlir::ModuleOp> module =
+            emitModule(context, kernels.slice(part * kPartSize).take_front(kPartSize), level);
+        MOEC_CHECK(lowerToLlvm(*module));
+        return generate(*module, level, output);
+      };
+      Result<std::string> result = compile();
+      if (result.ok())
+        outputs[part] = std::move(*result);
+      else
+        errors[part] = result.takeError();
+    }
+  };
+  size_t threads = std::min<size_t>(parts, std::max(1u, std::thread::hardware_concurrency()));
+  std::vector<std::thread> helpers;
+  for (size_t i = 1; i < threads; ++i)
+    helpers.emplace_back(work);
+  work();
+  for (std::thread &helper : helpers)
+    helper.join();
+  for (std::optional<Error> &error : errors)
+    if (error)
+      return std::move(*error);
+  return outputs;
+}
+
+} // namespace moec::cpu

@@ -1,0 +1,340 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+#include "Harness.h"
+
+#include <cmath>
+#include <limits>
+#include <map>
+
+namespace moec::cpu {
+namespace {
+
+/// A weight tensor [batch, rows, k] as stored values (what the kernel sees, as double) and as bytes in panels.
+struct Weights {
+  std::vector<double> values;
+  Array<uint8_t> bytes;
+  Array<float> scales;
+};
+
+uint32_t encode(DType type, float value) {
+  switch (type) {
+  case DType::BF16:
+    return floatToBf16(value);
+  case DType::F16:
+    return floatToF16(value);
+  case DType::F8E4M3:
+    return floatToF8e4m3(value);
+  default: {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    return bits;
+  }
+  }
+}
+
+double decode(DType type, uint32_t bits) {
+  switch (type) {
+  case DType::BF16:
+    return bf16ToFloat(bits);
+  case DType::F16:
+    return f16ToFloat(bits);
+  case DType::F8E4M3:
+    return f8e4m3ToFloat(bits);
+  default: {
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+  }
+  }
+}
+
+/// Where row `r` of a matrix is in its panels: the panel and the place within. With Swiglu, rows 0 .. n are the
+/// gate's and rows n .. 2n the up projection's.
+std::pair<int64_t, int64_t> place(const GemmSpec &spec, int64_t r) {
+  if (spec.epilogue != Epilogue::Swiglu)
+    return {r / kPanelWidth, r % kPanelWidth};
+  int64_t half = kPanelWidth / 2, up = r >= spec.n, row = r - up * spec.n;
+  return {row / half, row % half + up * half};
+}
+
+int64_t scaleBlocks(const GemmSpec &spec) {
+  return spec.scaleCols ? (spec.k + spec.scaleCols - 1) / spec.scaleCols : 0;
+}
+
+Weights makeWeights(const GemmSpec &spec, Random &random) {
+  int64_t rows = spec.n * (spec.epilogue == Epilogue::Swiglu ? 2 : 1), size = byteSize(spec.weight);
+  Weights w{std::vector<double>(spec.batch * rows * spec.k),
+            Array<uint8_t>(spec.batch * spec.panels() * spec.k * kPanelWidth * size),
+            Array<float>(spec.batch * spec.panels() * scaleBlocks(spec) * kPanelWidth)};
+  for (int64_t b = 0; b < spec.batch; ++b)
+    for (int64_t r = 0; r < rows; ++r) {
+      auto [panel, lane] = place(spec, r);
+      int64_t position = b * spec.panels() + panel;
+      for (int64_t block = 0; block < scaleBlocks(spec); ++block)
+        w.scales[(position * scaleBlocks(spec) + block) * kPanelWidth + lane] = std::exp2(random.normal()) * 0.01f;
+      for (int64_t k = 0; k < spec.k; ++k) {
+        uint32_t bits = encode(spec.weight, random.normal(spec.weight == DType::F8E4M3 ? 10.0f : 0.5f));
+        std::memcpy(&w.bytes[((position * spec.k + k) * kPanelWidth + lane) * size], &bits, size);
+        double value = decode(spec.weight, bits);
+        if (spec.scaleCols)
+          value *= w.scales[(position * scaleBlocks(spec) + k / spec.scaleCols) * kPanelWidth + lane];
+        w.values[(b * rows + r) * spec.k + k] = value;
+      }
+    }
+  return w;
+}
+
+struct Sum {
+  double value = 0, error = 0;
+};
+
+/// x . w with a bound on the error of f32: one rounding of at most 2^-24 of the absolute sum per step.
+Sum dot(const float *x, const double *w, int64_t k) {
+  Sum sum;
+  for (int64_t i = 0; i < k; ++i) {
+    sum.value += x[i] * w[i];
+    sum.error += std::fabs(x[i] * w[i]);
+  }
+  sum.error *= std::ldexp(double(k + 8), -24);
+  return sum;
+}
+
+/// y of one row and output, without the residual.
+Sum expectedOutput(const GemmSpec &spec, const Weights &w, int64_t batch, int64_t n, const float *x) {
+  bool swiglu = spec.epilogue == Epilogue::Swiglu;
+  const double *matrix = w.values.data() + batch * spec.n * (swiglu ? 2 : 1) * spec.k;
+  Sum sum = dot(x, matrix + n * spec.k, spec.k);
+  if (!swiglu)
+    return sum;
+  Sum up = dot(x, matrix + (spec.n + n) * spec.k, spec.k);
+  double gate = sum.value / (1 + std::exp(-sum.value));
+  // The derivative of silu is below 1.1; exp, sum, division and product round four times.
+  return {gate * up.value, std::fabs(up.value) * 1.1 * sum.error + std::fabs(gate) * up.error +
+                               std::fabs(gate * up.value) * std::ldexp(6.0, -24)};
+}
+
+/// Runs a spec without routing and compares everything. Activations have spare columns.
+void checkPlain(Kernels &kernels, size_t index, const GemmSpec &spec, int64_t tokens, Random &random) {
+  SCOPED_TRACE("n " + std::to_string(spec.n) + " k " + std::to_string(spec.k) + " tokens " + std::to_string(tokens) +
+               " weight " + std::string(toString(spec.weight)));
+  Weights w = makeWeights(spec, random);
+  Array<float> x(random.normals(tokens * spec.xStride));
+  Array<float> residual(random.normals(tokens * std::max<int64_t>(spec.residualStride, 1)));
+  Array<float> y(tokens * spec.yStride, kUntouched);
+  std::vector<Buffer *> args = {&x, &w.bytes};
+  if (spec.scaleCols)
+    args.push_back(&w.scales);
+  if (spec.epilogue == Epilogue::Add)
+    args.push_back(&residual);
+  args.push_back(&y);
+  moe_step step{spec.rows == Rows::T ? tokens : 1, spec.rows == Rows::R ? tokens : 0, 0};
+  kernels.run(index, args, step, kernels.gridOf(index, step));
+
+  std::vector<bool> owned(y.count());
+  for (int64_t t = 0; t < tokens; ++t)
+    for (int64_t b = 0; b < spec.batch; ++b)
+      for (int64_t n = 0; n < spec.n; ++n) {
+        Sum expected = expectedOutput(spec, w, b, n, &x[t * spec.xStride + b * spec.xBatch]);
+        if (spec.epilogue == Epilogue::Add)
+          expected.value += residual[t * spec.residualStride + b * spec.yBatch + n];
+        size_t at = t * spec.yStride + b * spec.yBatch + n;
+        owned[at] = true;
+        ASSERT_TRUE(near(y[at], expected.value, expected.error + std::fabs(expected.value) * 1e-7))
+            << "row " << t << " batch " << b << " output " << n;
+      }
+  for (size_t i = 0; i < y.count(); ++i)
+    ASSERT_TRUE(owned[i] || y[i] == kUntouched) << "element " << i << " is nobody's";
+
+  // Each row alone gives the same bits.
+  std::vector<float> together(y.begin(), y.end());
+  std::fill(y.begin(), y.end(), kUntouched);
+  moe_step single{1, 1, 0};
+  for (int64_t t = 0; t < tokens; ++t) {
+    std::vector<void *> alone = {x.begin() + t * spec.xStride, w.bytes.data()};
+    if (spec.scaleCols)
+      alone.push_back(w.scales.data());
+    if (spec.epilogue == Epilogue::Add)
+      alone.push_back(residual.begin() + t * spec.residualStride);
+    alone.push_back(y.begin() + t * spec.yStride);
+    kernels.runOnce(index, alone, single, kernels.gridOf(index, single));
+  }
+  EXPECT_EQ(std::memcmp(together.data(), y.data(), y.size()), 0) << "a row alone has other bits";
+}
+
+GemmSpec plain(DType weight, int64_t n, int64_t k, int64_t scaleCols = 0) {
+  GemmSpec spec;
+  spec.weight = weight;
+  spec.n = n;
+  spec.k = k;
+  spec.scaleCols = scaleCols;
+  spec.xStride = k + 3;
+  spec.yStride = n + 5;
+  return spec;
+}
+
+TEST(Gemm, PlainOfEveryFormat) {
+  std::vector<KernelSpec> specs;
+  for (DType type : {DType::F32, DType::BF16, DType::F16, DType::F8E4M3})
+    for (auto [n, k] : {std::pair{1, 1}, {31, 17}, {32, 64}, {48, 100}, {65, 33}})
+      specs.push_back(plain(type, n, k));
+  specs.push_back(plain(DType::F8E4M3, 40, 300, 128));
+  specs.push_back(plain(DType::F8E4M3, 64, 256, 128));
+  specs.push_back(plain(DType::F8E4M3, 33, 50, 16));
+  specs.push_back(plain(DType::F8E4M3, 5, 7, 128));
+  Kernels kernels(specs);
+  Random random(1);
+  // Below, at and above the tiles of all levels and the token block of 64.
+  for (size_t i = 0; i < specs.size(); ++i)
+    for (int64_t tokens : {1, 2, 5, 6, 7, 8, 15, 64, 67})
+      checkPlain(kernels, i, std::get<GemmSpec>(specs[i]), tokens, random);
+}
+
+TEST(Gemm, Epilogues) {
+  std::vector<KernelSpec> specs;
+  for (DType type : {DType::BF16, DType::F8E4M3})
+    for (auto [n, k] : {std::pair{8, 20}, {16, 64}, {50, 33}}) {
+      GemmSpec add = plain(type, n, k, type == DType::F8E4M3 ? 16 : 0);
+      add.epilogue = Epilogue::Add;
+      add.residualStride = n + 9;
+      GemmSpec swiglu = plain(type, n, k, type == DType::F8E4M3 ? 16 : 0);
+      swiglu.epilogue = Epilogue::Swiglu;
+      specs.insert(specs.end(), {add, swiglu});
+    }
+  Kernels kernels(specs);
+  Random random(2);
+  for (size_t i = 0; i < specs.size(); ++i)
+    for (int64_t tokens : {1, 3, 21, 70})
+      checkPlain(kernels, i, std::get<GemmSpec>(specs[i]), tokens, random);
+}
+
+TEST(Gemm, BatchAndRowsOfLogits) {
+  GemmSpec heads = plain(DType::BF16, 24, 40);
+  heads.batch = 5;
+  heads.xBatch = 41;
+  heads.xStride = 5 * 41 + 2;
+  heads.yBatch = 27;
+  heads.yStride = 5 * 27 + 1;
+  GemmSpec logits = plain(DType::BF16, 70, 32);
+  logits.rows = Rows::R;
+  Kernels kernels({heads, logits});
+  Random random(3);
+  for (int64_t tokens : {1, 9, 66}) {
+    checkPlain(kernels, 0, heads, tokens, random);
+    checkPlain(kernels, 1, logits, tokens, random);
+  }
+}
+
+TEST(Gemm, NoTasks) {
+  Kernels kernels({plain(DType::BF16, 32, 32)});
+  kernels.runOnce(0, {nullptr, nullptr, nullptr}, {0, 0, 0}, 0);
+}
+
+/// The lists that `dispatch` makes, from the experts of each entry.
+struct Lists {
+  std::vector<int32_t> offsets, active, order;
+};
+Lists sortByExpert(const std::vector<int32_t> &chosen, int64_t experts) {
+  Lists lists;
+  lists.offsets.push_back(0);
+  lists.active.assign(experts + 1, 0);
+  for (int64_t e = 0; e < experts; ++e) {
+    for (size_t i = 0; i < chosen.size(); ++i)
+      if (chosen[i] == e)
+        lists.order.push_back(i);
+    if (int32_t(lists.order.size()) > lists.offsets.back())
+      lists.active[++lists.active[0]] = e;
+    lists.offsets.push_back(lists.order.size());
+  }
+  return lists;
+}
+
+TEST(Gemm, Experts) {
+  GemmSpec up = plain(DType::BF16, 40, 48);
+  up.batch = 7;
+  up.topk = 3;
+  up.routing = Routing::Gather;
+  up.epilogue = Epilogue::Swiglu;
+  GemmSpec down = plain(DType::F8E4M3, 50, 40, 16);
+  down.batch = 7;
+  down.topk = 3;
+  down.routing = Routing::Scatter;
+  std::vector<KernelSpec> specs = {up, down};
+  Kernels kernels(specs);
+  Random random(4);
+  for (size_t index = 0; index < specs.size(); ++index)
+    for (int64_t tokens : {1, 2, 10, 50}) {
+      const GemmSpec &spec = std::get<GemmSpec>(specs[index]);
+      std::vector<int32_t> chosen;
+      // Expert 2 gets nothing, so that lists have a gap.
+      for (int64_t t = 0; t < tokens; ++t)
+        for (int32_t e : random.permutation(7))
+          if (e != 2 && int64_t(chosen.size()) < (t + 1) * spec.topk)
+            chosen.push_back(e);
+      Lists lists = sortByExpert(chosen, spec.batch);
+      bool gather = spec.routing == Routing::Gather;
+      Weights w = makeWeights(spec, random);
+      Array<float> x(random.normals((gather ? tokens : tokens * spec.topk) * spec.xStride));
+      Array<float> y(tokens * spec.topk * spec.yStride, kUntouched);
+      Array<int32_t> offsets(lists.offsets), active(lists.active), order(lists.order);
+      std::vector<Buffer *> args = {&x, &w.bytes};
+      if (spec.scaleCols)
+        args.push_back(&w.scales);
+      args.insert(args.end(), {&y, &offsets, &active, &order});
+      moe_step step{tokens, 0, 0};
+      kernels.run(index, args, step, kernels.gridOf(index, step));
+      for (size_t i = 0; i < lists.order.size(); ++i) {
+        int32_t entry = lists.order[i];
+        int64_t from = gather ? entry / spec.topk : i, to = gather ? i : entry;
+        for (int64_t n = 0; n < spec.yStride; ++n) {
+          Sum expected{kUntouched, 0};
+          if (n < spec.n)
+            expected = expectedOutput(spec, w, chosen[entry], n, &x[from * spec.xStride]);
+          ASSERT_TRUE(near(y[to * spec.yStride + n], expected.value, expected.error)) << "entry " << entry;
+        }
+      }
+    }
+}
+
+/// Every code of every narrow format, against the conversions of runtime/Support.
+TEST(Gemm, ReadsEveryCode) {
+  for (DType type : {DType::F8E4M3, DType::BF16, DType::F16}) {
+    int64_t codes = int64_t(1) << (8 * byteSize(type));
+    // One input of 1: the outputs are the weights.
+    GemmSpec spec = plain(type, codes, 1);
+    Kernels kernels({spec});
+    Array<uint8_t> weights(codes * byteSize(type));
+    for (int64_t code = 0; code < codes; ++code)
+      std::memcpy(&weights[code * byteSize(type)], &code, byteSize(type));
+    Array<float> x(spec.xStride, 1.0f), y(spec.yStride, kUntouched);
+    moe_step step{1, 0, 0};
+    kernels.run(0, {&x, &weights, &y}, step, kernels.gridOf(0, step));
+    for (int64_t code = 0; code < codes; ++code)
+      ASSERT_TRUE(near(y[code], decode(type, code), 0)) << toString(type) << " code " << code;
+  }
+}
+
+TEST(Gemm, InfinityAndNaNStayInTheirRow) {
+  GemmSpec spec = plain(DType::BF16, 32, 32);
+  Kernels kernels({spec});
+  Random random(5);
+  Weights w = makeWeights(spec, random);
+  Array<float> x(random.normals(9 * spec.xStride)), y(9 * spec.yStride, kUntouched);
+  x[2 * spec.xStride + 3] = std::numeric_limits<float>::infinity();
+  x[7 * spec.xStride + 31] = std::numeric_limits<float>::quiet_NaN();
+  moe_step step{9, 0, 0};
+  kernels.run(0, {&x, &w.bytes, &y}, step, kernels.gridOf(0, step));
+  for (int64_t t = 0; t < 9; ++t)
+    for (int64_t n = 0; n < spec.n; ++n) {
+      float found = y[t * spec.yStride + n];
+      if (t == 7)
+        EXPECT_TRUE(std::isnan(found));
+      else if (t == 2)
+        EXPECT_TRUE(std::isinf(found) || w.values[n * spec.k + 3] == 0);
+      else
+        EXPECT_TRUE(std::isfinite(found));
+    }
+}
+
+} // namespace
+} // namespace moec::cpu

@@ -1,0 +1,118 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+/// \file
+/// Compiles kernels for every level this machine has, runs them on buffers that
+/// end 128 bytes before a guard page, and checks what all kernels promise: the
+/// same bits however the tasks are split and at every level, and no byte changed
+/// outside the buffers.
+
+#ifndef MOEC_TEST_CODEGEN_CPU_HARNESS_H
+#define MOEC_TEST_CODEGEN_CPU_HARNESS_H
+
+#include "codegen/Cpu/Compile.h"
+#include "runtime/KernelAbi.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <functional>
+#include <random>
+#include <string>
+#include <vector>
+
+namespace moec::cpu {
+
+/// Memory of `bytes` bytes; the 128 behind it are readable and hold ones (NaN), the page after them is not.
+class Buffer {
+public:
+  explicit Buffer(size_t bytes);
+  Buffer(const Buffer &) = delete;
+  Buffer &operator=(const Buffer &) = delete;
+  Buffer(Buffer &&other) noexcept;
+  ~Buffer();
+
+  void *data() const { return start; }
+  size_t size() const { return bytes; }
+  std::string contents() const { return std::string(static_cast<const char *>(start), bytes); }
+  void restore(const std::string &contents) { std::memcpy(start, contents.data(), bytes); }
+  /// Whether the bytes before and behind are as they were made.
+  bool bordersIntact() const;
+
+private:
+  void *mapping = nullptr;
+  size_t mapped = 0, bytes = 0;
+  void *start = nullptr;
+};
+
+/// A buffer of `T`.
+template <typename T> class Array : public Buffer {
+public:
+  explicit Array(size_t count, T value = T()) : Buffer(count * sizeof(T)) { std::fill_n(begin(), count, value); }
+  explicit Array(const std::vector<T> &values) : Buffer(values.size() * sizeof(T)) {
+    std::copy(values.begin(), values.end(), begin());
+  }
+  T *begin() const { return static_cast<T *>(data()); }
+  T *end() const { return begin() + count(); }
+  size_t count() const { return size() / sizeof(T); }
+  T &operator[](size_t index) const {
+    assert(index < count());
+    return begin()[index];
+  }
+};
+
+/// What an untouched float of an output holds.
+inline constexpr float kUntouched = -123456.75f;
+
+/// A shared object of kernels k0, k1, ..., loaded.
+class Library {
+public:
+  /// Compiles and loads; adds a test failure if that cannot be done.
+  Library(const Level &level, llvm::ArrayRef<Kernel> kernels);
+  ~Library();
+  Library(const Library &) = delete;
+  moe_kernel symbol(const std::string &name) const;
+
+private:
+  void *handle = nullptr;
+};
+
+/// Specs compiled at every level of this machine.
+class Kernels {
+public:
+  explicit Kernels(const std::vector<KernelSpec> &specs);
+
+  /// Runs spec `index` over `tasks` tasks at every level: at once, and in shuffled pieces. Checks that the bytes
+  /// of all buffers are the same each time, and their borders. The buffers are left with the results.
+  void run(size_t index, const std::vector<Buffer *> &args, moe_step step, int64_t tasks);
+  /// The number of tasks that the lowering would launch.
+  int64_t gridOf(size_t index, moe_step step) const;
+  /// Runs once, at the best level.
+  void runOnce(size_t index, const std::vector<void *> &args, moe_step step, int64_t tasks);
+
+private:
+  std::vector<KernelSpec> specs;
+  std::vector<std::unique_ptr<Library>> libraries;
+};
+
+/// The levels this machine can run, best first.
+std::vector<const Level *> hostLevels();
+
+class Random {
+public:
+  explicit Random(uint64_t seed) : engine(seed) {}
+  int64_t integer(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(engine); }
+  float normal(float deviation = 1) { return std::normal_distribution<float>(0, deviation)(engine); }
+  std::vector<float> normals(size_t count, float deviation = 1);
+  std::vector<int32_t> permutation(int32_t count);
+
+private:
+  std::mt19937_64 engine;
+};
+
+/// Both NaN, or both the same infinity, or within `tolerance`.
+::testing::AssertionResult near(float found, double expected, double tolerance);
+
+} // namespace moec::cpu
+
+#endif // MOEC_TEST_CODEGEN_CPU_HARNESS_H
