@@ -1,0 +1,423 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+#include "dialects/Moe/Reference/Recipe.h"
+
+#include "dialects/Moe/Recipe.h"
+
+#include "llvm/ADT/STLExtras.h"
+#include "llvm/ADT/TypeSwitch.h"
+#include "llvm/Support/MathExtras.h"
+#include "llvm/Support/raw_ostream.h"
+
+#include <cmath>
+#include <cstring>
+#include <string>
+
+using moec::DType;
+using moec::Error;
+using moec::Result;
+using moec::Status;
+
+namespace mlir::moe::reference {
+
+using Shape = std::vector<int64_t>;
+
+static constexpr int64_t kMaxElements = int64_t(1) << 36;
+
+static std::string print(Attribute attr) {
+  std::string text;
+  llvm::raw_string_ostream(text) << attr;
+  return text;
+}
+
+static std::string print(llvm::ArrayRef<int64_t> shape) {
+  std::string text = "[";
+  for (auto [i, dim] : llvm::enumerate(shape))
+    text += (i ? ", " : "") + std::to_string(dim);
+  return text + "]";
+}
+
+static std::string print(DType dtype) { return std::string(moec::toString(dtype)); }
+
+std::optional<DType> dtypeOf(Type type) {
+  return llvm::TypeSwitch<Type, std::optional<DType>>(type)
+      .Case([](Float32Type) { return DType::F32; })
+      .Case([](Float16Type) { return DType::F16; })
+      .Case([](BFloat16Type) { return DType::BF16; })
+      .Case([](Float8E4M3FNType) { return DType::F8E4M3; })
+      .Default(std::nullopt);
+}
+
+//===----------------------------------------------------------------------===//
+// Elements
+//===----------------------------------------------------------------------===//
+
+template <typename Bits> static Bits bitsAt(const std::byte *data, size_t i) {
+  Bits bits;
+  std::memcpy(&bits, data + i * sizeof(Bits), sizeof(Bits));
+  return bits;
+}
+
+/// Element `i` of bytes that hold F32, F16, BF16 or F8E4M3.
+static float load(DType dtype, const std::byte *data, size_t i) {
+  switch (dtype) {
+  case DType::F16:
+    return moec::f16ToFloat(bitsAt<uint16_t>(data, i));
+  case DType::BF16:
+    return moec::bf16ToFloat(bitsAt<uint16_t>(data, i));
+  case DType::F8E4M3:
+    return moec::f8e4m3ToFloat(bitsAt<uint8_t>(data, i));
+  default:
+    return bitsAt<float>(data, i);
+  }
+}
+
+/// `value` rounded once to F32, F16 or BF16, to nearest even.
+static float round(DType dtype, double value) {
+  float nearest = float(value);
+  if (dtype == DType::F32)
+    return nearest;
+  // Two roundings to nearest may differ from one. Rounding to odd first does not: an inexact value gets an odd last
+  // bit, so the second rounding never sees a tie that was none.
+  if (std::isfinite(nearest) && double(nearest) != value) {
+    uint32_t bits;
+    std::memcpy(&bits, &nearest, sizeof(bits));
+    if (bits % 2 == 0)
+      nearest = std::nextafter(nearest, value > nearest ? INFINITY : -INFINITY);
+  }
+  return dtype == DType::F16 ? moec::f16ToFloat(moec::floatToF16(nearest))
+                             : moec::bf16ToFloat(moec::floatToBf16(nearest));
+}
+
+std::vector<std::byte> toBytes(const StoredTensor &tensor) {
+  const std::vector<float> &values = tensor.values.data;
+  size_t size = moec::byteSize(tensor.dtype);
+  std::vector<std::byte> bytes(values.size() * size);
+  for (size_t i = 0; i < values.size(); ++i) {
+    uint8_t f8 = 0;
+    uint16_t f16 = 0;
+    const void *element = &values[i];
+    if (tensor.dtype == DType::F8E4M3)
+      element = &(f8 = moec::floatToF8e4m3(values[i]));
+    else if (tensor.dtype == DType::F16)
+      element = &(f16 = moec::floatToF16(values[i]));
+    else if (tensor.dtype == DType::BF16)
+      element = &(f16 = moec::floatToBf16(values[i]));
+    std::memcpy(bytes.data() + i * size, element, size);
+  }
+  return bytes;
+}
+
+/// The tensor called `name`, widened.
+static Result<StoredTensor> read(const std::string &name, const moec::TensorSource &source) {
+  MOEC_TRY(moec::TensorView view, source.tensor(name));
+  if (!llvm::is_contained({DType::F32, DType::F16, DType::BF16, DType::F8E4M3}, view.dtype))
+    return Error{"tensor '" + name + "' is " + print(view.dtype) + ", expected F32, F16, BF16 or F8_E4M3"};
+  StoredTensor tensor{view.dtype, Tensor<float>(view.shape)};
+  for (size_t i = 0; i < tensor.values.data.size(); ++i)
+    tensor.values.data[i] = load(view.dtype, view.data, i);
+  source.release(view);
+  return tensor;
+}
+
+//===----------------------------------------------------------------------===//
+// Steps
+//===----------------------------------------------------------------------===//
+
+/// One element of the list that steps work on: a tensor, or the members of a family.
+struct Item {
+  std::string name; ///< for messages
+  bool isFamily = false;
+  std::vector<StoredTensor> members;
+};
+
+static Error stepError(Attribute step, const std::string &name, const std::string &problem) {
+  return Error{print(step) + ": '" + name + "' " + problem};
+}
+
+/// Zeros of `shape`, or a sentence where that is absurdly large.
+static Result<Tensor<float>> zeros(Attribute step, const std::string &name, const Shape &shape) {
+  int64_t count = 1;
+  for (int64_t dim : shape)
+    if (llvm::MulOverflow(count, dim, count) || count > kMaxElements)
+      return stepError(step, name, "would become " + print(shape) + ", more than 2^36 elements");
+  return Tensor<float>(shape);
+}
+
+/// [N, K] or [B, N, K] as [B, N, K], with B = 1 for matrices.
+static Result<Shape> batched(Attribute step, const std::string &name, const StoredTensor &tensor) {
+  Shape shape = tensor.values.shape;
+  if (shape.size() == 2)
+    shape.insert(shape.begin(), 1);
+  if (shape.size() != 3)
+    return stepError(step, name, "is " + print(tensor.values.shape) + ", expected rank 2 or 3");
+  return shape;
+}
+
+static Result<StoredTensor> apply(DequantFp8BlockAttr step, const std::string &name, const StoredTensor &weight,
+                                  const StoredTensor &scale) {
+  DType type = *dtypeOf(step.getType());
+  if (weight.dtype != DType::F8E4M3)
+    return stepError(step, name, "is " + print(weight.dtype) + ", expected F8_E4M3");
+  if (scale.dtype != DType::F32)
+    return stepError(step, name, "has scales in " + print(scale.dtype) + ", expected F32");
+  Shape shape = weight.values.shape;
+  if (shape.size() < 2)
+    return stepError(step, name, "is " + print(shape) + ", expected at least 2 dimensions");
+  int64_t rank = shape.size(), rows = shape[rank - 2], cols = shape[rank - 1];
+  Shape blocks = shape;
+  blocks[rank - 2] = llvm::divideCeil(rows, step.getRows());
+  blocks[rank - 1] = llvm::divideCeil(cols, step.getCols());
+  if (scale.values.shape != blocks)
+    return stepError(step, name,
+                     print(shape) + " has scales " + print(scale.values.shape) + ", expected " + print(blocks));
+
+  StoredTensor result{type, Tensor<float>(shape)};
+  for (size_t i = 0; i < result.values.data.size(); ++i) {
+    int64_t col = i % cols, row = i / cols % rows, batch = i / cols / rows;
+    int64_t block = (batch * blocks[rank - 2] + row / step.getRows()) * blocks[rank - 1] + col / step.getCols();
+    // 4 significant bits times 24 are exact in a double.
+    result.values.data[i] = round(type, double(weight.values.data[i]) * double(scale.values.data[block]));
+  }
+  return result;
+}
+
+static Result<StoredTensor> apply(StackAttr step, const Item &family) {
+  const StoredTensor &first = family.members.front();
+  Shape shape = first.values.shape;
+  shape.insert(shape.begin(), family.members.size());
+  MOEC_TRY(Tensor<float> values, zeros(step, family.name, shape));
+  for (auto [e, member] : llvm::enumerate(family.members)) {
+    if (member.dtype != first.dtype || member.values.shape != first.values.shape)
+      return stepError(step, family.name,
+                       "is " + print(member.dtype) + " " + print(member.values.shape) +
+                           " for {e} = " + std::to_string(e) + ", expected " + print(first.dtype) + " " +
+                           print(first.values.shape) + " as for {e} = 0");
+    llvm::copy(member.values.data, values.row(e));
+  }
+  return StoredTensor{first.dtype, std::move(values)};
+}
+
+static Result<StoredTensor> apply(HeadRowsAttr step, const std::string &name, const StoredTensor &in) {
+  int64_t heads = step.getHeads(), begin = step.getBegin(), end = step.getEnd();
+  const Shape &shape = in.values.shape;
+  if (shape.size() != 2 || shape[0] % heads || end > shape[0] / heads)
+    return stepError(step, name, "is " + print(shape) + ", expected [heads * rows, columns] with end <= rows");
+  int64_t rows = shape[0] / heads;
+  StoredTensor out{in.dtype, Tensor<float>({heads, end - begin, shape[1]})};
+  for (int64_t h = 0; h < heads; ++h)
+    for (int64_t r = begin; r < end; ++r)
+      std::copy_n(in.values.row(h * rows + r), shape[1], out.values.row(h, r - begin));
+  return out;
+}
+
+static Result<StoredTensor> apply(TransposeAttr step, const std::string &name, const StoredTensor &in) {
+  Shape shape = in.values.shape;
+  if (shape.size() < 2)
+    return stepError(step, name, "is " + print(shape) + ", expected at least 2 dimensions");
+  int64_t rank = shape.size(), rows = shape[rank - 2], cols = shape[rank - 1];
+  std::swap(shape[rank - 2], shape[rank - 1]);
+  StoredTensor out{in.dtype, Tensor<float>(shape)};
+  for (size_t i = 0; i < in.values.data.size(); ++i) {
+    int64_t col = i % cols, row = i / cols % rows, batch = i / cols / rows;
+    out.values.data[(batch * cols + col) * rows + row] = in.values.data[i];
+  }
+  return out;
+}
+
+static Result<StoredTensor> apply(CastAttr step, const std::string &name, const StoredTensor &in) {
+  DType type = *dtypeOf(step.getType());
+  StoredTensor out{type, in.values};
+  for (float &value : out.values.data)
+    value = round(type, value);
+  return out;
+}
+
+static Result<StoredTensor> apply(PadAttr step, const std::string &name, const StoredTensor &in) {
+  Shape shape = in.values.shape;
+  if (shape.empty() || step.getSize() < shape.back())
+    return stepError(step, name, "is " + print(shape) + ", its last dimension cannot be padded to this size");
+  int64_t width = shape.back(), size = step.getSize();
+  shape.back() = size;
+  MOEC_TRY(Tensor<float> values, zeros(step, name, shape));
+  for (size_t i = 0; i < in.values.data.size(); ++i)
+    values.data[i / width * size + i % width] = in.values.data[i];
+  return StoredTensor{in.dtype, std::move(values)};
+}
+
+/// Where the lanes of panels come from: one tensor fills them all, of two (gate, up) each fills one half.
+struct Lanes {
+  int64_t width;       ///< lanes of a panel
+  int64_t rowsOfPanel; ///< rows of each tensor in a panel
+  int64_t panels;
+
+  size_t sourceOf(int64_t lane) const { return lane / rowsOfPanel; }
+  int64_t rowOf(int64_t panel, int64_t lane) const { return panel * rowsOfPanel + lane % rowsOfPanel; }
+};
+
+/// The lanes of `rows` rows of each tensor in `list`, which must be one tensor or two alike.
+static Result<Lanes> lanesOf(Attribute step, llvm::ArrayRef<Item> list, int64_t width, int64_t rows) {
+  if (list.size() > 2)
+    return Error{print(step) + " takes one or two tensors, but the recipe has " + std::to_string(list.size())};
+  const StoredTensor &first = list.front().members.front(), &last = list.back().members.front();
+  if (first.dtype != last.dtype || first.values.shape != last.values.shape)
+    return stepError(step, list.back().name,
+                     "is " + print(last.dtype) + " " + print(last.values.shape) + ", expected " + print(first.dtype) +
+                         " " + print(first.values.shape) + " as '" + list.front().name + "'");
+  if (width % int64_t(list.size()))
+    return Error{print(step) + " takes two tensors, but its width is odd"};
+  int64_t rowsOfPanel = width / int64_t(list.size());
+  return Lanes{width, rowsOfPanel, int64_t(llvm::divideCeil(rows, rowsOfPanel))};
+}
+
+static Result<StoredTensor> apply(PackPanelsAttr step, llvm::ArrayRef<Item> list) {
+  const std::string &name = list.front().name;
+  const StoredTensor &first = list.front().members.front();
+  MOEC_TRY(Shape shape, batched(step, name, first));
+  int64_t batch = shape[0], n = shape[1], k = shape[2];
+  MOEC_TRY(Lanes lanes, lanesOf(step, list, step.getWidth(), n));
+  MOEC_TRY(Tensor<float> out, zeros(step, name, {batch, lanes.panels, k, lanes.width}));
+  float *element = out.data.data();
+  for (int64_t b = 0; b < batch; ++b)
+    for (int64_t panel = 0; panel < lanes.panels; ++panel)
+      for (int64_t col = 0; col < k; ++col)
+        for (int64_t lane = 0; lane < lanes.width; ++lane, ++element) {
+          const Tensor<float> &in = list[lanes.sourceOf(lane)].members.front().values;
+          int64_t row = lanes.rowOf(panel, lane);
+          if (row < n)
+            *element = in.data[(b * n + row) * k + col];
+        }
+  return StoredTensor{first.dtype, std::move(out)};
+}
+
+static Result<StoredTensor> apply(PackBlockScalesAttr step, llvm::ArrayRef<Item> list) {
+  const std::string &name = list.front().name;
+  const StoredTensor &first = list.front().members.front();
+  MOEC_TRY(Shape shape, batched(step, name, first));
+  int64_t batch = shape[0], rowBlocks = shape[1], colBlocks = shape[2], n = step.getN();
+  if (rowBlocks != int64_t(llvm::divideCeil(n, step.getRows())))
+    return stepError(step, name,
+                     "has " + std::to_string(rowBlocks) + " blocks of rows, expected one for every " +
+                         std::to_string(step.getRows()) + " of " + std::to_string(n) + " rows");
+  MOEC_TRY(Lanes lanes, lanesOf(step, list, step.getWidth(), n));
+  MOEC_TRY(Tensor<float> out, zeros(step, name, {batch, lanes.panels, colBlocks, lanes.width}));
+  float *element = out.data.data();
+  for (int64_t b = 0; b < batch; ++b)
+    for (int64_t panel = 0; panel < lanes.panels; ++panel)
+      for (int64_t block = 0; block < colBlocks; ++block)
+        for (int64_t lane = 0; lane < lanes.width; ++lane, ++element) {
+          const Tensor<float> &in = list[lanes.sourceOf(lane)].members.front().values;
+          int64_t row = lanes.rowOf(panel, lane);
+          if (row < n)
+            *element = in.data[(b * rowBlocks + row / step.getRows()) * colBlocks + block];
+        }
+  return StoredTensor{first.dtype, std::move(out)};
+}
+
+//===----------------------------------------------------------------------===//
+// Recipes
+//===----------------------------------------------------------------------===//
+
+/// Applies a step that maps tensors one to one.
+template <typename StepAttr> static Status mapEach(StepAttr step, std::vector<Item> &list) {
+  for (Item &item : list)
+    for (StoredTensor &tensor : item.members) {
+      MOEC_TRY(tensor, apply(step, item.name, tensor));
+    }
+  return moec::success();
+}
+
+static Status applyStep(DequantFp8BlockAttr step, std::vector<Item> &list) {
+  if (list.size() % 2)
+    return Error{print(step) + " takes pairs of weight and scale, but the recipe has " + std::to_string(list.size()) +
+                 " tensors"};
+  std::vector<Item> result;
+  for (size_t i = 0; i < list.size(); i += 2) {
+    Item &weight = list[i], &scale = list[i + 1];
+    if (weight.members.size() != scale.members.size() || weight.isFamily != scale.isFamily)
+      return stepError(step, scale.name, "does not pair with '" + weight.name + "': only one is a family");
+    for (size_t e = 0; e < weight.members.size(); ++e) {
+      MOEC_TRY(weight.members[e], apply(step, weight.name, weight.members[e], scale.members[e]));
+    }
+    result.push_back(std::move(weight));
+  }
+  list = std::move(result);
+  return moec::success();
+}
+
+static Status applyStep(StackAttr step, std::vector<Item> &list) {
+  bool found = false;
+  for (Item &item : list) {
+    if (!item.isFamily)
+      continue;
+    found = true;
+    MOEC_TRY(StoredTensor stacked, apply(step, item));
+    item.members.clear();
+    item.members.push_back(std::move(stacked));
+    item.isFamily = false;
+  }
+  if (!found)
+    return Error{print(step) + " finds no source with '{e}' in its name"};
+  return moec::success();
+}
+
+/// Applies a step that makes one tensor of the whole list.
+template <typename StepAttr> static Status reduce(StepAttr step, std::vector<Item> &list) {
+  for (const Item &item : list)
+    if (item.isFamily)
+      return stepError(step, item.name, "is a family, expected it to be stacked first");
+  MOEC_TRY(StoredTensor result, apply(step, llvm::ArrayRef<Item>(list)));
+  list.resize(1);
+  list.front().members.front() = std::move(result);
+  return moec::success();
+}
+
+static Result<std::vector<Item>> readSources(ArrayAttr sources, ArrayAttr recipe, const moec::TensorSource &source) {
+  int64_t count = 0;
+  for (Attribute step : recipe)
+    if (auto stack = dyn_cast<StackAttr>(step)) {
+      count = stack.getCount();
+      break;
+    }
+
+  std::vector<Item> list;
+  for (Attribute attr : sources) {
+    auto name = dyn_cast<StringAttr>(attr);
+    if (!name)
+      return Error{"source " + print(attr) + " of a weight is no string"};
+    Item item{name.str(), name.getValue().contains(kFamilyMarker), {}};
+    if (item.isFamily && count == 0)
+      return Error{"source '" + item.name + "' is a family, but the recipe has no #moe.stack"};
+    for (int64_t e = 0; e < (item.isFamily ? count : 1); ++e) {
+      std::string member = item.name;
+      if (item.isFamily)
+        member.replace(member.find(kFamilyMarker), kFamilyMarker.size(), std::to_string(e));
+      MOEC_TRY(StoredTensor tensor, read(member, source));
+      item.members.push_back(std::move(tensor));
+    }
+    list.push_back(std::move(item));
+  }
+  if (list.empty())
+    return Error{"a weight needs at least one source"};
+  return list;
+}
+
+Result<StoredTensor> evaluateRecipe(ArrayAttr sources, ArrayAttr recipe, const moec::TensorSource &source) {
+  MOEC_TRY(std::vector<Item> list, readSources(sources, recipe, source));
+  for (Attribute attr : recipe) {
+    Status status =
+        llvm::TypeSwitch<Attribute, Status>(attr)
+            .Case<DequantFp8BlockAttr, StackAttr>([&](auto step) { return applyStep(step, list); })
+            .Case<HeadRowsAttr, TransposeAttr, CastAttr, PadAttr>([&](auto step) { return mapEach(step, list); })
+            .Case<PackPanelsAttr, PackBlockScalesAttr>([&](auto step) { return reduce(step, list); })
+            .Default([](Attribute step) { return Error{"the recipe step " + print(step) + " is not known"}; });
+    if (!status)
+      return status.takeError();
+  }
+  if (list.size() != 1)
+    return Error{"the recipe leaves " + std::to_string(list.size()) + " tensors, expected 1"};
+  return std::move(list.front().members.front());
+}
+
+} // namespace mlir::moe::reference

@@ -1,0 +1,48 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+/// \file
+/// What a recipe means: its steps on whole tensors in memory, the obvious way.
+/// The streaming materializer must give the same bytes.
+
+#ifndef MOEC_DIALECTS_MOE_REFERENCE_RECIPE_H
+#define MOEC_DIALECTS_MOE_REFERENCE_RECIPE_H
+
+#include "dialects/Moe/Reference/Reference.h"
+#include "runtime/Support/DType.h"
+#include "runtime/Support/TensorSource.h"
+
+#include <cstddef>
+#include <optional>
+#include <vector>
+
+namespace mlir::moe::reference {
+
+/// A tensor as it is stored: values of `dtype` (F32, F16, BF16 or F8E4M3), each held exactly in a float.
+struct StoredTensor {
+  moec::DType dtype = moec::DType::F32;
+  Tensor<float> values;
+};
+
+/// The stored type of an IR element type: f32, f16, bf16, f8E4M3FN; none for others.
+std::optional<moec::DType> dtypeOf(Type type);
+
+/// Evaluates the recipe of a `moe.weight` or `exec.weight`.
+///
+/// The steps work on a list of tensors, at first the sources in order. A source whose name holds `{e}` is a family of
+/// as many tensors as the recipe's first `stack` says; the steps before that act on each member.
+///   dequant_fp8_block  each (weight, scale) of consecutive pairs becomes one tensor; the exact product is rounded once
+///   stack              each family becomes one tensor; other tensors are left
+///   head_rows, transpose, cast, pad   act on each tensor
+///   pack_panels, pack_block_scales    make one tensor of the whole list of one or two
+/// In the end one tensor must be left. What a step's own verifier promises is taken for granted; what its tensors must
+/// be is checked. Fails with a sentence that names the tensor or step, what was found and what
+/// was expected. No tensor may have more than 2^36 elements.
+moec::Result<StoredTensor> evaluateRecipe(ArrayAttr sources, ArrayAttr recipe, const moec::TensorSource &source);
+
+/// The bytes of `tensor` in its own dtype, little-endian, as safetensors stores them.
+std::vector<std::byte> toBytes(const StoredTensor &tensor);
+
+} // namespace mlir::moe::reference
+
+#endif // MOEC_DIALECTS_MOE_REFERENCE_RECIPE_H

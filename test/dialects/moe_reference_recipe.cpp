@@ -1,0 +1,302 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+/// \file
+/// Every step of a recipe against its definition, element by element, and what recipes refuse.
+
+#include "moe_reference_common.h"
+
+#include "mlir/AsmParser/AsmParser.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+using namespace mlir::moe::reference;
+using moec::DType;
+using moec::test::MapSource;
+using moec::test::Random;
+using testing::ElementsAre;
+
+namespace {
+
+class MoeReferenceRecipe : public testing::Test {
+protected:
+  MoeReferenceRecipe() { context.loadDialect<mlir::moe::MoeDialect>(); }
+
+  moec::Result<StoredTensor> evaluate(const std::string &sources, const std::string &recipe) {
+    auto parse = [&](const std::string &text) {
+      return mlir::cast<mlir::ArrayAttr>(mlir::parseAttribute(text, &context));
+    };
+    return evaluateRecipe(parse(sources), parse(recipe), source);
+  }
+  Tensor<float> values(const std::string &sources, const std::string &recipe) {
+    auto result = evaluate(sources, recipe);
+    EXPECT_TRUE(result) << result.message();
+    return result ? result->values : Tensor<float>();
+  }
+  std::string message(const std::string &sources, const std::string &recipe) {
+    auto result = evaluate(sources, recipe);
+    return result ? "no error" : result.message();
+  }
+
+  /// A tensor [.., rows, cols] whose element i is i + start: exact up to 2^24.
+  void addCounting(const std::string &name, std::vector<int64_t> shape, float start = 0) {
+    Tensor<float> tensor(std::move(shape));
+    for (size_t i = 0; i < tensor.data.size(); ++i)
+      tensor.data[i] = i + start;
+    source.add(name, tensor);
+  }
+  /// Random e4m3 bytes, without NaN.
+  std::vector<uint8_t> addFp8(Random &random, const std::string &name, std::vector<int64_t> shape) {
+    std::vector<uint8_t> bytes(Tensor<float>::count(shape));
+    for (uint8_t &byte : bytes)
+      byte = random.below(2) * 128 + random.below(127);
+    source.add(name, DType::F8E4M3, std::move(shape), bytes);
+    return bytes;
+  }
+
+  mlir::MLIRContext context;
+  MapSource source;
+};
+
+TEST_F(MoeReferenceRecipe, PlainTensorsAreWidenedExactly) {
+  source.add("bf16", DType::BF16, {3}, std::vector<uint16_t>{0x3F80, 0xC049, 0x0001});
+  source.add("f16", DType::F16, {3}, std::vector<uint16_t>{0x3C00, 0xC248, 0x0001});
+  source.add("f8", DType::F8E4M3, {4}, std::vector<uint8_t>{0x38, 0x7E, 0x01, 0xFE});
+  source.add("f32", DType::F32, {}, std::vector<float>{0.1f});
+  EXPECT_THAT(values(R"(["bf16"])", "[]").data, ElementsAre(1, -3.140625f, 0x1p-133f));
+  EXPECT_THAT(values(R"(["f16"])", "[]").data, ElementsAre(1, -3.140625f, 0x1p-24f));
+  EXPECT_THAT(values(R"(["f8"])", "[]").data, ElementsAre(1, 448, 0x1p-9f, -448));
+  EXPECT_EQ(values(R"(["f32"])", "[]"), Tensor<float>({}, {0.1f}));
+}
+
+TEST_F(MoeReferenceRecipe, BytesComeBackAsTheyWere) {
+  std::vector<uint8_t> f8;
+  for (int code = 0; code < 256; ++code)
+    if ((code & 127) != 127)
+      f8.push_back(code);
+  source.add("f8", DType::F8E4M3, {int64_t(f8.size())}, f8);
+  source.add("bf16", DType::BF16, {3}, std::vector<uint16_t>{0x3F81, 0x8000, 0xFF80});
+  source.add("f16", DType::F16, {3}, std::vector<uint16_t>{0x3C01, 0x8001, 0xFC00});
+  source.add("f32", DType::F32, {2}, std::vector<float>{0.1f, -0.0f});
+  for (const char *name : {"f8", "bf16", "f16", "f32"}) {
+    auto tensor = evaluate("[\"" + std::string(name) + "\"]", "[]");
+    ASSERT_TRUE(tensor);
+    std::vector<std::byte> bytes = toBytes(*tensor);
+    auto view = source.tensor(name);
+    ASSERT_EQ(tensor->dtype, view->dtype);
+    ASSERT_EQ(bytes.size(), tensor->values.data.size() * moec::byteSize(view->dtype));
+    EXPECT_EQ(std::memcmp(bytes.data(), view->data, bytes.size()), 0) << name;
+  }
+}
+
+TEST_F(MoeReferenceRecipe, DequantMultipliesByTheScaleOfTheBlock) {
+  // Blocks of 2 x 3 over 3 x 4: the last row and column of blocks are partial. 0x38 is 1, 0x40 is 2.
+  source.add("q", DType::F8E4M3, {3, 4},
+             std::vector<uint8_t>{0x38, 0x38, 0x38, 0x40, 0x38, 0x38, 0x40, 0x38, 0xB8, 0x38, 0x38, 0x38});
+  source.add("s", DType::F32, {2, 2}, std::vector<float>{10, 20, 30, 0.1f});
+  EXPECT_EQ(values(R"(["q", "s"])", "[#moe.dequant_fp8_block<2x3, f32>]"),
+            Tensor<float>({3, 4}, {10, 10, 10, 40, 10, 10, 20, 20, -30, 30, 30, 0.1f}));
+}
+
+TEST_F(MoeReferenceRecipe, DequantOfRaggedBlocksInBatches) {
+  Random random(11);
+  std::vector<uint8_t> q = addFp8(random, "q", {2, 130, 200});
+  Tensor<float> scales = random.tensor<float>({2, 2, 2});
+  source.add("s", scales);
+  Tensor<float> expected({2, 130, 200});
+  for (int b = 0; b < 2; ++b)
+    for (int i = 0; i < 130; ++i)
+      for (int j = 0; j < 200; ++j)
+        expected.row(b, i)[j] = moec::f8e4m3ToFloat(q[(b * 130 + i) * 200 + j]) * scales.row(b, i / 128)[j / 128];
+  EXPECT_EQ(values(R"(["q", "s"])", "[#moe.dequant_fp8_block<128x128, f32>]"), expected);
+}
+
+TEST_F(MoeReferenceRecipe, DequantRoundsOnce) {
+  // 1.5 * scale lies 2^-24 above a tie of bf16; rounded to f32 first it would be that tie, and then 1.
+  source.add("q", DType::F8E4M3, {1, 2}, std::vector<uint8_t>{0x3C, 0xBC});
+  source.add("s", DType::F32, {1, 1}, std::vector<float>{0x1.56aaacp-1f});
+  EXPECT_THAT(values(R"(["q", "s"])", "[#moe.dequant_fp8_block<128x128, bf16>]").data,
+              ElementsAre(1.0078125f, -1.0078125f));
+  source.add("s", DType::F32, {1, 1}, std::vector<float>{0x1.56aaaap-1f}); // 2^-25 below
+  EXPECT_THAT(values(R"(["q", "s"])", "[#moe.dequant_fp8_block<128x128, bf16>]").data, ElementsAre(1, -1));
+}
+
+TEST_F(MoeReferenceRecipe, CastRoundsToNearestEven) {
+  source.add("x", DType::F32, {4}, std::vector<float>{1.00390625f, 1.01171875f, 3.0e38f, -1e6f});
+  auto bf16 = evaluate(R"(["x"])", "[#moe.cast<bf16>]");
+  ASSERT_TRUE(bf16);
+  EXPECT_EQ(bf16->dtype, DType::BF16);
+  EXPECT_THAT(bf16->values.data, ElementsAre(1, 1.015625f, 0x1.c4p127f, -999424));
+  EXPECT_THAT(values(R"(["x"])", "[#moe.cast<f16>]").data, ElementsAre(1.00390625f, 1.01171875f, INFINITY, -INFINITY));
+  EXPECT_THAT(values(R"(["x"])", "[#moe.cast<f32>]").data, ElementsAre(1.00390625f, 1.01171875f, 3.0e38f, -1e6f));
+}
+
+TEST_F(MoeReferenceRecipe, StackMakesOneTensorOfAFamily) {
+  for (int e = 0; e < 12; ++e)
+    addCounting("experts." + std::to_string(e) + ".w", {2, 3}, 100 * e);
+  Tensor<float> stacked = values(R"(["experts.{e}.w"])", "[#moe.stack<12>]");
+  EXPECT_EQ(stacked.shape, (std::vector<int64_t>{12, 2, 3}));
+  EXPECT_EQ(stacked.row(11, 1)[2], 1105);
+  EXPECT_EQ(stacked.row(2, 0)[1], 201);
+}
+
+TEST_F(MoeReferenceRecipe, StackOfDequantizedExperts) {
+  Random random(12);
+  std::vector<std::vector<uint8_t>> q;
+  std::vector<Tensor<float>> scales;
+  for (int e = 0; e < 3; ++e) {
+    q.push_back(addFp8(random, "e" + std::to_string(e) + ".w", {3, 5}));
+    scales.push_back(random.tensor<float>({2, 2}));
+    source.add("e" + std::to_string(e) + ".s", scales.back());
+  }
+  Tensor<float> stacked = values(R"(["e{e}.w", "e{e}.s"])", "[#moe.dequant_fp8_block<2x4, f32>, #moe.stack<3>]");
+  ASSERT_EQ(stacked.shape, (std::vector<int64_t>{3, 3, 5}));
+  for (int e = 0; e < 3; ++e)
+    for (int i = 0; i < 3; ++i)
+      for (int j = 0; j < 5; ++j)
+        EXPECT_EQ(stacked.row(e, i)[j], moec::f8e4m3ToFloat(q[e][i * 5 + j]) * scales[e].row(i / 2)[j / 4]);
+}
+
+TEST_F(MoeReferenceRecipe, HeadRowsTransposePad) {
+  addCounting("kv_b", {6, 2}); // two heads of three rows
+  EXPECT_EQ(values(R"(["kv_b"])", "[#moe.head_rows<2, 1, 3>]"), Tensor<float>({2, 2, 2}, {2, 3, 4, 5, 8, 9, 10, 11}));
+  EXPECT_EQ(values(R"(["kv_b"])", "[#moe.head_rows<2, 0, 1>]"), Tensor<float>({2, 1, 2}, {0, 1, 6, 7}));
+  EXPECT_EQ(values(R"(["kv_b"])", "[#moe.head_rows<2, 1, 3>, #moe.transpose]"),
+            Tensor<float>({2, 2, 2}, {2, 4, 3, 5, 8, 10, 9, 11}));
+  addCounting("m", {2, 3});
+  EXPECT_EQ(values(R"(["m"])", "[#moe.transpose]"), Tensor<float>({3, 2}, {0, 3, 1, 4, 2, 5}));
+  EXPECT_EQ(values(R"(["m"])", "[#moe.pad<5>]"), Tensor<float>({2, 5}, {0, 1, 2, 0, 0, 3, 4, 5, 0, 0}));
+  EXPECT_EQ(values(R"(["m"])", "[#moe.pad<3>]"), Tensor<float>({2, 3}, {0, 1, 2, 3, 4, 5}));
+}
+
+TEST_F(MoeReferenceRecipe, PackPanels) {
+  addCounting("w", {3, 2}, 1); // rows 1 2, 3 4, 5 6
+  EXPECT_EQ(values(R"(["w"])", "[#moe.pack_panels<2>]"), Tensor<float>({1, 2, 2, 2}, {1, 3, 2, 4, 5, 0, 6, 0}));
+  addCounting("up", {3, 2}, 11);
+  // A panel: two rows of the first, the same two of the second.
+  EXPECT_EQ(values(R"(["w", "up"])", "[#moe.pack_panels<4>]"),
+            Tensor<float>({1, 2, 2, 4}, {1, 3, 11, 13, 2, 4, 12, 14, 5, 0, 15, 0, 6, 0, 16, 0}));
+}
+
+TEST_F(MoeReferenceRecipe, PackPanelsOfStackedPairsHasEveryElementInItsPlace) {
+  constexpr int64_t experts = 3, n = 37, k = 5, width = 32;
+  for (int e = 0; e < experts; ++e) {
+    addCounting("g" + std::to_string(e), {n, k}, 1 + e * n * k);
+    addCounting("u" + std::to_string(e), {n, k}, 10001 + e * n * k);
+  }
+  Tensor<float> packed = values(R"(["g{e}", "u{e}"])", "[#moe.stack<3>, #moe.pack_panels<32>]");
+  ASSERT_EQ(packed.shape, (std::vector<int64_t>{experts, 3, k, width}));
+  for (int64_t e = 0; e < experts; ++e)
+    for (int64_t p = 0; p < 3; ++p)
+      for (int64_t c = 0; c < k; ++c)
+        for (int64_t lane = 0; lane < width; ++lane) {
+          int64_t row = p * 16 + lane % 16;
+          float expected = row < n ? (lane < 16 ? 1 : 10001) + (e * n + row) * k + c : 0;
+          ASSERT_EQ(packed.data[((e * 3 + p) * k + c) * width + lane], expected);
+        }
+}
+
+TEST_F(MoeReferenceRecipe, PackedScalesLieBesideTheirPanels) {
+  // What panels and scales say together is the dequantized
+  // weight, lane by lane.
+  constexpr int64_t batch = 2, n = 21, k = 11, cols = 3, width = 16;
+  Random random(13);
+  for (std::string name : {"g", "u"}) {
+    addFp8(random, name, {batch, n, k});
+    source.add(name + ".s", random.tensor<float>({batch, 6, 4}));
+  }
+  for (bool pair : {false, true}) {
+    std::string weights = pair ? R"(["g", "u"])" : R"(["g"])", scales = pair ? R"(["g.s", "u.s"])" : R"(["g.s"])";
+    std::vector<Tensor<float>> dequantized = {values(R"(["g", "g.s"])", "[#moe.dequant_fp8_block<4x3, f32>]"),
+                                              values(R"(["u", "u.s"])", "[#moe.dequant_fp8_block<4x3, f32>]")};
+    auto panels = evaluate(weights, "[#moe.pack_panels<16>]");
+    ASSERT_TRUE(panels) << panels.message();
+    EXPECT_EQ(panels->dtype, DType::F8E4M3);
+    Tensor<float> packed = values(scales, "[#moe.pack_block_scales<16, 21, 4>]");
+    int64_t lanes = pair ? width / 2 : width, numPanels = pair ? 3 : 2;
+    ASSERT_EQ(panels->values.shape, (std::vector<int64_t>{batch, numPanels, k, width}));
+    ASSERT_EQ(packed.shape, (std::vector<int64_t>{batch, numPanels, 4, width}));
+    for (int64_t b = 0; b < batch; ++b)
+      for (int64_t p = 0; p < numPanels; ++p)
+        for (int64_t c = 0; c < k; ++c)
+          for (int64_t lane = 0; lane < width; ++lane) {
+            float weight = panels->values.data[((b * numPanels + p) * k + c) * width + lane];
+            float scale = packed.data[((b * numPanels + p) * 4 + c / cols) * width + lane];
+            int64_t row = p * lanes + lane % lanes;
+            if (row < n)
+              ASSERT_EQ(weight * scale, dequantized[lane / lanes].row(b, row)[c]);
+            else
+              ASSERT_EQ(scale, 0);
+          }
+  }
+}
+
+TEST_F(MoeReferenceRecipe, RefusalsAreSentences) {
+  addCounting("m", {4, 6});
+  addCounting("n", {3, 6});
+  addCounting("v", {4});
+  addCounting("e0", {2, 2});
+  addCounting("e1", {2, 3});
+  addCounting("t0", {2, 2});
+  addCounting("t1", {2, 2});
+  source.add("i", DType::I64, {1}, std::vector<int64_t>{1});
+  source.add("q", DType::F8E4M3, {4, 6}, std::vector<uint8_t>(24));
+  source.add("s16", DType::BF16, {1, 1}, std::vector<uint16_t>{0});
+
+  EXPECT_EQ(message(R"(["absent"])", "[]"), "tensor 'absent' is not in the checkpoint");
+  EXPECT_EQ(message(R"(["i"])", "[]"), "tensor 'i' is I64, expected F32, F16, BF16 or F8_E4M3");
+  EXPECT_EQ(message("[]", "[]"), "a weight needs at least one source");
+  EXPECT_EQ(message("[1]", "[]"), "source 1 : i64 of a weight is no string");
+  EXPECT_EQ(message(R"(["m", "n"])", "[]"), "the recipe leaves 2 tensors, expected 1");
+  EXPECT_EQ(message(R"(["m"])", "[7]"), "the recipe step 7 : i64 is not known");
+  EXPECT_EQ(message(R"(["e{e}"])", "[]"), "source 'e{e}' is a family, but the recipe has no "
+                                          "#moe.stack");
+  EXPECT_EQ(message(R"(["m"])", "[#moe.stack<2>]"), "#moe.stack<2> finds no source with '{e}' in its name");
+  EXPECT_EQ(message(R"(["e{e}"])", "[#moe.stack<2>]"), "#moe.stack<2>: 'e{e}' is F32 [2, 3] for {e} = 1, "
+                                                       "expected F32 [2, 2] as for {e} = 0");
+  EXPECT_EQ(message(R"(["t{e}"])", "[#moe.stack<3>]"), "tensor 't2' is not in the checkpoint");
+  EXPECT_EQ(message(R"(["t{e}"])", "[#moe.pack_panels<2>, #moe.stack<2>]"),
+            "#moe.pack_panels<2>: 't{e}' is a family, expected "
+            "it to be stacked first");
+  EXPECT_EQ(message(R"(["m"])", "[#moe.dequant_fp8_block<2x2, f32>]"),
+            "#moe.dequant_fp8_block<2x2, f32> takes pairs of weight "
+            "and scale, but the recipe has 1 tensors");
+  EXPECT_EQ(message(R"(["m", "n"])", "[#moe.dequant_fp8_block<2x2, f32>]"),
+            "#moe.dequant_fp8_block<2x2, f32>: 'm' is F32, "
+            "expected F8_E4M3");
+  EXPECT_EQ(message(R"(["q", "s16"])", "[#moe.dequant_fp8_block<4x6, f32>]"),
+            "#moe.dequant_fp8_block<4x6, f32>: 'q' has scales "
+            "in BF16, expected F32");
+  EXPECT_EQ(message(R"(["q", "n"])", "[#moe.dequant_fp8_block<4x5, f32>]"),
+            "#moe.dequant_fp8_block<4x5, f32>: 'q' [4, 6] has "
+            "scales [3, 6], expected [1, 2]");
+  EXPECT_EQ(message(R"(["t{e}", "m"])", "[#moe.dequant_fp8_block<2x2, f32>, #moe.stack<2>]"),
+            "#moe.dequant_fp8_block<2x2, f32>: 'm' does not pair "
+            "with 't{e}': only one is a family");
+  EXPECT_EQ(message(R"(["m"])", "[#moe.head_rows<3, 0, 1>]"), "#moe.head_rows<3, 0, 1>: 'm' is [4, 6], expected "
+                                                              "[heads * rows, columns] with end <= rows");
+  EXPECT_EQ(message(R"(["m"])", "[#moe.head_rows<2, 0, 3>]"), "#moe.head_rows<2, 0, 3>: 'm' is [4, 6], expected "
+                                                              "[heads * rows, columns] with end <= rows");
+  EXPECT_EQ(message(R"(["v"])", "[#moe.transpose]"), "#moe.transpose: 'v' is [4], expected at least 2 "
+                                                     "dimensions");
+  EXPECT_EQ(message(R"(["m"])", "[#moe.pad<5>]"), "#moe.pad<5>: 'm' is [4, 6], its last dimension "
+                                                  "cannot be padded to this size");
+  EXPECT_EQ(message(R"(["m"])", "[#moe.pad<1099511627776>]"), "#moe.pad<1099511627776>: 'm' would become [4, "
+                                                              "1099511627776], more than 2^36 elements");
+  EXPECT_EQ(message(R"(["v"])", "[#moe.pack_panels<2>]"), "#moe.pack_panels<2>: 'v' is [4], expected rank 2 or 3");
+  EXPECT_EQ(message(R"(["m", "m"])", "[#moe.pack_panels<3>]"), "#moe.pack_panels<3> takes two tensors, but its "
+                                                               "width is odd");
+  EXPECT_EQ(message(R"(["m", "n"])", "[#moe.pack_panels<2>]"), "#moe.pack_panels<2>: 'n' is F32 [3, 6], expected "
+                                                               "F32 [4, 6] as 'm'");
+  EXPECT_EQ(message(R"(["m", "m", "m"])", "[#moe.pack_panels<2>]"),
+            "#moe.pack_panels<2> takes one or two tensors, but the "
+            "recipe has 3");
+  EXPECT_EQ(message(R"(["m"])", "[#moe.pack_block_scales<32, 100, 128>]"),
+            "#moe.pack_block_scales<32, 100, 128>: 'm' has 4 blocks "
+            "of rows, expected one for every 128 of 100 rows");
+}
+
+} // namespace
