@@ -19,3 +19,7 @@ for name in ("MOEC_CPU", "ASAN_OPTIONS", "UBSAN_OPTIONS"):
         config.environment[name] = os.environ[name]
 config.substitutions.append(("%models", os.path.join(config.test_source_root, "models")))
 config.substitutions.append(("%python", sys.executable))
+config.substitutions.append(("%src", config.moec_source_dir))
+config.substitutions.append(
+    ("%tblgen", f"mlir-tblgen -I {config.moec_source_dir} -I {os.path.join(config.llvm_tools_dir, '..', 'include')}")
+)

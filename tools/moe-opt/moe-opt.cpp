@@ -8,6 +8,8 @@
 #include "dialects/Moe/MoeDialect.h"
 #include "passes/Conversion/MoeToExec/MoeToExec.h"
 #include "passes/Exec/Passes.h"
+#include "passes/Moe/Passes.h"
+#include "passes/Pipelines.h"
 
 #include "mlir/InitAllDialects.h"
 #include "mlir/InitAllExtensions.h"
@@ -16,8 +18,10 @@
 
 int main(int argc, char **argv) {
   mlir::registerAllPasses();
+  mlir::moe::registerMoecMoePasses();
   mlir::exec::registerMoecMoeToExecPasses();
   mlir::exec::registerMoecExecPasses();
+  mlir::moe::registerMoePipelines();
 
   mlir::DialectRegistry registry;
   mlir::registerAllDialects(registry);

@@ -1,0 +1,63 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+#ifndef MOEC_PASSES_MOE_PASSES_TD
+#define MOEC_PASSES_MOE_PASSES_TD
+
+include "mlir/Pass/PassBase.td"
+
+def FuseMlaPass : InterfacePass<"moe-fuse-mla", "::mlir::FunctionOpInterface"> {
+  let summary = "Attend over the latent cache itself instead of projecting the whole context up";
+  let description = [{
+    Rewrites the expanded form of multi-head latent attention, in which `kv_b` projects every
+    cached latent of the context to keys and values, into `moe.mla_attention`:
+
+    ```
+    %C, %KR, %cp, %cs = moe.cache_append @cache(%c, %kr) at %p, %s
+    %kn, %v = moe.split (moe.reshape (moe.linear %C, %kv_b))
+    %o = moe.attention query(%qn, %qr) key(%kn, %KR) value(%v) at(%p, %s) context(%cp, %cs) scale s
+    ->
+    %o = moe.mla_attention @cache query(%qn, %qr) entry(%c, %kr) up(%w_uk, %w_uv) at(%p, %s) scale s
+    ```
+
+    `%w_uk` and `%w_uv` are new weights: the sources and recipe of `%kv_b`, then `head_rows` of
+    the key rows and of the value rows of each head. The pattern follows values, never names.
+
+    Left alone: contexts with any other use, a `kv_b` that is not a `moe.weight`, keys and values
+    in another order, and two ops between which something touches the cache (the entries are
+    stored where the attention is). Run it after `cse` and before weights are packed. It changes
+    the order of summation, so results differ by rounding.
+  }];
+  let statistics = [Statistic<"numFused", "num-fused", "Attentions rewritten to the latent form">];
+}
+
+def FuseGateUpPass : InterfacePass<"moe-fuse-gate-up", "::mlir::FunctionOpInterface"> {
+  let summary = "Join the gate and up projections so that one GEMM reads the tokens once";
+  let description = [{
+    ```
+    moe.swiglu (moe.linear %x, %gate), (moe.linear %x, %up)  ->  moe.gate_up %x, %gate, %up
+    ```
+
+    Both projections must read one `%x`, have weights of one type, no residual and no other use;
+    other ops are left as they are. Run it before `moe-fuse-residual`. Results do not change.
+  }];
+  let statistics = [Statistic<"numFused", "num-fused", "Pairs of projections joined">];
+}
+
+def FuseResidualPass : InterfacePass<"moe-fuse-residual", "::mlir::FunctionOpInterface"> {
+  let summary = "Let a projection or the experts add the residual as they store";
+  let description = [{
+    ```
+    moe.add %r, (moe.linear %x, %w)               ->  moe.linear %x, %w add %r
+    moe.add %r, (moe.experts %x route .. ffn ..)  ->  moe.experts %x route .. ffn .. add %r
+    ```
+
+    The operands may be in either order. An op that has a residual already, another use, or lies
+    in another block than the sum is left as it is; if both operands could take the other one as
+    residual, experts do so before a projection and the second operand before the first. Sums
+    keep their order, so results do not change. Run it last.
+  }];
+  let statistics = [Statistic<"numFused", "num-fused", "Additions folded into the op before them">];
+}
+
+#endif

@@ -1,0 +1,31 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+#include "passes/Pipelines.h"
+
+#include "passes/Moe/Passes.h"
+
+#include "mlir/Dialect/Func/IR/FuncOps.h"
+#include "mlir/Pass/PassManager.h"
+#include "mlir/Pass/PassRegistry.h"
+#include "mlir/Transforms/Passes.h"
+
+using namespace mlir;
+
+void moe::buildMoePipeline(OpPassManager &pm) {
+  // The fusions match on values: one value for one thing, no reshape between two others.
+  pm.addPass(createCanonicalizerPass());
+  pm.addPass(createCSEPass());
+  OpPassManager &function = pm.nest<func::FuncOp>();
+  // First, as it takes a plain linear for the up-projection of the context.
+  function.addPass(createFuseMlaPass());
+  // Before residuals: a gate or up that adds one could no longer be joined.
+  function.addPass(createFuseGateUpPass());
+  // Last, over the linears that are left.
+  function.addPass(createFuseResidualPass());
+}
+
+void moe::registerMoePipelines() {
+  PassPipelineRegistration<>("moe-optimize", "Optimize a plain model: canonicalize, cse and the fusions of passes/Moe",
+                             buildMoePipeline);
+}

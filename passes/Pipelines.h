@@ -1,0 +1,26 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+/// \file
+/// The order of passes, and nothing else.
+
+#ifndef MOEC_PASSES_PIPELINES_H
+#define MOEC_PASSES_PIPELINES_H
+
+namespace mlir {
+class OpPassManager;
+}
+
+namespace mlir::moe {
+
+/// Optimizes a model, as `moe-optimize`.
+/// In: a module of `moe` and `func`, in the plain form that importers give.
+/// Out: the same dialects; latent attention absorbed, projections and residuals fused.
+void buildMoePipeline(OpPassManager &pm);
+
+/// Registers the pipelines with the command line of `moe-opt`.
+void registerMoePipelines();
+
+} // namespace mlir::moe
+
+#endif // MOEC_PASSES_PIPELINES_H
