@@ -10,7 +10,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <mutex>
+#include <span>
 #include <thread>
 
 using namespace moec;
@@ -78,10 +80,12 @@ public:
       MOEC_CHECK(makeRows(block, matrix, row, rows, bytes));
     }
     MOEC_CHECK(out.write(job.name, unit * unitBytes() - skipped(matrix), bytes.data(), size));
-    int64_t first = index * lanesPerBlock();
-    for (const auto &block : recipe.blocks)
-      if (first < block->rows)
+    // Scales are small and shared by many panels: they are released with the whole weight.
+    if (!mlir::isa_and_nonnull<steps::PackBlockScalesAttr>(recipe.pack)) {
+      int64_t first = index * lanesPerBlock();
+      for (const auto &block : recipe.blocks)
         block->release(matrix, first, std::min(lanesPerBlock(), block->rows - first));
+    }
     return success();
   }
 
@@ -159,6 +163,9 @@ private:
       int64_t width = std::min(tileCols, cols - col);
       for (size_t b = 0; b < recipe.blocks.size(); ++b) {
         MOEC_CHECK(recipe.blocks[b]->read({matrix, row, rows, col, width}, lines.data()));
+        if (rowsPerSource > 1 && !std::ranges::all_of(std::span(lines.data(), rows * width),
+                                                      [](float value) { return std::isfinite(value); }))
+          return Error{"scale of tensor '" + job.sources[b] + "' is not finite"};
         for (int64_t lane = 0; lane < present; ++lane) {
           const float *line = &lines[((first + lane) / rowsPerSource - row) * width];
           float *to = &panel[b * lanes + lane];

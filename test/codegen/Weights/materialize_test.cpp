@@ -1,0 +1,233 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+/// \file
+/// The streaming materializer against the reference interpreter's recipes: every
+/// byte, whatever the shapes, threads and memory.
+
+#include "codegen/Weights/Materialize.h"
+#include "dialects/Exec/ExecDialect.h"
+#include "dialects/Moe/MoeDialect.h"
+#include "dialects/Moe/Reference/Recipe.h"
+
+#include "mlir/AsmParser/AsmParser.h"
+#include "mlir/IR/Builders.h"
+#include "mlir/IR/MLIRContext.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <random>
+
+using namespace moec;
+using testing::HasSubstr;
+
+namespace {
+
+/// Tensors in memory, filled with random bits that are numbers.
+class RandomSource final : public TensorSource {
+public:
+  void add(const std::string &name, DType dtype, std::vector<int64_t> shape) {
+    Entry &entry = entries[name];
+    int64_t count = 1;
+    for (int64_t dim : shape)
+      count *= dim;
+    entry.bytes.resize(count * byteSize(dtype));
+    for (int64_t i = 0; i < count; ++i) {
+      float value = std::normal_distribution<float>(0, 1)(random);
+      uint16_t half = dtype == DType::BF16 ? floatToBf16(value) : floatToF16(value);
+      uint8_t byte = floatToF8e4m3(value);
+      const void *from = dtype == DType::F32      ? static_cast<const void *>(&value)
+                         : dtype == DType::F8E4M3 ? static_cast<const void *>(&byte)
+                                                  : static_cast<const void *>(&half);
+      std::memcpy(&entry.bytes[i * byteSize(dtype)], from, byteSize(dtype));
+    }
+    entry.view = {dtype, std::move(shape), entry.bytes.data()};
+  }
+  std::vector<std::byte> &bytes(const std::string &name) { return entries.at(name).bytes; }
+
+  Result<TensorView> tensor(const std::string &name) const override {
+    auto found = entries.find(name);
+    if (found == entries.end())
+      return Error{"tensor '" + name + "' is absent"};
+    return found->second.view;
+  }
+
+private:
+  struct Entry {
+    std::vector<std::byte> bytes;
+    TensorView view;
+  };
+  std::map<std::string, Entry> entries;
+  std::mt19937 random{7};
+};
+
+class MaterializeTest : public testing::Test {
+protected:
+  MaterializeTest() {
+    context.loadDialect<mlir::moe::MoeDialect, mlir::exec::ExecDialect>();
+    directory = std::filesystem::temp_directory_path() / ("moec-weights-" + std::to_string(getpid()));
+    std::filesystem::create_directories(directory);
+  }
+  ~MaterializeTest() override { std::filesystem::remove_all(directory); }
+
+  mlir::ArrayAttr recipe(const std::string &text) {
+    return mlir::cast<mlir::ArrayAttr>(mlir::parseAttribute(text, &context));
+  }
+
+  WeightJob job(std::vector<std::string> sources, const std::string &steps, DType dtype, std::vector<int64_t> shape) {
+    return {"w", std::move(sources), recipe(steps), dtype, std::move(shape)};
+  }
+
+  /// The bytes of the weight as the materializer writes them.
+  Result<std::vector<std::byte>> make(const WeightJob &job, unsigned threads = 1, uint64_t memory = 1 << 30) {
+    std::string path = (directory / "w.safetensors").string();
+    MOEC_TRY(auto writer, SafetensorsWriter::create(path, {{job.name, job.dtype, job.shape}}));
+    MaterializeOptions options;
+    options.threads = threads;
+    options.maxMemory = memory;
+    MOEC_CHECK(materialize({job}, source, writer, options));
+    MOEC_CHECK(writer.finish());
+    MOEC_TRY(auto file, SafetensorsFile::open(path));
+    const TensorInfo &info = file.tensors().at(job.name);
+    return std::vector<std::byte>(file.data(info), file.data(info) + info.bytes);
+  }
+
+  void expectSame(std::vector<std::string> sources, const std::string &steps) {
+    std::vector<mlir::Attribute> names;
+    for (const std::string &name : sources)
+      names.push_back(mlir::StringAttr::get(&context, name));
+    auto defined = mlir::moe::reference::evaluateRecipe(mlir::ArrayAttr::get(&context, names), recipe(steps), source);
+    ASSERT_TRUE(defined.ok()) << defined.message();
+    WeightJob made = job(sources, steps, defined->dtype, defined->values.shape);
+    for (unsigned threads : {1u, 3u}) {
+      auto bytes = make(made, threads);
+      ASSERT_TRUE(bytes.ok()) << bytes.message();
+      EXPECT_EQ(*bytes, toBytes(*defined)) << steps << " on " << threads << " threads";
+    }
+  }
+
+  mlir::MLIRContext context;
+  RandomSource source;
+  std::filesystem::path directory;
+};
+
+TEST_F(MaterializeTest, PlainTensorsOfEachType) {
+  for (DType dtype : {DType::F32, DType::F16, DType::BF16, DType::F8E4M3}) {
+    source.add("vector", dtype, {77});
+    source.add("matrix", dtype, {101, 33});
+    source.add("cube", dtype, {3, 37, 5});
+    expectSame({"vector"}, "[]");
+    expectSame({"matrix"}, "[]");
+    expectSame({"cube"}, "[]");
+  }
+}
+
+TEST_F(MaterializeTest, VectorsAreWidenedAndPadded) {
+  source.add("norm", DType::BF16, {60});
+  expectSame({"norm"}, "[#moe.cast<f32>, #moe.pad<64>]");
+}
+
+TEST_F(MaterializeTest, PanelsOfOneMatrix) {
+  // Whole panels, ragged panels, fewer rows than a panel, more columns than a tile.
+  for (auto shape : std::vector<std::vector<int64_t>>{{64, 40}, {70, 513}, {5, 1}, {33, 1030}}) {
+    source.add("a", DType::BF16, shape);
+    expectSame({"a"}, "[#moe.pack_panels<32>]");
+  }
+}
+
+TEST_F(MaterializeTest, PanelsOfGateAndUp) {
+  source.add("gate", DType::F32, {20, 60});
+  source.add("up", DType::F32, {20, 60});
+  expectSame({"gate", "up"}, "[#moe.pack_panels<32>]");
+}
+
+TEST_F(MaterializeTest, PanelsOfExperts) {
+  for (int e = 0; e < 3; ++e)
+    for (const char *name : {"gate", "up"})
+      source.add(name + std::to_string(e), DType::F8E4M3, {40, 24});
+  expectSame({"gate{e}"}, "[#moe.stack<3>, #moe.pack_panels<32>]");
+  expectSame({"gate{e}", "up{e}"}, "[#moe.stack<3>, #moe.pack_panels<32>]");
+}
+
+TEST_F(MaterializeTest, FamilyOfTwoDigits) {
+  for (int e = 0; e < 12; ++e)
+    source.add("x." + std::to_string(e) + ".w", DType::BF16, {2, 3});
+  expectSame({"x.{e}.w"}, "[#moe.stack<12>]");
+}
+
+TEST_F(MaterializeTest, BlocksAreDequantised) {
+  // 576 rows, as kv_a has them: the last block is partial both ways.
+  source.add("q", DType::F8E4M3, {576, 200});
+  source.add("s", DType::F32, {5, 2});
+  expectSame({"q", "s"}, "[#moe.dequant_fp8_block<128x128, f32>]");
+  expectSame({"q", "s"}, "[#moe.dequant_fp8_block<128x128, bf16>, #moe.pack_panels<32>]");
+}
+
+TEST_F(MaterializeTest, HeadsCutAcrossBlocks) {
+  // 3 heads of 12 + 10 rows: head boundaries fall inside the blocks of 16 rows.
+  source.add("q", DType::F8E4M3, {66, 40});
+  source.add("s", DType::F32, {5, 3});
+  std::string dequant = "#moe.dequant_fp8_block<16x16, f32>";
+  expectSame({"q", "s"}, "[" + dequant + ", #moe.head_rows<3, 0, 12>, #moe.transpose, #moe.pack_panels<32>]");
+  expectSame({"q", "s"}, "[" + dequant + ", #moe.head_rows<3, 12, 22>, #moe.pack_panels<32>]");
+}
+
+TEST_F(MaterializeTest, ScalesBesidePanels) {
+  source.add("s", DType::F32, {2, 3}); // 200 rows in blocks of 128
+  expectSame({"s"}, "[#moe.pack_block_scales<32, 200, 128>]");
+  source.add("t", DType::F32, {7, 3}); // 200 rows in blocks of 32, gate and up
+  source.add("u", DType::F32, {7, 3});
+  expectSame({"t", "u"}, "[#moe.pack_block_scales<32, 200, 32>]");
+  for (int e = 0; e < 2; ++e)
+    source.add("v" + std::to_string(e), DType::F32, {7, 3});
+  expectSame({"v{e}"}, "[#moe.stack<2>, #moe.pack_block_scales<32, 200, 32>]");
+}
+
+TEST_F(MaterializeTest, SaysWhatIsWrong) {
+  source.add("q", DType::F8E4M3, {64, 64});
+  source.add("s", DType::F32, {3, 1});
+  auto shape = make(job({"q", "s"}, "[#moe.dequant_fp8_block<32x64, f32>]", DType::F32, {64, 64}));
+  ASSERT_FALSE(shape.ok());
+  EXPECT_THAT(shape.message(), testing::AllOf(HasSubstr("'s' is [3, 1]"), HasSubstr("needs [2, 1]")));
+
+  auto expected = make(job({"q"}, "[]", DType::F8E4M3, {64, 65}));
+  ASSERT_FALSE(expected.ok());
+  EXPECT_THAT(expected.message(), HasSubstr("[64, 65]"));
+
+  auto absent = make(job({"nowhere"}, "[]", DType::F32, {1}));
+  ASSERT_FALSE(absent.ok());
+  EXPECT_THAT(absent.message(), HasSubstr("nowhere"));
+
+  source.bytes("q")[70] = std::byte(0xFF);
+  auto nan = make(job({"q"}, "[]", DType::F8E4M3, {64, 64}));
+  ASSERT_FALSE(nan.ok());
+  EXPECT_THAT(nan.message(), testing::AllOf(HasSubstr("'q'"), HasSubstr("NaN"), HasSubstr("[1, 6]")));
+}
+
+TEST_F(MaterializeTest, ScaleMustBeFinite) {
+  source.add("q", DType::F8E4M3, {8, 8});
+  source.add("s", DType::F32, {1, 1});
+  float infinity = std::numeric_limits<float>::infinity();
+  std::memcpy(source.bytes("s").data(), &infinity, sizeof(float));
+  for (const char *steps : {"[#moe.dequant_fp8_block<8x8, f32>]"}) {
+    auto result = make(job({"q", "s"}, steps, DType::F32, {8, 8}));
+    ASSERT_FALSE(result.ok());
+    EXPECT_THAT(result.message(), HasSubstr("not finite"));
+  }
+  auto packed = make(job({"s"}, "[#moe.pack_block_scales<32, 8, 8>]", DType::F32, {1, 1, 1, 32}));
+  ASSERT_FALSE(packed.ok());
+  EXPECT_THAT(packed.message(), HasSubstr("not finite"));
+}
+
+TEST_F(MaterializeTest, MemoryIsBounded) {
+  source.add("a", DType::F32, {64, 4096});
+  auto result = make(job({"a"}, "[#moe.pack_panels<32>]", DType::F32, {1, 2, 4096, 32}), 4, 100000);
+  ASSERT_FALSE(result.ok());
+  EXPECT_THAT(result.message(), HasSubstr("--max-memory"));
+}
+
+} // namespace
