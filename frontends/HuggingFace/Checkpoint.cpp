@@ -1,0 +1,106 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+#include "frontends/HuggingFace/Checkpoint.h"
+#include "runtime/Support/Json.h"
+#include "runtime/Support/Text.h"
+
+#include <filesystem>
+
+using namespace moec;
+using namespace moec::hf;
+namespace fs = std::filesystem;
+
+/// Whether anything, be it a dangling link, has this name.
+static bool present(const std::string &path) {
+  std::error_code error;
+  return fs::exists(fs::symlink_status(path, error));
+}
+
+/// A file name without any way out of its directory.
+static bool isPlainFileName(const std::string &name) {
+  return !name.empty() && name.size() <= 255 && name != "." && name != ".." &&
+         name.find_first_of(std::string_view("/\\\0", 3)) == std::string::npos;
+}
+
+Result<Checkpoint> Checkpoint::open(const std::string &directory) {
+  Checkpoint result;
+  result.dir = directory;
+  std::error_code error;
+  if (!fs::is_directory(directory, error))
+    return Error{directory + ": is not a directory" + (error ? " (" + error.message() + ")" : "")};
+  std::string single = directory + "/model.safetensors", index = single + ".index.json";
+  if (present(single))
+    MOEC_CHECK(result.addShard(single));
+  else if (present(index))
+    MOEC_CHECK(result.readIndex(index));
+  else
+    return Error{directory + ": holds neither model.safetensors nor model.safetensors.index.json"};
+  return result;
+}
+
+Status Checkpoint::addShard(const std::string &path) {
+  MOEC_TRY(SafetensorsFile opened, SafetensorsFile::open(path));
+  shards.push_back(std::make_unique<SafetensorsFile>(std::move(opened)));
+  const SafetensorsFile &file = *shards.back();
+  for (const auto &[name, info] : file.tensors()) {
+    auto [place, added] = places.try_emplace(name, Place{shards.size() - 1, &info});
+    if (!added)
+      return Error{path + ": tensor " + quote(name) + " is also in " + shards[place->second.shard]->path()};
+    table.emplace(name, StoredTensor{info.dtype, info.shape, file.path()});
+  }
+  return success();
+}
+
+Status Checkpoint::readIndex(const std::string &path) {
+  MOEC_TRY(Json json, readJsonFile(path));
+  MOEC_TRY(JsonObject root, JsonObject::from(json, path));
+  MOEC_TRY(JsonObject map, root.object("weight_map"));
+
+  std::map<std::string, size_t> shardOf;
+  for (const auto &[name, file] : map.json().items()) {
+    if (!file.is_string() || !isPlainFileName(file.get_ref<const std::string &>()))
+      return Error{path + ": the file of tensor " + quote(name) +
+                   " is not the name of a file beside the index, such as model-00001-of-00002.safetensors"};
+    const std::string &shard = file.get_ref<const std::string &>();
+    if (!shardOf.count(shard)) {
+      std::string shardPath = dir + "/" + shard;
+      if (!present(shardPath))
+        return Error{shardPath + ": shard is absent, but " + path + " places tensor " + quote(name) + " in it"};
+      MOEC_CHECK(addShard(shardPath));
+      shardOf.emplace(shard, shards.size() - 1);
+    }
+  }
+  if (shardOf.empty())
+    return Error{path + ": 'weight_map' names no tensors"};
+  for (const auto &[name, file] : map.json().items()) {
+    size_t shard = shardOf.at(file.get_ref<const std::string &>());
+    auto place = places.find(name);
+    if (place == places.end() || place->second.shard != shard)
+      return Error{shards[shard]->path() + ": tensor " + quote(name) + " is absent, but " + path + " places it there" +
+                   (place == places.end() ? "" : "; it is in " + shards[place->second.shard]->path())};
+  }
+  return success();
+}
+
+Result<TensorView> Checkpoint::tensor(const std::string &name) const {
+  auto place = places.find(name);
+  if (place == places.end())
+    return Error{dir + ": the checkpoint has no tensor " + quote(name)};
+  const TensorInfo &info = *place->second.info;
+  return TensorView{info.dtype, info.shape, shards[place->second.shard]->data(info)};
+}
+
+void Checkpoint::release(const TensorView &view) const {
+  uint64_t bytes = byteSize(view.dtype);
+  for (int64_t dim : view.shape)
+    bytes *= dim;
+  std::less_equal<const std::byte *> notAfter;
+  for (const std::unique_ptr<SafetensorsFile> &shard : shards) {
+    const MappedFile &file = shard->mapping();
+    if (notAfter(file.data(), view.data) && notAfter(view.data + bytes, file.data() + file.size())) {
+      file.release(view.data - file.data(), bytes);
+      return;
+    }
+  }
+}

@@ -1,0 +1,159 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+#include "frontends/HuggingFace/Checkpoint.h"
+#include "Support.h"
+
+#include <gmock/gmock.h>
+
+#include <cstring>
+
+using namespace moec;
+using namespace moec::hf;
+using testing::AllOf;
+using testing::HasSubstr;
+
+namespace {
+
+/// A safetensors file of F32 vectors of two elements, `first`, `first + 1`, ...
+std::string shard(const std::vector<std::string> &names, float first = 0) {
+  std::string header = "{", data;
+  for (size_t i = 0; i < names.size(); ++i) {
+    header += (i ? ",\"" : "\"") + names[i] + "\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[" +
+              std::to_string(8 * i) + "," + std::to_string(8 * i + 8) + "]}";
+    for (int k = 0; k < 2; ++k, ++first)
+      data.append(reinterpret_cast<const char *>(&first), 4);
+  }
+  header += "}";
+  uint64_t length = header.size();
+  return std::string(reinterpret_cast<const char *>(&length), 8) + header + data;
+}
+
+std::string problem(const ScratchDir &dir) {
+  Result<Checkpoint> checkpoint = Checkpoint::open(dir.path());
+  return checkpoint.ok() ? "" : checkpoint.message();
+}
+
+TEST(Checkpoint, OneFile) {
+  ScratchDir dir;
+  dir.write("model.safetensors", shard({"a", "b"}));
+  Result<Checkpoint> checkpoint = Checkpoint::open(dir.path());
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.message();
+  EXPECT_EQ(checkpoint->tensors().size(), 2u);
+  Result<TensorView> view = checkpoint->tensor("b");
+  ASSERT_TRUE(view.ok());
+  EXPECT_EQ(view->shape, std::vector<int64_t>{2});
+  float values[2];
+  std::memcpy(values, view->data, sizeof(values));
+  EXPECT_EQ(values[0], 2.0f);
+  EXPECT_EQ(values[1], 3.0f);
+  checkpoint->release(*view);
+  std::memcpy(values, view->data, sizeof(values));
+  EXPECT_EQ(values[0], 2.0f) << "released bytes come back";
+  EXPECT_EQ(checkpoint->tensor("c").message(), dir.path() + ": the checkpoint has no tensor 'c'");
+}
+
+TEST(Checkpoint, ShardsByIndexThroughLinks) {
+  ScratchDir dir;
+  // The layout of the hub's cache: every file is a link to a blob.
+  std::filesystem::create_directory(dir / "blobs");
+  dir.write("blobs/1", shard({"a", "c"}));
+  dir.write("blobs/2", shard({"b"}, 10));
+  std::filesystem::create_symlink("blobs/1", dir / "one.safetensors");
+  std::filesystem::create_symlink("blobs/2", dir / "two.safetensors");
+  // The index forgets "c"; headers are the truth.
+  dir.write("model.safetensors.index.json",
+            R"({"metadata": {}, "weight_map": {"a": "one.safetensors", "b": "two.safetensors"}})");
+  Result<Checkpoint> checkpoint = Checkpoint::open(dir.path());
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.message();
+  EXPECT_EQ(checkpoint->tensors().size(), 3u);
+  EXPECT_EQ(checkpoint->tensors().at("b").file, dir / "two.safetensors");
+  Checkpoint moved = std::move(*checkpoint);
+  EXPECT_EQ(moved.tensors().at("b").file, dir / "two.safetensors");
+  float value;
+  std::memcpy(&value, moved.tensor("b")->data, 4);
+  EXPECT_EQ(value, 10.0f);
+}
+
+TEST(Checkpoint, NothingThere) {
+  ScratchDir dir;
+  EXPECT_EQ(problem(dir), dir.path() + ": holds neither model.safetensors nor model.safetensors.index.json");
+  EXPECT_THAT(Checkpoint::open(dir / "absent").message(), HasSubstr("absent: is not a directory"));
+  dir.write("file", "");
+  EXPECT_THAT(Checkpoint::open(dir / "file").message(), HasSubstr("file: is not a directory"));
+}
+
+TEST(Checkpoint, NamesThatLeaveTheDirectory) {
+  for (std::string name :
+       {"../x.safetensors", "/etc/passwd", "sub/x.safetensors", "..", ".", "", "a\\\\b", "x\\u0000.safetensors"}) {
+    ScratchDir dir;
+    dir.write("model.safetensors.index.json", R"({"weight_map": {"a": ")" + name + R"("}})");
+    EXPECT_EQ(problem(dir), dir / "model.safetensors.index.json" +
+                                ": the file of tensor 'a' is not the name of a file beside the index, such as "
+                                "model-00001-of-00002.safetensors")
+        << name;
+  }
+}
+
+TEST(Checkpoint, BrokenIndices) {
+  const std::pair<const char *, const char *> cases[] = {
+      {R"({"weight_map": {"a": "one.safetensors", "a": "two.safetensors"}})", "'a' is given twice"},
+      {R"({"weight_map": {"a": 3}})", "the file of tensor 'a' is not the name of a file"},
+      {R"({"weight_map": {}})", "'weight_map' names no tensors"},
+      {R"({"weight_map": []})", "'weight_map'"},
+      {R"({})", "'weight_map' is missing"},
+      {R"([])", "expected an object"},
+      {R"({"weight_map": )", "ends too early"},
+      {R"({"weight_map": {"a": "three.safetensors"}})", "three.safetensors: shard is absent"},
+      {R"({"weight_map": {"z": "one.safetensors"}})", "one.safetensors: tensor 'z' is absent"},
+      {R"({"weight_map": {"a": "one.safetensors", "b": "one.safetensors", "c": "two.safetensors"}})",
+       "one.safetensors: tensor 'b' is absent"},
+      {R"({"weight_map": {"a": "one.safetensors", "d": "one-again.safetensors"}})", "is also in"},
+  };
+  for (auto [index, message] : cases) {
+    ScratchDir dir;
+    dir.write("one.safetensors", shard({"a"}));
+    dir.write("one-again.safetensors", shard({"a", "d"}));
+    dir.write("two.safetensors", shard({"b", "c"}));
+    dir.write("model.safetensors.index.json", index);
+    EXPECT_THAT(problem(dir), AllOf(HasSubstr(dir.path()), HasSubstr(message))) << index;
+  }
+}
+
+TEST(Checkpoint, LinkLoopsAndOddFiles) {
+  {
+    ScratchDir dir;
+    std::filesystem::create_symlink("model.safetensors", dir / "model.safetensors");
+    EXPECT_THAT(problem(dir), HasSubstr(dir / "model.safetensors"));
+  }
+  {
+    ScratchDir dir;
+    std::filesystem::create_symlink("b", dir / "a");
+    std::filesystem::create_symlink("a", dir / "b");
+    dir.write("model.safetensors.index.json", R"({"weight_map": {"t": "a"}})");
+    EXPECT_THAT(problem(dir), HasSubstr(dir / "a"));
+  }
+  {
+    ScratchDir dir;
+    std::filesystem::create_directory(dir / "model.safetensors");
+    EXPECT_THAT(problem(dir), HasSubstr(dir / "model.safetensors"));
+  }
+}
+
+TEST(Checkpoint, BrokenShards) {
+  std::string good = shard({"a", "b"});
+  uint64_t claim = 10'000'000'000;
+  std::string huge = std::string(reinterpret_cast<const char *>(&claim), 8) + good.substr(8);
+  std::string overlap = good;
+  overlap.replace(overlap.find("[8,16]"), 6, "[7,15]");
+  std::string far = good;
+  far.replace(far.find("[8,16]"), 6, "[8,99]");
+  for (const std::string &bytes : {std::string(), good.substr(0, 4), good.substr(0, 20),
+                                   good.substr(0, good.size() - 1), good + "x", huge, overlap, far}) {
+    ScratchDir dir;
+    dir.write("model.safetensors", bytes);
+    EXPECT_THAT(problem(dir), HasSubstr(dir / "model.safetensors"));
+  }
+}
+
+} // namespace

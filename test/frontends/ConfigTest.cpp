@@ -1,0 +1,388 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+#include "Support.h"
+
+#include <gmock/gmock.h>
+
+using namespace moec;
+using namespace moec::hf;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using Router = ModelConfig::Router;
+
+namespace {
+
+Result<ModelConfig> parse(const Json &json) { return ModelConfig::parse(json, "config.json"); }
+
+ModelConfig good(const Json &json) {
+  Result<ModelConfig> config = parse(json);
+  EXPECT_TRUE(config.ok()) << (config.ok() ? "" : config.message());
+  return config.ok() ? *config : ModelConfig();
+}
+
+TEST(Config, V2LiteHasNoQueryLoraAndAPlainRouter) {
+  ModelConfig config = publishedConfig("deepseek-v2-lite");
+  EXPECT_EQ(config.qLoraRank, 0);
+  EXPECT_EQ(config.router, Router::SoftmaxGreedy);
+  EXPECT_EQ(config.groups, 1);
+  EXPECT_FALSE(config.normalize);
+  EXPECT_EQ(config.routedScale, 1.0);
+  EXPECT_EQ(config.sharedExperts, 2);
+  EXPECT_EQ(config.moeLayers(), 26);
+  EXPECT_FALSE(config.isMoe[0]);
+  EXPECT_FALSE(config.fp8.has_value());
+  EXPECT_EQ(config.bos, 100000);
+  EXPECT_THAT(config.eos, ElementsAre(100001));
+}
+
+TEST(Config, V2ChoosesAmongTheBestExpertsOfGroups) {
+  ModelConfig config = publishedConfig("deepseek-v2");
+  EXPECT_EQ(config.router, Router::SoftmaxGrouped);
+  EXPECT_EQ(config.groups, 8);
+  EXPECT_EQ(config.topkGroups, 3);
+  EXPECT_EQ(config.routedScale, 16.0);
+  EXPECT_EQ(config.qLoraRank, 1536);
+}
+
+TEST(Config, V3IsSigmoidFp8WithOneMtpLayer) {
+  ModelConfig config = publishedConfig("deepseek-v3");
+  EXPECT_EQ(config.router, Router::SigmoidGrouped);
+  EXPECT_EQ(config.groups, 8);
+  EXPECT_EQ(config.topkGroups, 4);
+  EXPECT_TRUE(config.normalize);
+  EXPECT_EQ(config.routedScale, 2.5);
+  EXPECT_EQ(config.moeLayers(), 58);
+  EXPECT_EQ(config.mtpLayers, 1);
+  ASSERT_TRUE(config.fp8.has_value());
+  EXPECT_EQ(config.fp8->rows, 128);
+  EXPECT_FALSE(config.fp8->powerOfTwoScales);
+  EXPECT_TRUE(publishedConfig("deepseek-v3-1").fp8->powerOfTwoScales);
+}
+
+TEST(Config, KimiAndMoonlightHaveOneGroup) {
+  ModelConfig kimi = publishedConfig("kimi-k2");
+  EXPECT_EQ(kimi.router, Router::SigmoidGrouped);
+  EXPECT_EQ(kimi.groups, 1);
+  EXPECT_EQ(kimi.topkGroups, 1);
+  ModelConfig moonlight = publishedConfig("moonlight-16b");
+  EXPECT_EQ(moonlight.qLoraRank, 0);
+  EXPECT_EQ(moonlight.rope.type, RopeConfig::Type::Plain);
+  EXPECT_EQ(moonlight.rope.theta, 50000.0);
+  EXPECT_EQ(moonlight.rmsEps, 1e-5);
+}
+
+TEST(Config, BothSpellingsOfRopeParametersAreOne) {
+  Json legacy = publishedJson("deepseek-v3");
+  Json dict = legacy["rope_scaling"];
+  dict.erase("type");
+  dict["rope_type"] = "yarn";
+  dict["rope_theta"] = 12345.0;
+  Json renamed = patched(legacy, {{"rope_scaling", "<absent>"},
+                                  {"rope_theta", "<absent>"},
+                                  {"rope_parameters", dict},
+                                  {"torch_dtype", "<absent>"},
+                                  {"dtype", "bfloat16"}});
+  ModelConfig a = good(patched(legacy, {{"rope_theta", 12345.0}})), b = good(renamed);
+  for (const ModelConfig *config : {&a, &b}) {
+    EXPECT_EQ(config->rope.type, RopeConfig::Type::Yarn);
+    EXPECT_EQ(config->rope.theta, 12345.0);
+    EXPECT_EQ(config->rope.factor, 40.0);
+    EXPECT_EQ(config->rope.originalMaxPositions, 4096);
+    EXPECT_EQ(config->rope.mscaleAllDim, 1.0);
+  }
+}
+
+TEST(Config, YarnFillsInWhatIsAbsentAsTransformersDoes) {
+  ModelConfig config =
+      good(patched(publishedJson("deepseek-v3"),
+                   {{"max_position_embeddings", 2048}, {"rope_scaling", {{"rope_type", "yarn"}, {"factor", 8.0}}}}));
+  EXPECT_EQ(config.rope.originalMaxPositions, 2048);
+  EXPECT_EQ(config.rope.betaFast, 32.0);
+  EXPECT_EQ(config.rope.betaSlow, 1.0);
+  EXPECT_TRUE(config.rope.truncate);
+  config = good(patched(
+      publishedJson("deepseek-v3"),
+      {{"rope_scaling", {{"rope_type", "yarn"}, {"factor", nullptr}, {"original_max_position_embeddings", 4096}}}}));
+  EXPECT_EQ(config.rope.factor, 163840.0 / 4096);
+}
+
+TEST(Config, PlainRopeInItsThreeSpellings) {
+  Json base = publishedJson("deepseek-v3");
+  for (const Json &patch :
+       {Json{{"rope_scaling", nullptr}}, Json{{"rope_scaling", "<absent>"}},
+        Json{{"rope_scaling", nullptr}, {"rope_parameters", {{"rope_type", "default"}, {"rope_theta", 10000.0}}}}})
+    EXPECT_EQ(good(patched(base, patch)).rope.type, RopeConfig::Type::Plain) << patch;
+}
+
+TEST(Config, RouterKeysMayBeMissing) {
+  ModelConfig v3 =
+      good(patched(publishedJson("deepseek-v3"), {{"scoring_func", "<absent>"}, {"topk_method", "<absent>"}}));
+  EXPECT_EQ(v3.router, Router::SigmoidGrouped);
+  ModelConfig v2 =
+      good(patched(publishedJson("deepseek-v2-lite"), {{"scoring_func", "<absent>"}, {"topk_method", "<absent>"}}));
+  EXPECT_EQ(v2.router, Router::SoftmaxGreedy);
+  EXPECT_EQ(good(patched(publishedJson("deepseek-v2-lite"), {{"topk_method", "gready"}})).router,
+            Router::SoftmaxGreedy);
+  EXPECT_EQ(good(patched(publishedJson("deepseek-v3"), {{"n_group", nullptr}, {"topk_group", nullptr}})).groups, 1);
+}
+
+TEST(Config, V2NormalisesOrScalesAndV3DoesBoth) {
+  ModelConfig v2 = good(patched(publishedJson("deepseek-v2"), {{"norm_topk_prob", true}}));
+  EXPECT_TRUE(v2.normalize);
+  EXPECT_EQ(v2.routedScale, 1.0);
+  v2 = good(patched(publishedJson("deepseek-v2"), {{"norm_topk_prob", true}, {"num_experts_per_tok", 1}}));
+  EXPECT_FALSE(v2.normalize);
+  EXPECT_EQ(v2.routedScale, 16.0);
+  ModelConfig v3 = good(patched(publishedJson("deepseek-v3"), {{"num_experts_per_tok", 1}}));
+  EXPECT_TRUE(v3.normalize);
+  EXPECT_EQ(v3.routedScale, 2.5);
+}
+
+TEST(Config, MoeLayersByPeriodByListOrNotAtAll) {
+  Json base = patched(publishedJson("deepseek-v3"), {{"num_hidden_layers", 5}, {"first_k_dense_replace", 1}});
+  EXPECT_THAT(good(patched(base, {{"moe_layer_freq", 2}})).isMoe, ElementsAre(false, false, true, false, true));
+  EXPECT_THAT(good(patched(base, {{"moe_layer_freq", {0, 1, 0, 1, 1}}})).isMoe,
+              ElementsAre(false, true, false, true, true));
+  EXPECT_THAT(good(patched(base, {{"n_routed_experts", nullptr}})).isMoe, testing::Each(false));
+  EXPECT_EQ(good(patched(base, {{"first_k_dense_replace", 9}})).moeLayers(), 0);
+}
+
+TEST(Config, AbsentQueryLoraIsNullOrZero) {
+  EXPECT_EQ(good(patched(publishedJson("deepseek-v3"), {{"q_lora_rank", 0}})).qLoraRank, 0);
+  EXPECT_EQ(good(patched(publishedJson("deepseek-v3"), {{"q_lora_rank", "<absent>"}})).qLoraRank, 0);
+}
+
+TEST(Config, NoSharedExpertsIsNullOrZero) {
+  EXPECT_EQ(good(patched(publishedJson("deepseek-v3"), {{"n_shared_experts", nullptr}})).sharedExperts, 0);
+  EXPECT_EQ(good(patched(publishedJson("deepseek-v3"), {{"n_shared_experts", 0}})).sharedExperts, 0);
+}
+
+TEST(Config, GenerationConfigHasTheLastWordOnTokens) {
+  Json generation = {{"eos_token_id", {1, 7}}};
+  Result<ModelConfig> config =
+      ModelConfig::parse(publishedJson("deepseek-v3"), "config.json", &generation, "generation_config.json");
+  ASSERT_TRUE(config.ok()) << config.message();
+  EXPECT_EQ(config->bos, 0);
+  EXPECT_THAT(config->eos, ElementsAre(1, 7));
+  generation = {{"eos_token_id", {1, 129280}}};
+  config = ModelConfig::parse(publishedJson("deepseek-v3"), "config.json", &generation, "generation_config.json");
+  ASSERT_FALSE(config.ok());
+  EXPECT_EQ(config.message(), "generation_config.json: 'eos_token_id' holds 129280, but tokens are integers from 0 to "
+                              "129279");
+}
+
+TEST(Config, TheModelIsNamedAfterItsDirectory) {
+  Result<ModelConfig> config = ModelConfig::load(MOEC_TEST_DIR "/models/tiny-shakespeare/");
+  ASSERT_TRUE(config.ok()) << config.message();
+  EXPECT_EQ(config->name, "tiny-shakespeare");
+  EXPECT_THAT(config->eos, ElementsAre(1));
+}
+
+struct Bad {
+  const char *label;
+  const char *base;
+  Json patch;
+  const char *message; ///< the whole sentence
+};
+
+class BadConfig : public testing::TestWithParam<Bad> {};
+
+TEST_P(BadConfig, IsRefusedByASentence) {
+  const Bad &bad = GetParam();
+  Result<ModelConfig> config = parse(patched(publishedJson(bad.base), bad.patch));
+  ASSERT_FALSE(config.ok());
+  EXPECT_EQ(config.message(), bad.message);
+}
+
+Json yarnWith(const char *key, Json value) {
+  return {{"rope_scaling", patched(publishedJson("deepseek-v3")["rope_scaling"], {{key, value}})}};
+}
+Json fp8With(const char *key, Json value) {
+  return {{"quantization_config", patched(publishedJson("deepseek-v3")["quantization_config"], {{key, value}})}};
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Table, BadConfig,
+    testing::Values(
+        Bad{"V32",
+            "deepseek-v3",
+            {{"model_type", "deepseek_v32"}},
+            "config.json: 'model_type' is 'deepseek_v32', but only deepseek_v2, deepseek_v3 and kimi_k2 are supported"},
+        Bad{"V4",
+            "deepseek-v3",
+            {{"model_type", "deepseek_v4"}},
+            "config.json: 'model_type' is 'deepseek_v4', but only deepseek_v2, deepseek_v3 and kimi_k2 are supported"},
+        Bad{"Llama",
+            "deepseek-v3",
+            {{"model_type", "llama"}},
+            "config.json: 'model_type' is 'llama', but only deepseek_v2, deepseek_v3 and kimi_k2 are supported"},
+        Bad{"NoType",
+            "deepseek-v3",
+            {{"model_type", "<absent>"}},
+            "config.json: 'model_type' is missing, expected a string"},
+        Bad{"NoHidden",
+            "deepseek-v3",
+            {{"hidden_size", "<absent>"}},
+            "config.json: 'hidden_size' is missing, expected an integer from 1 to 262144"},
+        Bad{"ZeroHidden",
+            "deepseek-v3",
+            {{"hidden_size", 0}},
+            "config.json: 'hidden_size' is 0, expected an integer from 1 to 262144"},
+        Bad{"FloatHidden",
+            "deepseek-v3",
+            {{"hidden_size", 7168.5}},
+            "config.json: 'hidden_size' is 7168.5, expected an integer from 1 to 262144"},
+        Bad{"HugeLayers",
+            "deepseek-v3",
+            {{"num_hidden_layers", 1000000000000}},
+            "config.json: 'num_hidden_layers' is 1000000000000, expected an integer from 1 to 1024"},
+        Bad{"NegativeExperts",
+            "deepseek-v3",
+            {{"n_routed_experts", -1}},
+            "config.json: 'n_routed_experts' is -1, expected an integer from 0 to 16384"},
+        Bad{"NegativeQueryLora",
+            "deepseek-v3",
+            {{"q_lora_rank", -5}},
+            "config.json: 'q_lora_rank' is -5, expected an integer from 0 to 262144"},
+        Bad{"OddRope",
+            "deepseek-v3",
+            {{"qk_rope_head_dim", 63}},
+            "config.json: 'qk_rope_head_dim' is 63, but channels rotate in pairs, so it must be even"},
+        Bad{"TopkTooLarge",
+            "deepseek-v3",
+            {{"num_experts_per_tok", 257}},
+            "config.json: 'num_experts_per_tok' is 257, but 'n_routed_experts' is 256"},
+        Bad{"GroupsDoNotDivide",
+            "deepseek-v3",
+            {{"n_group", 7}},
+            "config.json: 'n_group' is 7, which does not divide the 256 experts of 'n_routed_experts'"},
+        Bad{"TooManyGroups", "deepseek-v3", {{"topk_group", 9}}, "config.json: 'topk_group' is 9, but 'n_group' is 8"},
+        Bad{"NoTopkGroup",
+            "deepseek-v3",
+            {{"topk_group", nullptr}},
+            "config.json: 'topk_group' is null, expected an integer from 1 to 16384"},
+        Bad{"GroupsTooSmallForTopk",
+            "deepseek-v3",
+            {{"n_group", 128}, {"topk_group", 3}},
+            "config.json: 'num_experts_per_tok' is 8, but the 3 groups of 'topk_group' hold only 6 experts"},
+        Bad{"LonelyExperts",
+            "deepseek-v3",
+            {{"n_group", 256}, {"topk_group", 16}},
+            "config.json: 'n_group' is 256, which leaves one expert in a group, but noaux_tc scores a group by its two "
+            "best experts"},
+        Bad{"NoGroups", "deepseek-v3", {{"n_group", "<absent>"}}, "config.json: 'n_group' is missing"},
+        Bad{"NoNormalize", "deepseek-v3", {{"norm_topk_prob", "<absent>"}}, "config.json: 'norm_topk_prob' is missing"},
+        Bad{"NoFirstDense",
+            "deepseek-v3",
+            {{"first_k_dense_replace", "<absent>"}},
+            "config.json: 'first_k_dense_replace' is missing"},
+        Bad{"V3Softmax",
+            "deepseek-v3",
+            {{"scoring_func", "softmax"}},
+            "config.json: 'scoring_func' is 'softmax', but deepseek_v3 routers score with sigmoid"},
+        Bad{"V2Noaux",
+            "deepseek-v2",
+            {{"topk_method", "noaux_tc"}},
+            "config.json: 'topk_method' is 'noaux_tc', but deepseek_v2 routers choose by greedy or "
+            "group_limited_greedy"},
+        Bad{"V3Greedy",
+            "deepseek-v3",
+            {{"topk_method", "greedy"}},
+            "config.json: 'topk_method' is 'greedy', but deepseek_v3 routers choose by noaux_tc"},
+        Bad{"ZeroScale",
+            "deepseek-v3",
+            {{"routed_scaling_factor", 0.0}},
+            "config.json: 'routed_scaling_factor' is 0, expected a number above 0 and at most 1e6"},
+        Bad{"TextScale",
+            "deepseek-v3",
+            {{"routed_scaling_factor", "2.5"}},
+            "config.json: 'routed_scaling_factor' is the string '2.5', expected a number"},
+        Bad{"NegativeEps",
+            "deepseek-v3",
+            {{"rms_norm_eps", -1e-6}},
+            "config.json: 'rms_norm_eps' is -1e-06, expected a number above 0 and at most 1"},
+        Bad{"FreqListLength",
+            "deepseek-v3",
+            {{"moe_layer_freq", {0, 1}}},
+            "config.json: 'moe_layer_freq' lists 2 layers, but 'num_hidden_layers' is 61"},
+        Bad{"FreqListValues",
+            "deepseek-v3",
+            {{"num_hidden_layers", 2}, {"moe_layer_freq", {0, 2}}},
+            "config.json: 'moe_layer_freq' holds 2, expected 0 or 1 for each layer"},
+        Bad{"Bias",
+            "deepseek-v3",
+            {{"attention_bias", true}},
+            "config.json: 'attention_bias' is true, but projections with biases are not supported"},
+        Bad{"Gelu",
+            "deepseek-v3",
+            {{"hidden_act", "gelu"}},
+            "config.json: 'hidden_act' is 'gelu', but only silu is supported"},
+        Bad{"HalfSplit",
+            "deepseek-v3",
+            {{"rope_interleave", false}},
+            "config.json: 'rope_interleave' is false, but only weights stored for interleaved rotary pairs are "
+            "supported"},
+        Bad{"Theta",
+            "deepseek-v3",
+            {{"rope_theta", 1.0}},
+            "config.json: 'rope_theta' is 1, expected a number above 1 and at most 1e15"},
+        Bad{"Longrope", "deepseek-v3", yarnWith("type", "longrope"),
+            "config.json: 'rope_scaling.rope_type' is 'longrope', but only default, linear and yarn are supported"},
+        Bad{"RopeTypesDiffer", "deepseek-v3", yarnWith("rope_type", "linear"),
+            "config.json: 'rope_scaling.rope_type' is 'linear', but 'type' is 'yarn'"},
+        Bad{"SmallFactor", "deepseek-v3", yarnWith("factor", 0.5),
+            "config.json: 'rope_scaling.factor' is 0.5, expected a number from 1 to 1e6"},
+        Bad{"DerivedFactor", "deepseek-v3",
+            patched(yarnWith("factor", nullptr), Json{{"max_position_embeddings", 2048}}),
+            "config.json: 'rope_scaling.factor' follows from 'max_position_embeddings' as 0.5, expected a number from "
+            "1 to 1e6"},
+        Bad{"Betas", "deepseek-v3", yarnWith("beta_fast", 0.5),
+            "config.json: 'rope_scaling.beta_slow' is 1 and 'beta_fast' is 0.5, expected 0 < beta_slow <= beta_fast <= "
+            "1e6"},
+        Bad{"NegativeMscale", "deepseek-v3", yarnWith("mscale_all_dim", -1.0),
+            "config.json: 'rope_scaling.mscale_all_dim' is -1, expected a number from 0 to 100"},
+        Bad{"PartialRotary", "deepseek-v3", yarnWith("partial_rotary_factor", 0.5),
+            "config.json: 'rope_scaling.partial_rotary_factor' is 0.5, but only 1 is supported"},
+        Bad{"Gptq", "deepseek-v3", fp8With("quant_method", "gptq"),
+            "config.json: 'quantization_config.quant_method' is 'gptq', but only fp8 (e4m3 in blocks, with "
+            "weight_scale_inv) is supported"},
+        Bad{"E5m2", "deepseek-v3", fp8With("fmt", "e5m2"),
+            "config.json: 'quantization_config.fmt' is 'e5m2', but only e4m3 is supported"},
+        Bad{"ScaleFormat", "deepseek-v3", fp8With("scale_fmt", "e8m7"),
+            "config.json: 'quantization_config.scale_fmt' is 'e8m7', but only float and ue8m0 are supported"},
+        Bad{"PerTensor", "deepseek-v3", fp8With("weight_block_size", nullptr),
+            "config.json: 'quantization_config.weight_block_size' is null, expected an array"},
+        Bad{"ZeroBlock", "deepseek-v3", fp8With("weight_block_size", {128, 0}),
+            "config.json: 'quantization_config.weight_block_size' holds 0, expected integers from 1 to 262144"},
+        Bad{"Eos",
+            "deepseek-v3",
+            {{"eos_token_id", "</s>"}},
+            "config.json: 'eos_token_id' is the string '</s>', expected an integer from 0 to 129279"},
+        Bad{"HostileName",
+            "deepseek-v3",
+            {{"model_type", "a\x1b[2J\n"}},
+            "config.json: 'model_type' is 'a\\x1b[2J\\x0a', but only deepseek_v2, deepseek_v3 and kimi_k2 are "
+            "supported"}),
+    [](const testing::TestParamInfo<Bad> &info) { return info.param.label; });
+
+TEST(Config, NonFiniteAndMalformedFilesAreRefused) {
+  ScratchDir dir;
+  for (const char *value : {"NaN", "Infinity", "1e999", "-1e999"}) {
+    std::string text = publishedJson("deepseek-v3").dump();
+    size_t at = text.find("\"rms_norm_eps\":") + 15;
+    text.replace(at, text.find(',', at) - at, value);
+    dir.write("config.json", text);
+    Result<ModelConfig> config = ModelConfig::load(dir.path());
+    ASSERT_FALSE(config.ok()) << value;
+    EXPECT_THAT(config.message(), HasSubstr(dir / "config.json"));
+  }
+  dir.write("config.json", "[1, 2]");
+  EXPECT_THAT(ModelConfig::load(dir.path()).message(), HasSubstr("config.json"));
+  std::filesystem::remove(dir / "config.json");
+  EXPECT_THAT(ModelConfig::load(dir.path()).message(), HasSubstr("config.json"));
+  std::filesystem::create_symlink("config.json", dir / "config.json");
+  EXPECT_THAT(ModelConfig::load(dir.path()).message(), HasSubstr("config.json"));
+}
+
+} // namespace
