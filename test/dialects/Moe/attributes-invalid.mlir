@@ -1,0 +1,94 @@
+// RUN: moe-opt %s -split-input-file -verify-diagnostics
+
+// expected-error@+1 {{inv_freq is empty, expected one element for each pair of channels}}
+func.func private @rope_c1() attributes {a = #moe.rope<factor = 1.0, inv_freq = []>}
+
+// -----
+
+// expected-error@+1 {{inv_freq[1] is nan, expected a finite number}}
+func.func private @rope_c2_nan() attributes {a = #moe.rope<factor = 1.0, inv_freq = [1.0, 0x7FF8000000000000]>}
+
+// -----
+
+// expected-error@+1 {{inv_freq[0] is INF, expected a finite number}}
+func.func private @rope_c2_infinity() attributes {a = #moe.rope<factor = 1.0, inv_freq = [0x7FF0000000000000]>}
+
+// -----
+
+// expected-error@+1 {{factor is 0x7FF0000000000000 : f64, expected a finite f64}}
+func.func private @rope_c3_infinity() attributes {a = #moe.rope<factor = 0x7FF0000000000000 : f64, inv_freq = [1.0]>}
+
+// -----
+
+// expected-error@+1 {{factor is 1.000000e+00 : f32, expected a finite f64}}
+func.func private @rope_c3_f32() attributes {a = #moe.rope<factor = 1.0 : f32, inv_freq = [1.0]>}
+
+// -----
+
+// expected-error@+1 {{count is 0, expected a positive number}}
+func.func private @stack_c1() attributes {a = #moe.stack<0>}
+
+// -----
+
+// expected-error@+1 {{rows is 0, expected a positive number}}
+func.func private @dequant_c1_rows() attributes {a = #moe.dequant_fp8_block<0x128, f32>}
+
+// -----
+
+// expected-error@+1 {{cols is 0, expected a positive number}}
+func.func private @dequant_c1_cols() attributes {a = #moe.dequant_fp8_block<128x0, f32>}
+
+// -----
+
+// expected-error@+1 {{expected a block shape such as 128x128}}
+func.func private @dequant_one_dimension() attributes {a = #moe.dequant_fp8_block<128, f32>}
+
+// -----
+
+// expected-error@+1 {{element type is 'i8', expected f32, bf16 or f16}}
+func.func private @dequant_c2() attributes {a = #moe.dequant_fp8_block<128x128, i8>}
+
+// -----
+
+// expected-error@+1 {{heads is -1, expected a positive number}}
+func.func private @head_rows_c1() attributes {a = #moe.head_rows<-1, 0, 16>}
+
+// -----
+
+// expected-error@+1 {{rows [16, 16) of each head, expected 0 <= begin < end}}
+func.func private @head_rows_c2_empty() attributes {a = #moe.head_rows<4, 16, 16>}
+
+// -----
+
+// expected-error@+1 {{rows [-1, 16) of each head, expected 0 <= begin < end}}
+func.func private @head_rows_c2_negative() attributes {a = #moe.head_rows<4, -1, 16>}
+
+// -----
+
+// expected-error@+1 {{element type is 'i32', expected f32, bf16 or f16}}
+func.func private @cast_c1() attributes {a = #moe.cast<i32>}
+
+// -----
+
+// expected-error@+1 {{size is -4, expected a positive number}}
+func.func private @pad_c1() attributes {a = #moe.pad<-4>}
+
+// -----
+
+// expected-error@+1 {{width is 0, expected a positive number}}
+func.func private @pack_panels_c1() attributes {a = #moe.pack_panels<0>}
+
+// -----
+
+// expected-error@+1 {{width is 0, expected a positive number}}
+func.func private @pack_block_scales_c1_width() attributes {a = #moe.pack_block_scales<0, 1, 1>}
+
+// -----
+
+// expected-error@+1 {{n is 0, expected a positive number}}
+func.func private @pack_block_scales_c1_n() attributes {a = #moe.pack_block_scales<1, 0, 1>}
+
+// -----
+
+// expected-error@+1 {{rows is 0, expected a positive number}}
+func.func private @pack_block_scales_c1_rows() attributes {a = #moe.pack_block_scales<1, 1, 0>}

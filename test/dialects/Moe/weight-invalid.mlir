@@ -1,0 +1,249 @@
+// RUN: moe-opt %s -split-input-file -verify-diagnostics
+
+func.func @weight_c1_no_source() {
+  // expected-error@+1 {{'moe.weight' op has no source}}
+  %0 = moe.weight [] : tensor<8xf32>
+  return
+}
+
+// -----
+
+func.func @weight_c1_empty_name() {
+  // expected-error@+1 {{has a source with an empty name}}
+  %0 = moe.weight ["a", ""] : tensor<8xf32>
+  return
+}
+
+// -----
+
+func.func @weight_c1_two_markers() {
+  // expected-error@+1 {{source '{e}.{e}.w' holds '{e}' 2 times, expected at most once}}
+  %0 = moe.weight ["{e}.{e}.w"] recipe [#moe.stack<8>] : tensor<8x8xf32>
+  return
+}
+
+// -----
+
+func.func @weight_c2_not_a_step() {
+  // expected-error@+1 {{recipe[1] '7 : i64' is not a step of a recipe}}
+  %0 = moe.weight ["a"] recipe [#moe.transpose, 7] : tensor<8x8xf32>
+  return
+}
+
+// -----
+
+func.func @weight_c3_nothing_to_stack() {
+  // expected-error@+1 {{recipe[0] '#moe.stack<8>' finds no source with '{e}' to stack}}
+  %0 = moe.weight ["experts.0.w"] recipe [#moe.stack<8>] : tensor<8x4x4xf32>
+  return
+}
+
+// -----
+
+func.func @weight_c3_stacked_twice() {
+  // expected-error@+1 {{recipe[1] '#moe.stack<8>' finds no source with '{e}' to stack}}
+  %0 = moe.weight ["{e}.w"] recipe [#moe.stack<4>, #moe.stack<8>] : tensor<8x4x4xf32>
+  return
+}
+
+// -----
+
+func.func @weight_c4_no_pair() {
+  // expected-error@+1 {{recipe[0] '#moe.dequant_fp8_block<128x128, f32>' needs pairs (weight, scale), but finds 1 tensor}}
+  %0 = moe.weight ["w"] recipe [#moe.dequant_fp8_block<128x128, f32>] : tensor<8x8xf32>
+  return
+}
+
+// -----
+
+func.func @weight_c4_family_with_single() {
+  // expected-error@+1 {{pairs a tensor per expert with a single one: tensors 0 and 1}}
+  %0 = moe.weight ["{e}.w", "scale"] recipe [#moe.dequant_fp8_block<128x128, f32>, #moe.stack<2>] : tensor<2x8x8xf32>
+  return
+}
+
+// -----
+
+func.func @weight_c4_weight_not_fp8() {
+  // expected-error@+1 {{recipe[1] '#moe.dequant_fp8_block<128x128, f32>' needs an f8E4M3FN weight, but an earlier step makes it 'f32'}}
+  %0 = moe.weight ["w", "s"] recipe [#moe.cast<f32>, #moe.dequant_fp8_block<128x128, f32>] : tensor<8x8xf32>
+  return
+}
+
+// -----
+
+func.func @weight_c5_three_tensors() {
+  // expected-error@+1 {{recipe[0] '#moe.pack_panels<32>' packs one or two tensors, but finds 3}}
+  %0 = moe.weight ["a", "b", "c"] recipe [#moe.pack_panels<32>] : tensor<1x2x8x32xf32>
+  return
+}
+
+// -----
+
+func.func @weight_c5_odd_width() {
+  // expected-error@+1 {{recipe[0] '#moe.pack_panels<31>' shares a panel between two tensors, but its width 31 is odd}}
+  %0 = moe.weight ["a", "b"] recipe [#moe.pack_panels<31>] : tensor<1x2x8x31xf32>
+  return
+}
+
+// -----
+
+func.func @weight_c5_unstacked() {
+  // expected-error@+1 {{recipe[0] '#moe.pack_panels<32>' packs tensors that no earlier step has stacked}}
+  %0 = moe.weight ["{e}.a"] recipe [#moe.pack_panels<32>, #moe.stack<2>] : tensor<2x2x8x32xf32>
+  return
+}
+
+// -----
+
+func.func @weight_c6_two_left() {
+  // expected-error@+1 {{the recipe leaves 2 tensors, expected one}}
+  %0 = moe.weight ["a", "b"] recipe [#moe.transpose] : tensor<8x8xf32>
+  return
+}
+
+// -----
+
+func.func @weight_c6_family_left() {
+  // expected-error@+1 {{no step stacks the tensors of source 'experts.{e}.w'}}
+  %0 = moe.weight ["experts.{e}.w"] : tensor<8x8xf32>
+  return
+}
+
+// -----
+
+func.func @weight_c7_stack_count() {
+  // expected-error@+1 {{recipe[0] '#moe.stack<64>' gives 64 along dimension 0, but the result is 'tensor<8x4x4xbf16>'}}
+  %0 = moe.weight ["{e}.w"] recipe [#moe.stack<64>] : tensor<8x4x4xbf16>
+  return
+}
+
+// -----
+
+func.func @weight_c7_stack_of_scalars_to_scalar() {
+  // expected-error@+1 {{recipe[0] '#moe.stack<64>' gives one dimension or more, but the result is 'tensor<bf16>'}}
+  %0 = moe.weight ["{e}.w"] recipe [#moe.stack<64>] : tensor<bf16>
+  return
+}
+
+// -----
+
+func.func @weight_c7_head_rows_rank() {
+  // expected-error@+1 {{recipe[0] '#moe.head_rows<4, 0, 16>' gives three dimensions, but the result is 'tensor<64x32xbf16>'}}
+  %0 = moe.weight ["w"] recipe [#moe.head_rows<4, 0, 16>] : tensor<64x32xbf16>
+  return
+}
+
+// -----
+
+func.func @weight_c7_head_rows_heads() {
+  // expected-error@+1 {{recipe[0] '#moe.head_rows<4, 0, 16>' gives 4 along dimension 0, but the result is 'tensor<8x16x32xbf16>'}}
+  %0 = moe.weight ["w"] recipe [#moe.head_rows<4, 0, 16>] : tensor<8x16x32xbf16>
+  return
+}
+
+// -----
+
+func.func @weight_c7_head_rows_rows() {
+  // expected-error@+1 {{recipe[0] '#moe.head_rows<4, 16, 28>' gives 12 along dimension 1, but the result is 'tensor<4x28x32xbf16>'}}
+  %0 = moe.weight ["w"] recipe [#moe.head_rows<4, 16, 28>] : tensor<4x28x32xbf16>
+  return
+}
+
+// -----
+
+func.func @weight_c7_transpose_rank() {
+  // expected-error@+1 {{recipe[0] '#moe.transpose' gives two dimensions or more, but the result is 'tensor<32xbf16>'}}
+  %0 = moe.weight ["w"] recipe [#moe.transpose] : tensor<32xbf16>
+  return
+}
+
+// -----
+
+func.func @weight_c7_pad_size() {
+  // expected-error@+1 {{recipe[0] '#moe.pad<48>' gives 48 along dimension 1, but the result is 'tensor<8x40xbf16>'}}
+  %0 = moe.weight ["w"] recipe [#moe.pad<48>] : tensor<8x40xbf16>
+  return
+}
+
+// -----
+
+// An earlier step is held against what the later ones need.
+func.func @weight_c7_pad_before_transpose() {
+  // expected-error@+1 {{recipe[0] '#moe.pad<48>' gives 48 along dimension 1, but the later steps need [32, 40] for the result 'tensor<40x32xbf16>'}}
+  %0 = moe.weight ["w"] recipe [#moe.pad<48>, #moe.transpose] : tensor<40x32xbf16>
+  return
+}
+
+// -----
+
+func.func @weight_c7_dequant_rank() {
+  // expected-error@+1 {{recipe[0] '#moe.dequant_fp8_block<128x128, f32>' gives two dimensions or more, but the result is 'tensor<8xf32>'}}
+  %0 = moe.weight ["w", "s"] recipe [#moe.dequant_fp8_block<128x128, f32>] : tensor<8xf32>
+  return
+}
+
+// -----
+
+func.func @weight_c7_pack_rank() {
+  // expected-error@+1 {{recipe[0] '#moe.pack_panels<32>' gives four dimensions [B, panels, C, width], but the result is 'tensor<2x8x32xbf16>'}}
+  %0 = moe.weight ["w"] recipe [#moe.pack_panels<32>] : tensor<2x8x32xbf16>
+  return
+}
+
+// -----
+
+func.func @weight_c7_pack_width() {
+  // expected-error@+1 {{recipe[0] '#moe.pack_panels<32>' gives 32 along dimension 3, but the result is 'tensor<1x2x8x16xbf16>'}}
+  %0 = moe.weight ["w"] recipe [#moe.pack_panels<32>] : tensor<1x2x8x16xbf16>
+  return
+}
+
+// -----
+
+func.func @weight_c7_stack_before_pack() {
+  // expected-error@+1 {{recipe[0] '#moe.stack<8>' gives 8 along dimension 0, but the later steps need [4, ?, 16] for the result 'tensor<4x2x16x32xbf16>'}}
+  %0 = moe.weight ["{e}.w"] recipe [#moe.stack<8>, #moe.pack_panels<32>] : tensor<4x2x16x32xbf16>
+  return
+}
+
+// -----
+
+func.func @weight_c7_pad_before_pack() {
+  // expected-error@+1 {{recipe[0] '#moe.pad<24>' gives 24 along dimension 1, but the later steps need [..., ?, 16] for the result 'tensor<1x2x16x32xbf16>'}}
+  %0 = moe.weight ["w"] recipe [#moe.pad<24>, #moe.pack_panels<32>] : tensor<1x2x16x32xbf16>
+  return
+}
+
+// -----
+
+// 60 rows of two tensors, 16 lanes each: four panels.
+func.func @weight_c7_scale_panels() {
+  // expected-error@+1 {{recipe[0] '#moe.pack_block_scales<32, 60, 128>' gives 4 along dimension 1, but the result is 'tensor<1x2x2x32xf32>'}}
+  %0 = moe.weight ["a", "b"] recipe [#moe.pack_block_scales<32, 60, 128>] : tensor<1x2x2x32xf32>
+  return
+}
+
+// -----
+
+func.func @weight_c8_cast() {
+  // expected-error@+1 {{the recipe gives elements of type 'bf16', but the result is 'tensor<8xf32>'}}
+  %0 = moe.weight ["w"] recipe [#moe.cast<bf16>] : tensor<8xf32>
+  return
+}
+
+// -----
+
+func.func @weight_c8_dequant_then_stack() {
+  // expected-error@+1 {{the recipe gives elements of type 'f32', but the result is 'tensor<2x8x8xbf16>'}}
+  %0 = moe.weight ["{e}.w", "{e}.s"] recipe [#moe.dequant_fp8_block<128x128, f32>, #moe.stack<2>] : tensor<2x8x8xbf16>
+  return
+}
+
+// -----
+
+func.func @weight_dynamic() {
+  // expected-error@+1 {{result #0 must be statically shaped tensor of any type values, but got 'tensor<?x8xf32>'}}
+  %0 = moe.weight ["w"] : tensor<?x8xf32>
+  return
+}

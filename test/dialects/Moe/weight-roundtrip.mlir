@@ -1,0 +1,46 @@
+// RUN: moe-opt %s | moe-opt | FileCheck %s
+// RUN: moe-opt %s --mlir-print-op-generic | moe-opt | FileCheck %s
+
+// The name of a result comes from the name of the weight.
+// CHECK-LABEL: @plain
+//       CHECK: %norm = moe.weight ["model.norm.weight"] : tensor<256xbf16>
+//       CHECK: %e_score_correction_bias = moe.weight ["gate.e_score_correction_bias"] : tensor<64xf32>
+func.func @plain() {
+  %0 = moe.weight ["model.norm.weight"] : tensor<256xbf16>
+  %1 = moe.weight ["gate.e_score_correction_bias"] : tensor<64xf32>
+  return
+}
+
+// CHECK-LABEL: @fp8
+//       CHECK: %kv_b_proj = moe.weight ["kv_b_proj.weight", "kv_b_proj.weight_scale_inv"]
+//  CHECK-SAME:   recipe [#moe.dequant_fp8_block<128x128, f32>, #moe.head_rows<4, 16, 28>] : tensor<4x12x32xf32>
+func.func @fp8() {
+  %0 = moe.weight ["kv_b_proj.weight", "kv_b_proj.weight_scale_inv"]
+      recipe [#moe.dequant_fp8_block<128x128, f32>, #moe.head_rows<4, 16, 28>] : tensor<4x12x32xf32>
+  return
+}
+
+// CHECK-LABEL: @experts
+//       CHECK: moe.weight ["{e}.gate.weight", "{e}.gate.scale", "{e}.up.weight", "{e}.up.scale"]
+//  CHECK-SAME:   recipe [#moe.dequant_fp8_block<128x128, bf16>, #moe.stack<8>, #moe.pack_panels<32>] : tensor<8x4x256x32xbf16>
+//       CHECK: moe.weight ["{e}.gate.scale", "{e}.up.scale"]
+//  CHECK-SAME:   recipe [#moe.stack<8>, #moe.pack_block_scales<32, 60, 128>] : tensor<8x4x2x32xf32>
+func.func @experts() {
+  %0 = moe.weight ["{e}.gate.weight", "{e}.gate.scale", "{e}.up.weight", "{e}.up.scale"]
+      recipe [#moe.dequant_fp8_block<128x128, bf16>, #moe.stack<8>, #moe.pack_panels<32>] : tensor<8x4x256x32xbf16>
+  %1 = moe.weight ["{e}.gate.scale", "{e}.up.scale"]
+      recipe [#moe.stack<8>, #moe.pack_block_scales<32, 60, 128>] : tensor<8x4x2x32xf32>
+  return
+}
+
+// CHECK-LABEL: @shapes
+//       CHECK: recipe [#moe.transpose, #moe.cast<f16>, #moe.pad<48>] : tensor<32x48xf16>
+//       CHECK: recipe [#moe.pad<48>, #moe.transpose, #moe.pack_panels<16>] : tensor<1x3x48x16xf32>
+//       CHECK: recipe [#moe.head_rows<4, 0, 16>, #moe.transpose, #moe.pack_panels<32>] : tensor<4x1x16x32xf32>
+func.func @shapes() {
+  %0 = moe.weight ["a"] recipe [#moe.transpose, #moe.cast<f16>, #moe.pad<48>] : tensor<32x48xf16>
+  // The pad is known through the panels: their columns, 48, were rows before the transpose.
+  %1 = moe.weight ["a"] recipe [#moe.pad<48>, #moe.transpose, #moe.pack_panels<16>] : tensor<1x3x48x16xf32>
+  %2 = moe.weight ["a"] recipe [#moe.head_rows<4, 0, 16>, #moe.transpose, #moe.pack_panels<32>] : tensor<4x1x16x32xf32>
+  return
+}
