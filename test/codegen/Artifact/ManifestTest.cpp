@@ -53,7 +53,7 @@ protected:
   std::string message;
   ScopedDiagnosticHandler handler{&context, [this](Diagnostic &diagnostic) {
                                     message = diagnostic.str();
-                                    return success();
+                                    return mlir::success();
                                   }};
 
   /// `program` with the first `from` replaced.
