@@ -66,8 +66,8 @@ private:
     std::variant<Real *, Index *> place;
   };
   LogicalResult fetch(Operation *op, ArrayRef<Operand> operands);
-  FailureOr<Held> held(Operation *user, Value value);
-  FailureOr<Real> weight(Operation *user, WeightOp op);
+  FailureOr<Held> held(Value value);
+  FailureOr<Real> weight(WeightOp op);
 
   /// Gives `result` its value, if its type allows it.
   LogicalResult set(OpResult result, Held value);
@@ -115,8 +115,7 @@ private:
 // Values
 //===----------------------------------------------------------------------===//
 
-template <typename T>
-FailureOr<std::shared_ptr<const Tensor<T>>> TypedMachine<T>::weight(Operation *user, WeightOp op) {
+template <typename T> FailureOr<std::shared_ptr<const Tensor<T>>> TypedMachine<T>::weight(WeightOp op) {
   std::pair<Attribute, Attribute> key{op.getSourcesAttr(), op.getRecipeAttr()};
   Type type = op.getType();
   if (auto it = keptWeights.find(key); it != keptWeights.end() && it->second.first == type)
@@ -127,8 +126,8 @@ FailureOr<std::shared_ptr<const Tensor<T>>> TypedMachine<T>::weight(Operation *u
     return op.emitError(result.message());
   auto elementType = reference::dtypeOf(cast<ShapedType>(type).getElementType());
   if (elementType != result->dtype || !fits(result->values.shape, type))
-    return op.emitError() << "is " << llvm::StringRef(moec::toString(result->dtype)) << " "
-                          << print(result->values.shape) << " in the checkpoint, but " << type << " in the program";
+    return op.emitError() << "is " << StringRef(moec::toString(result->dtype)) << " " << print(result->values.shape)
+                          << " in the checkpoint, but " << type << " in the program";
 
   Real real;
   if constexpr (std::is_same_v<T, float>)
@@ -141,9 +140,9 @@ FailureOr<std::shared_ptr<const Tensor<T>>> TypedMachine<T>::weight(Operation *u
   return real;
 }
 
-template <typename T> auto TypedMachine<T>::held(Operation *user, Value value) -> FailureOr<Held> {
+template <typename T> auto TypedMachine<T>::held(Value value) -> FailureOr<Held> {
   if (auto weightOp = value.getDefiningOp<WeightOp>()) {
-    FailureOr<Real> real = weight(user, weightOp);
+    FailureOr<Real> real = weight(weightOp);
     if (failed(real))
       return failure();
     return Held(*real);
@@ -156,7 +155,7 @@ template <typename T> LogicalResult TypedMachine<T>::fetch(Operation *op, ArrayR
   for (const Operand &operand : operands) {
     if (!operand.value)
       continue;
-    FailureOr<Held> value = held(op, operand.value);
+    FailureOr<Held> value = held(operand.value);
     if (failed(value))
       return failure();
 
@@ -498,7 +497,7 @@ FailureOr<std::vector<ReferenceValue>> TypedMachine<T>::call(func::FuncOp functi
     return end->emitError() << "the reference interpreter does not know '" << end->getName() << "'";
   std::vector<ReferenceValue> results;
   for (Value operand : end->getOperands()) {
-    FailureOr<Held> value = held(end, operand);
+    FailureOr<Held> value = held(operand);
     if (failed(value))
       return failure();
     results.push_back(show(*value));
