@@ -107,6 +107,26 @@ struct TinyArtifact {
     writeManifest(dir);
   }
 
+  /// Letters, both halves of "é" and two special tokens.
+  static void writeTokenizer(const std::string &dir) {
+    EXPECT_OK(writeFile(dir + "/tokenizer.json", R"({
+      "version": "1.0",
+      "added_tokens": [
+        {"id": 0, "content": "<s>", "special": true, "single_word": false, "lstrip": false, "rstrip": false,
+         "normalized": false},
+        {"id": 1, "content": "</s>", "special": true, "single_word": false, "lstrip": false, "rstrip": false,
+         "normalized": false}],
+      "normalizer": null,
+      "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
+      "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}}], "pair": [],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}}},
+      "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+      "model": {"type": "BPE", "vocab": {"<s>": 0, "</s>": 1, "a": 2, "b": 3, "c": 4, "d": 5, "e": 6, "f": 7, "g": 8,
+                "\u00c3": 9, "\u00a9": 10}, "merges": []}
+    })"));
+  }
+
   /// The logits [tokens, V] that the model gives to a sequence, from the definition.
   std::vector<float> reference(const std::vector<int32_t> &tokens) const {
     std::vector<float> logits;
