@@ -548,10 +548,12 @@ LogicalResult StepLowering::lowerCaches() {
 }
 
 LogicalResult StepLowering::lowerOp(Operation &op) {
+  if (!isa_and_nonnull<moe::MoeDialect>(op.getDialect()) && !isa<func::ReturnOp>(op))
+    return op.emitOpError("has no lowering to exec");
   for (Type type : op.getResultTypes()) {
-    auto shape = dyn_cast<RankedTensorType>(type);
+    auto shape = cast<RankedTensorType>(type);
     if (!isa<moe::WeightOp>(op) &&
-        (!shape || !shape.isDynamicDim(0) || llvm::any_of(shape.getShape().drop_front(), ShapedType::isDynamic)))
+        (!shape.isDynamicDim(0) || llvm::any_of(shape.getShape().drop_front(), ShapedType::isDynamic)))
       return op.emitOpError("gives ") << type << ", but only the number of rows may be, and must be, dynamic";
   }
   return TypeSwitch<Operation *, LogicalResult>(&op)
@@ -610,7 +612,7 @@ struct MoeToExecPass : impl::MoeToExecPassBase<MoeToExecPass> {
       return signalPassFailure();
     }
     if (maxTokens < 1) {
-      module.emitError("max-tokens is ") << maxTokens << ", expected at least 1";
+      module.emitError("max-tokens is ") << maxTokens.getValue() << ", expected at least 1";
       return signalPassFailure();
     }
     StepLowering lowering(module, step, target, maxTokens);

@@ -1,0 +1,52 @@
+// RUN: moe-opt %s -split-input-file -moe-to-exec | FileCheck %s
+
+// Routed experts in bf16: gate and up share panels; the lists that sort tokens by expert serve
+// every use of one route.
+
+// CHECK-DAG: #[[GATHER:.+]] = affine_map<(d0, d1) -> (24, d0 * 6)>
+// CHECK-DAG: #[[SCATTER:.+]] = affine_map<(d0, d1) -> (16, d0 * 4)>
+// CHECK-DAG: #[[ONE:.+]] = affine_map<(d0, d1) -> (1)>
+// CHECK: exec.weight @gate.e_score_correction_bias ["gate.e_score_correction_bias"] recipe [#moe.pad<16>] : memref<16xf32>
+// CHECK: exec.weight @experts.gate_proj ["experts.{e}.gate_proj.weight", "experts.{e}.up_proj.weight"] recipe [#moe.stack<8>, #moe.pack_panels<32>] : memref<8x3x48x32xbf16>
+// CHECK: exec.weight @experts.down_proj ["experts.{e}.down_proj.weight"] recipe [#moe.stack<8>, #moe.pack_panels<32>] : memref<8x2x40x32xbf16>
+// CHECK: exec.kernel @route_sigmoid_e8_top2 "route" {bias = true, experts = 8 : i64, group_top2_sum = true, groups = 4 : i64, logits_stride = 8 : i64, normalize = true, scale = 2.500000e+00 : f64, sigmoid = true, topk = 2 : i64, topk_groups = 2 : i64}
+// CHECK: exec.kernel @gemm_bf16_n40_k48_e8_gather_swiglu "gemm" {{.*}}routing = "gather", rows = "T", scale_cols = 0 : i64, topk = 2 : i64
+// CHECK: exec.kernel @gemm_bf16_n48_k40_e8_scatter "gemm" {{.*}}routing = "scatter"
+// CHECK: exec.kernel @combine_top2_d48_add "combine" {out_stride = 48 : i64, residual = true, residual_stride = 48 : i64, topk = 2 : i64, width = 48 : i64, y_stride = 48 : i64}
+// CHECK: exec.kernel @combine_top2_d48 "combine" {{.*}}residual = false, residual_stride = 0 : i64
+// CHECK: exec.program
+// CHECK: exec.launch @embed_bf16_d48(%{{.+}}, %{{.+}}, %[[X:.+]]) grid
+// CHECK-DAG: %[[W:.+]] = exec.buffer : memref<?x2xf32>
+// CHECK-DAG: %[[E:.+]] = exec.buffer : memref<?x2xi32>
+// CHECK: exec.launch @route_sigmoid_e8_top2(%{{.+}}, %{{.+}}, %[[W]], %[[E]]) grid #{{.+}} writes [2, 3]
+// CHECK: %[[OFFSETS:.+]] = exec.buffer : memref<9xi32>
+// CHECK: %[[ACTIVE:.+]] = exec.buffer : memref<9xi32>
+// CHECK: %[[ORDER:.+]] = exec.buffer {rows_per_token = 2 : i64} : memref<?xi32>
+// CHECK: exec.launch @dispatch_e8_top2(%[[E]], %[[OFFSETS]], %[[ACTIVE]], %[[ORDER]]) grid #[[ONE]] writes [1, 2, 3] {label = "mlp.experts.dispatch"}
+// CHECK: %[[H:.+]] = exec.buffer {rows_per_token = 2 : i64} : memref<?x40xf32>
+// CHECK: exec.launch @gemm_bf16_n40_k48_e8_gather_swiglu(%[[X]], %{{.+}}, %[[H]], %[[OFFSETS]], %[[ACTIVE]], %[[ORDER]]) grid #[[GATHER]] writes [2] {label = "mlp.experts.gate_up"}
+// CHECK: %[[Y:.+]] = exec.buffer {rows_per_token = 2 : i64} : memref<?x48xf32>
+// CHECK: exec.launch @gemm_bf16_n48_k40_e8_scatter(%[[H]], %{{.+}}, %[[Y]], %[[OFFSETS]], %[[ACTIVE]], %[[ORDER]]) grid #[[SCATTER]] writes [2] {label = "mlp.experts.down"}
+// CHECK: exec.launch @combine_top2_d48_add(%[[Y]], %[[W]], %[[X]], %[[SUM:.+]]) grid #{{.+}} writes [3] {label = "mlp.experts.combine"}
+// CHECK-NOT: exec.launch @dispatch
+// CHECK: exec.launch @gemm_bf16_n40_k48_e8_gather_swiglu(%[[SUM]], %{{.+}}, %{{.+}}, %[[OFFSETS]], %[[ACTIVE]], %[[ORDER]])
+// CHECK: exec.launch @combine_top2_d48(%{{.+}}, %[[W]], %{{.+}}) grid #{{.+}} writes [2]
+func.func @step(%tokens: tensor<?xi32>, %positions: tensor<?xi32>, %slots: tensor<?xi32>, %rows: tensor<?xi32>) -> tensor<?x48xf32> {
+  %table = moe.weight ["table"] : tensor<100x48xbf16>
+  %x = moe.embed %tokens in %table : tensor<?xi32>, tensor<100x48xbf16> -> tensor<?x48xf32>
+  %wr = moe.weight ["gate.weight"] : tensor<8x48xbf16>
+  %l = moe.linear %x, %wr : tensor<?x48xf32>, tensor<8x48xbf16> -> tensor<?x8xf32>
+  %b = moe.weight ["gate.e_score_correction_bias"] : tensor<8xf32>
+  %w, %e = moe.route sigmoid topk(2) %l bias(%b : tensor<8xf32>)
+    {groups = 4, topk_groups = 2, group_score = #moe.group_score<top2_sum>, normalize = true, scale = 2.5 : f64}
+    : tensor<?x8xf32> -> tensor<?x2xf32>, tensor<?x2xi32>
+  %G = moe.weight ["experts.{e}.gate_proj.weight"] recipe [#moe.stack<8>] : tensor<8x40x48xbf16>
+  %U = moe.weight ["experts.{e}.up_proj.weight"] recipe [#moe.stack<8>] : tensor<8x40x48xbf16>
+  %D = moe.weight ["experts.{e}.down_proj.weight"] recipe [#moe.stack<8>] : tensor<8x48x40xbf16>
+  %y = moe.experts %x route(%w, %e) ffn(%G, %U, %D) add %x : tensor<?x48xf32>
+    : tensor<?x48xf32>, tensor<?x2xf32>, tensor<?x2xi32>, tensor<8x40x48xbf16>, tensor<8x40x48xbf16>, tensor<8x48x40xbf16> -> tensor<?x48xf32> loc("mlp.experts")
+  %z = moe.experts %y route(%w, %e) ffn(%G, %U, %D)
+    : tensor<?x48xf32>, tensor<?x2xf32>, tensor<?x2xi32>, tensor<8x40x48xbf16>, tensor<8x40x48xbf16>, tensor<8x48x40xbf16> -> tensor<?x48xf32>
+  %r = moe.gather_rows %z[%rows] : tensor<?x48xf32>, tensor<?xi32> -> tensor<?x48xf32>
+  return %r : tensor<?x48xf32>
+}
