@@ -230,25 +230,6 @@ TEST(Gemm, NoTasks) {
   kernels.runOnce(0, {nullptr, nullptr, nullptr}, {0, 0, 0}, 0);
 }
 
-/// The lists that `dispatch` makes, from the experts of each entry.
-struct Lists {
-  std::vector<int32_t> offsets, active, order;
-};
-Lists sortByExpert(const std::vector<int32_t> &chosen, int64_t experts) {
-  Lists lists;
-  lists.offsets.push_back(0);
-  lists.active.assign(experts + 1, 0);
-  for (int64_t e = 0; e < experts; ++e) {
-    for (size_t i = 0; i < chosen.size(); ++i)
-      if (chosen[i] == e)
-        lists.order.push_back(i);
-    if (int32_t(lists.order.size()) > lists.offsets.back())
-      lists.active[++lists.active[0]] = e;
-    lists.offsets.push_back(lists.order.size());
-  }
-  return lists;
-}
-
 TEST(Gemm, Experts) {
   GemmSpec up = plain(DType::BF16, 40, 48);
   up.batch = 7;
@@ -271,7 +252,7 @@ TEST(Gemm, Experts) {
         for (int32_t e : random.permutation(7))
           if (e != 2 && int64_t(chosen.size()) < (t + 1) * spec.topk)
             chosen.push_back(e);
-      Lists lists = sortByExpert(chosen, spec.batch);
+      ExpertLists lists = sortByExpert(chosen, spec.batch);
       bool gather = spec.routing == Routing::Gather;
       Weights w = makeWeights(spec, random);
       Array<float> x(random.normals((gather ? tokens : tokens * spec.topk) * spec.xStride));

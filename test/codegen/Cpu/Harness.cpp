@@ -36,6 +36,14 @@ Buffer::Buffer(size_t bytes) : bytes(bytes) {
 Buffer::Buffer(Buffer &&other) noexcept
     : mapping(std::exchange(other.mapping, nullptr)), mapped(other.mapped), bytes(other.bytes), start(other.start) {}
 
+Buffer &Buffer::operator=(Buffer &&other) noexcept {
+  std::swap(mapping, other.mapping);
+  std::swap(mapped, other.mapped);
+  std::swap(bytes, other.bytes);
+  std::swap(start, other.start);
+  return *this;
+}
+
 Buffer::~Buffer() {
   if (mapping)
     munmap(mapping, mapped);
@@ -47,8 +55,7 @@ bool Buffer::bordersIntact() const {
          std::all_of(data + bytes, data + bytes + kReadable, [](unsigned char c) { return c == kBehind; });
 }
 
-Library::Library(const Level &level, llvm::ArrayRef<Kernel> kernels) {
-  Result<std::vector<std::string>> objects = compileKernels(kernels, level, Output::Object);
+Library::Library(const Result<std::vector<std::string>> &objects) {
   if (!objects.ok()) {
     ADD_FAILURE() << objects.message();
     return;
@@ -91,7 +98,7 @@ Kernels::Kernels(const std::vector<KernelSpec> &specs) : specs(specs) {
   for (size_t i = 0; i < specs.size(); ++i)
     kernels.push_back({"k" + std::to_string(i), specs[i]});
   for (const Level *level : hostLevels())
-    libraries.push_back(std::make_unique<Library>(*level, kernels));
+    libraries.push_back(std::make_unique<Library>(compileKernels(kernels, *level, Output::Object)));
 }
 
 void Kernels::run(size_t index, const std::vector<Buffer *> &args, moe_step step, int64_t tasks) {
@@ -157,6 +164,21 @@ std::vector<int32_t> Random::permutation(int32_t count) {
   std::iota(order.begin(), order.end(), 0);
   std::shuffle(order.begin(), order.end(), engine);
   return order;
+}
+
+ExpertLists sortByExpert(const std::vector<int32_t> &chosen, int64_t experts) {
+  ExpertLists lists;
+  lists.offsets.push_back(0);
+  lists.active.assign(experts + 1, 0);
+  for (int64_t e = 0; e < experts; ++e) {
+    for (size_t i = 0; i < chosen.size(); ++i)
+      if (chosen[i] == e)
+        lists.order.push_back(i);
+    if (int32_t(lists.order.size()) > lists.offsets.back())
+      lists.active[++lists.active[0]] = e;
+    lists.offsets.push_back(lists.order.size());
+  }
+  return lists;
 }
 
 ::testing::AssertionResult near(float found, double expected, double tolerance) {

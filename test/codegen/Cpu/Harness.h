@@ -30,6 +30,7 @@ public:
   Buffer(const Buffer &) = delete;
   Buffer &operator=(const Buffer &) = delete;
   Buffer(Buffer &&other) noexcept;
+  Buffer &operator=(Buffer &&other) noexcept;
   ~Buffer();
 
   void *data() const { return start; }
@@ -64,11 +65,11 @@ public:
 /// What an untouched float of an output holds.
 inline constexpr float kUntouched = -123456.75f;
 
-/// A shared object of kernels k0, k1, ..., loaded.
+/// A shared object, loaded.
 class Library {
 public:
-  /// Compiles and loads; adds a test failure if that cannot be done.
-  Library(const Level &level, llvm::ArrayRef<Kernel> kernels);
+  /// Links and loads; adds a test failure if that cannot be done.
+  explicit Library(const Result<std::vector<std::string>> &objects);
   ~Library();
   Library(const Library &) = delete;
   moe_kernel symbol(const std::string &name) const;
@@ -109,6 +110,12 @@ public:
 private:
   std::mt19937_64 engine;
 };
+
+/// The lists that `dispatch` makes, from the expert of each entry.
+struct ExpertLists {
+  std::vector<int32_t> offsets, active, order;
+};
+ExpertLists sortByExpert(const std::vector<int32_t> &chosen, int64_t experts);
 
 /// Both NaN, or both the same infinity, or within `tolerance`.
 ::testing::AssertionResult near(float found, double expected, double tolerance);

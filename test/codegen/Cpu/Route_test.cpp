@@ -1,0 +1,226 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+#include "Harness.h"
+
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <set>
+
+namespace moec::cpu {
+namespace {
+
+/// Indices of the greatest `count` values, the lower index of equal ones first.
+std::vector<int64_t> greatest(const std::vector<double> &values, int64_t count) {
+  std::vector<int64_t> order(values.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return values[a] > values[b]; });
+  order.resize(count);
+  return order;
+}
+
+struct Choice {
+  std::vector<int64_t> experts;
+  std::vector<double> weights;
+};
+
+Choice expectedChoice(const RouteSpec &spec, const float *logits, const float *bias) {
+  std::vector<double> scores(logits, logits + spec.experts);
+  if (spec.sigmoid) {
+    for (double &score : scores)
+      score = 1 / (1 + std::exp(-score));
+  } else {
+    double top = *std::max_element(scores.begin(), scores.end()), sum = 0;
+    for (double &score : scores)
+      sum += score = std::exp(score - top);
+    for (double &score : scores)
+      score /= sum;
+  }
+  std::vector<double> choice = scores;
+  if (spec.bias)
+    for (int64_t e = 0; e < spec.experts; ++e)
+      choice[e] += bias[e];
+  if (spec.groups > 1) {
+    int64_t size = spec.experts / spec.groups;
+    std::vector<double> groupScores;
+    for (int64_t g = 0; g < spec.groups; ++g) {
+      std::vector<double> group(choice.begin() + g * size, choice.begin() + (g + 1) * size);
+      std::sort(group.rbegin(), group.rend());
+      groupScores.push_back(group[0] + (spec.groupTop2Sum && size > 1 ? group[1] : 0));
+    }
+    std::vector<int64_t> kept = greatest(groupScores, spec.topkGroups);
+    for (int64_t e = 0; e < spec.experts; ++e)
+      if (std::find(kept.begin(), kept.end(), e / size) == kept.end())
+        choice[e] = -std::numeric_limits<double>::infinity();
+  }
+  Choice result{greatest(choice, spec.topk), {}};
+  double sum = 0;
+  for (int64_t e : result.experts) {
+    result.weights.push_back(scores[e]);
+    sum += scores[e];
+  }
+  for (double &weight : result.weights)
+    weight = (spec.normalize ? weight / (sum + 1e-20) : weight) * spec.scale;
+  return result;
+}
+
+std::vector<KernelSpec> routeSpecs() {
+  auto make = [](int64_t experts, int64_t topk, int64_t groups, int64_t topkGroups, bool sigmoid, bool top2,
+                 bool normalize, bool bias, double scale) {
+    RouteSpec spec;
+    spec.experts = experts;
+    spec.topk = topk;
+    spec.groups = groups;
+    spec.topkGroups = topkGroups;
+    spec.sigmoid = sigmoid;
+    spec.groupTop2Sum = top2;
+    spec.normalize = normalize;
+    spec.bias = bias;
+    spec.scale = scale;
+    spec.logitsStride = experts + 3;
+    return spec;
+  };
+  return {
+      make(64, 6, 1, 1, false, false, false, false, 1.0), // V2-Lite
+      make(160, 6, 8, 3, false, false, false, false, 16), // V2
+      make(256, 8, 8, 4, true, true, true, true, 2.5),    // V3
+      make(16, 4, 4, 2, true, true, true, true, 1.5),     // small, exact vectors
+      make(7, 7, 1, 1, true, false, true, false, 1.0),    // all of an odd number
+      make(33, 3, 11, 2, true, true, false, true, 3.0),   // groups that cross vectors
+      make(12, 2, 12, 5, false, true, true, false, 1.0),  // groups of one
+      make(1, 1, 1, 1, false, false, false, false, 1.0),
+      make(20, 5, 4, 4, false, false, true, true, 1.0), // a bias beside softmax
+  };
+}
+
+/// Runs all specs on logits from `next`.
+void checkRoutes(Random &random, llvm::function_ref<float()> nextLogit, llvm::function_ref<float()> nextBias) {
+  std::vector<KernelSpec> specs = routeSpecs();
+  Kernels kernels(specs);
+  for (size_t index = 0; index < specs.size(); ++index) {
+    const auto &spec = std::get<RouteSpec>(specs[index]);
+    SCOPED_TRACE("spec " + std::to_string(index));
+    int64_t tokens = 37;
+    Array<float> logits(tokens * spec.logitsStride), bias(spec.experts), weights(tokens * spec.topk, kUntouched);
+    std::generate(logits.begin(), logits.end(), nextLogit);
+    std::generate(bias.begin(), bias.end(), nextBias);
+    Array<int32_t> chosen(tokens * spec.topk, -1);
+    std::vector<Buffer *> args = {&logits};
+    if (spec.bias)
+      args.push_back(&bias);
+    args.insert(args.end(), {&weights, &chosen});
+    moe_step step{tokens, 0, 0};
+    kernels.run(index, args, step, kernels.gridOf(index, step));
+    for (int64_t t = 0; t < tokens; ++t) {
+      Choice expected = expectedChoice(spec, &logits[t * spec.logitsStride], bias.begin());
+      for (int64_t k = 0; k < spec.topk; ++k) {
+        ASSERT_EQ(chosen[t * spec.topk + k], expected.experts[k]) << "token " << t << " choice " << k;
+        // Exponentials, sums in trees or over topk, two divisions, one product.
+        ASSERT_TRUE(near(weights[t * spec.topk + k], expected.weights[k],
+                         expected.weights[k] * std::ldexp(double(40 + spec.topk), -24)));
+      }
+    }
+  }
+}
+
+TEST(Route, RandomLogits) {
+  Random random(1);
+  checkRoutes(random, [&] { return random.normal(2); }, [&] { return random.normal(0.5f); });
+}
+
+TEST(Route, TiesGoToTheLowerIndex) {
+  Random random(2);
+  checkRoutes(random, [&] { return float(random.integer(0, 2)); }, [] { return 0.25f; });
+}
+
+TEST(Route, NaNLogitsStillChooseDifferentExperts) {
+  std::vector<KernelSpec> specs = routeSpecs();
+  Kernels kernels(specs);
+  for (size_t index = 0; index < specs.size(); ++index) {
+    const auto &spec = std::get<RouteSpec>(specs[index]);
+    Array<float> logits(spec.logitsStride, std::numeric_limits<float>::quiet_NaN()), bias(spec.experts, 1.0f),
+        weights(spec.topk, kUntouched);
+    Array<int32_t> chosen(spec.topk, -1);
+    std::vector<Buffer *> args = {&logits};
+    if (spec.bias)
+      args.push_back(&bias);
+    args.insert(args.end(), {&weights, &chosen});
+    moe_step step{1, 0, 0};
+    kernels.run(index, args, step, 1);
+    std::set<int32_t> different(chosen.begin(), chosen.end());
+    EXPECT_EQ(int64_t(different.size()), spec.topk);
+    EXPECT_GE(*different.begin(), 0);
+    EXPECT_LT(*different.rbegin(), spec.experts);
+    for (float weight : std::vector<float>(weights.begin(), weights.end()))
+      EXPECT_TRUE(std::isnan(weight));
+  }
+}
+
+TEST(Dispatch, SortsStably) {
+  std::vector<KernelSpec> specs = {DispatchSpec{7, 3}, DispatchSpec{64, 6}, DispatchSpec{1, 1}};
+  Kernels kernels(specs);
+  Random random(3);
+  for (size_t index = 0; index < specs.size(); ++index)
+    for (int64_t tokens : {1, 2, 40}) {
+      const auto &spec = std::get<DispatchSpec>(specs[index]);
+      std::vector<int32_t> entries(tokens * spec.topk);
+      for (int32_t &entry : entries)
+        entry = random.integer(0, (spec.experts - 1) / (tokens == 40 ? 1 : 2));
+      ExpertLists expected = sortByExpert(entries, spec.experts);
+      Array<int32_t> chosen(entries), offsets(spec.experts + 1, -1), active(spec.experts + 1, -1),
+          order(entries.size(), -1);
+      moe_step step{tokens, 0, 0};
+      kernels.run(index, {&chosen, &offsets, &active, &order}, step, kernels.gridOf(index, step));
+      EXPECT_EQ(std::vector<int32_t>(offsets.begin(), offsets.end()), expected.offsets);
+      EXPECT_EQ(std::vector<int32_t>(order.begin(), order.end()), expected.order);
+      ASSERT_EQ(active[0], expected.active[0]);
+      for (int32_t i = 1; i <= active[0]; ++i)
+        EXPECT_EQ(active[i], expected.active[i]);
+    }
+}
+
+TEST(Combine, WeighsAndAdds) {
+  std::vector<KernelSpec> specs;
+  for (auto [topk, width, residual] : {std::tuple{1, 1, false}, {6, 16, true}, {3, 37, true}, {8, 50, false}}) {
+    CombineSpec spec;
+    spec.topk = topk;
+    spec.width = width;
+    spec.residual = residual;
+    spec.yStride = width + 1;
+    spec.residualStride = width + 2;
+    spec.outStride = width + 3;
+    specs.push_back(spec);
+  }
+  Kernels kernels(specs);
+  Random random(4);
+  for (size_t index = 0; index < specs.size(); ++index) {
+    const auto &spec = std::get<CombineSpec>(specs[index]);
+    int64_t tokens = 5;
+    Array<float> y(random.normals(tokens * spec.topk * spec.yStride)), weights(random.normals(tokens * spec.topk)),
+        residual(random.normals(tokens * spec.residualStride)), out(tokens * spec.outStride, kUntouched);
+    std::vector<Buffer *> args = {&y, &weights};
+    if (spec.residual)
+      args.push_back(&residual);
+    args.push_back(&out);
+    moe_step step{tokens, 0, 0};
+    kernels.run(index, args, step, kernels.gridOf(index, step));
+    for (int64_t t = 0; t < tokens; ++t)
+      for (int64_t i = 0; i < spec.outStride; ++i) {
+        double expected = kUntouched, magnitude = 0;
+        if (i < spec.width) {
+          expected = spec.residual ? residual[t * spec.residualStride + i] : 0;
+          magnitude = std::fabs(expected);
+          for (int64_t k = 0; k < spec.topk; ++k) {
+            double term = double(weights[t * spec.topk + k]) * y[(t * spec.topk + k) * spec.yStride + i];
+            expected += term;
+            magnitude += std::fabs(term);
+          }
+        }
+        ASSERT_TRUE(near(out[t * spec.outStride + i], expected, magnitude * std::ldexp(spec.topk + 1.0, -24)));
+      }
+  }
+}
+
+} // namespace
+} // namespace moec::cpu
