@@ -13,6 +13,7 @@
 #include "codegen/Cpu/Compile.h"
 #include "runtime/KernelAbi.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cstring>

@@ -1,0 +1,35 @@
+// RUN: emit-kernel %s --level=x86-64-v4 | FileCheck %s --check-prefix=V4 --implicit-check-not=call
+// RUN: emit-kernel %s --level=x86-64-v3 | FileCheck %s --check-prefix=V3 --implicit-check-not=call --implicit-check-not=zmm
+
+// The full tile of v4: two vectors of weights, then for each of eight rows one broadcast and two products.
+// V4-LABEL: gemm_bf16:
+// V4:      vpmovzxwd {{.*}}, %[[W0:zmm[0-9]+]]
+// V4-NEXT: vpmovzxwd {{.*}}, %[[W1:zmm[0-9]+]]
+// V4-NEXT: vpslld $16, %[[W0]], %[[W0]]
+// V4-NEXT: vpslld $16, %[[W1]], %[[W1]]
+// V4-COUNT-16: vfmadd231ps %zmm
+// V4: jne
+// v3: six rows of one vector, which is two registers.
+// V3-LABEL: gemm_bf16:
+// V3:      vpmovzxwd {{.*}}, %ymm
+// V3:      vpslld $16, %ymm
+// V3-COUNT-12: vfmadd231ps %ymm
+// V3: jne
+exec.kernel @gemm_bf16 "gemm" {weight = "bf16", n = 64, k = 2048, batch = 1, scale_cols = 0, x_stride = 2048,
+    x_batch = 0, y_stride = 64, y_batch = 0, residual_stride = 0, epilogue = "none", routing = "none", topk = 0,
+    rows = "T"}
+
+// FP8 goes through the bits of f16.
+// V4-LABEL: gemm_f8:
+// V4: vpmovsxbw
+// V4: vpsllw $7
+// V4: vcvtph2ps {{.*}}, %zmm
+// V4: vfmadd231ps %zmm
+// V3-LABEL: gemm_f8:
+// V3: vpmovsxbw
+// V3: vpsllw $7
+// V3: vcvtph2ps {{.*}}, %ymm
+// V3: vfmadd231ps %ymm
+exec.kernel @gemm_f8 "gemm" {weight = "f8e4m3", n = 64, k = 2048, batch = 1, scale_cols = 128, x_stride = 2048,
+    x_batch = 0, y_stride = 64, y_batch = 0, residual_stride = 0, epilogue = "none", routing = "none", topk = 0,
+    rows = "T"}
