@@ -270,16 +270,3 @@ FailureOr<Json> ProgramWriter::run() {
 } // namespace
 
 FailureOr<Json> moec::buildManifestProgram(ModuleOp module) { return ProgramWriter(module).run(); }
-
-std::vector<ArtifactWeight> moec::weightList(ModuleOp module) {
-  std::vector<ArtifactWeight> weights;
-  for (auto weight : module.getOps<exec::WeightOp>()) {
-    auto type = cast<MemRefType>(weight.getType());
-    std::vector<std::string> sources;
-    for (auto source : weight.getSources().getAsRange<StringAttr>())
-      sources.push_back(source.str());
-    weights.push_back({weight.getSymName().str(), dtypeOf(type.getElementType()), std::vector<int64_t>(type.getShape()),
-                       std::move(sources), weight.getRecipe(), weight.getLoc()});
-  }
-  return weights;
-}

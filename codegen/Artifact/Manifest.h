@@ -8,13 +8,9 @@
 #ifndef MOEC_CODEGEN_ARTIFACT_MANIFEST_H
 #define MOEC_CODEGEN_ARTIFACT_MANIFEST_H
 
-#include "runtime/Support/DType.h"
 #include "runtime/Support/Json.h"
 
 #include "mlir/IR/BuiltinOps.h"
-
-#include <string>
-#include <vector>
 
 namespace moec {
 
@@ -23,19 +19,6 @@ namespace moec {
 /// plan. Each launch is checked against its kernel's spec: number, element
 /// types and writes of its arguments, and the grid. Fails with a diagnostic.
 mlir::FailureOr<Json> buildManifestProgram(mlir::ModuleOp module);
-
-/// A weight that the artifact must hold.
-struct ArtifactWeight {
-  std::string name; ///< as launches name it
-  DType type = DType::F32;
-  std::vector<int64_t> shape;       ///< packed
-  std::vector<std::string> sources; ///< tensors of the checkpoint; `{e}` stands for a family
-  mlir::ArrayAttr recipe;           ///< steps of the `moe` dialect
-  mlir::Location loc;
-};
-
-/// All weights of the module, in its order.
-std::vector<ArtifactWeight> weightList(mlir::ModuleOp module);
 
 } // namespace moec
 

@@ -4,6 +4,7 @@
 #include "passes/Conversion/MoeToExec/WeightPacker.h"
 
 #include "dialects/Moe/MoeDialect.h"
+#include "dialects/Moe/Recipe.h"
 
 #include "llvm/ADT/STLExtras.h"
 #include "llvm/Support/MathExtras.h"
@@ -66,8 +67,11 @@ WeightOp WeightPacker::getOrCreate(Location loc, const std::string &name, ArrayR
   auto type = MemRefType::get(shape, element);
   ArrayAttr sourcesAttr = builder.getArrayAttr(sources), recipeAttr = builder.getArrayAttr(recipe);
   WeightOp &weight = weights[builder.getArrayAttr({sourcesAttr, recipeAttr, TypeAttr::get(type)})];
-  if (!weight)
-    weight = WeightOp::create(builder, loc, names.claim(name, "."), sourcesAttr, recipeAttr, type);
+  if (weight)
+    return weight;
+  weight = WeightOp::create(builder, loc, names.claim(name, "."), sourcesAttr, recipeAttr, type);
+  assert(succeeded(moe::verifyRecipe(sourcesAttr, recipeAttr, type, [&] { return weight.emitError(); })) &&
+         "a packed recipe gives what the kernel reads");
   return weight;
 }
 

@@ -106,18 +106,6 @@ TEST_F(ManifestTest, AProgramBecomesItsParts) {
   })"));
 }
 
-TEST_F(ManifestTest, WeightsComeWithSourcesAndRecipe) {
-  OwningOpRef<ModuleOp> module = parse();
-  ASSERT_TRUE(module);
-  std::vector<ArtifactWeight> weights = weightList(*module);
-  ASSERT_EQ(weights.size(), 1u);
-  EXPECT_EQ(weights[0].name, "w");
-  EXPECT_EQ(weights[0].type, DType::BF16);
-  EXPECT_EQ(weights[0].shape, (std::vector<int64_t>{4, 2, 8, 32}));
-  EXPECT_EQ(weights[0].sources, std::vector<std::string>{"experts.{e}.w"});
-  EXPECT_EQ(weights[0].recipe.size(), 2u);
-}
-
 TEST_F(ManifestTest, LaunchesMustFitTheirKernels) {
   expectRefusal("%lists, %lists, %picked) grid affine_map<(T, R) -> (8, T * 4)> writes [2]\n"
                 "      : memref<?x8xf32>, memref<4x2x8x32xbf16>, memref<?x40xf32>, memref<5xi32>, ",
