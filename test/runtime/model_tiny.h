@@ -107,24 +107,35 @@ struct TinyArtifact {
     writeManifest(dir);
   }
 
-  /// Letters, both halves of "é" and two special tokens.
-  static void writeTokenizer(const std::string &dir) {
-    EXPECT_OK(writeFile(dir + "/tokenizer.json", R"({
-      "version": "1.0",
-      "added_tokens": [
-        {"id": 0, "content": "<s>", "special": true, "single_word": false, "lstrip": false, "rstrip": false,
-         "normalized": false},
-        {"id": 1, "content": "</s>", "special": true, "single_word": false, "lstrip": false, "rstrip": false,
-         "normalized": false}],
-      "normalizer": null,
-      "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
-      "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}},
-        {"Sequence": {"id": "A", "type_id": 0}}], "pair": [],
-        "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}}},
-      "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
-      "model": {"type": "BPE", "vocab": {"<s>": 0, "</s>": 1, "a": 2, "b": 3, "c": 4, "d": 5, "e": 6, "f": 7, "g": 8,
-                "\u00c3": 9, "\u00a9": 10}, "merges": []}
-    })"));
+  /// Letters, both halves of "é" and two special tokens; for a chat model two of the letters are the tags of turns.
+  static void writeTokenizer(const std::string &dir, bool chat = false) {
+    const std::string f = chat ? "<｜User｜>" : "f", g = chat ? "<｜Assistant｜>" : "g";
+    Json vocab = {{"<s>", 0}, {"</s>", 1}, {"a", 2}, {"b", 3}, {"c", 4}, {"d", 5},
+                  {"e", 6},   {f, 7},      {g, 8},   {"Ã", 9}, {"©", 10}};
+    Json added = Json::array();
+    for (const auto &[content, id] : vocab.items())
+      if (content.starts_with("<"))
+        added.push_back({{"id", id},
+                         {"content", content},
+                         {"special", id < 2},
+                         {"single_word", false},
+                         {"lstrip", false},
+                         {"rstrip", false},
+                         {"normalized", false}});
+    Json bytes = {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", false}};
+    Json post = Json::parse(R"({"type": "TemplateProcessing", "pair": [],
+      "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+      "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}}})");
+    Json tokenizer = {{"version", "1.0"},
+                      {"added_tokens", added},
+                      {"normalizer", nullptr},
+                      {"pre_tokenizer", bytes},
+                      {"post_processor", post},
+                      {"decoder", bytes},
+                      {"model", {{"type", "BPE"}, {"vocab", vocab}, {"merges", Json::array()}}}};
+    EXPECT_OK(writeFile(dir + "/tokenizer.json", tokenizer.dump()));
+    if (chat)
+      EXPECT_OK(writeFile(dir + "/tokenizer_config.json", R"({"bos_token": "<s>", "eos_token": "</s>"})"));
   }
 
   /// The logits [tokens, V] that the model gives to a sequence, from the definition.
