@@ -71,10 +71,10 @@ static LogicalResult checkCache(Operation *op, FlatSymbolRefAttr cache, ValueRan
     diag.attachNote(symbol->getLoc()) << "defined here";
     return diag;
   }
-  int64_t width = 0;
+  uint64_t width = 0;
   for (Value part : parts)
     width += cast<RankedTensorType>(part.getType()).getDimSize(1);
-  if (width != static_cast<int64_t>(cacheOp.getWidth())) {
+  if (width != cacheOp.getWidth()) {
     InFlightDiagnostic diag = op->emitOpError() << "stores entries of " << width << " channels, but cache " << cache
                                                 << " has width " << cacheOp.getWidth();
     diag.attachNote(cacheOp.getLoc()) << "defined here";
@@ -204,10 +204,10 @@ LogicalResult RmsNormOp::verify() {
   return success();
 }
 
-/// Elements of one row.
-static int64_t rowSize(RankedTensorType type) {
+/// Elements of one row. Unsigned: a product that wraps is still defined.
+static uint64_t rowSize(RankedTensorType type) {
   ArrayRef<int64_t> dims = type.getShape().drop_front();
-  return std::accumulate(dims.begin(), dims.end(), int64_t(1), std::multiplies<>());
+  return std::accumulate(dims.begin(), dims.end(), uint64_t(1), std::multiplies<uint64_t>());
 }
 
 LogicalResult ReshapeOp::verify() {
@@ -240,7 +240,7 @@ LogicalResult SplitOp::verify() {
     return emitOpError("gives no part, expected one or more");
   RankedTensorType source = getX().getType();
   unsigned last = source.getRank() - 1;
-  int64_t width = 0;
+  uint64_t width = 0;
   for (Value part : getParts()) {
     auto type = cast<RankedTensorType>(part.getType());
     // C2
@@ -254,7 +254,7 @@ LogicalResult SplitOp::verify() {
     width += type.getDimSize(last);
   }
   // C3
-  if (width != source.getDimSize(last))
+  if (width != static_cast<uint64_t>(source.getDimSize(last)))
     return emitOpError("the parts have ")
            << width << " columns together, but x " << source << " has " << source.getDimSize(last);
   return success();
