@@ -3,6 +3,8 @@
 
 #include "passes/Pipelines.h"
 
+#include "passes/Conversion/MoeToExec/MoeToExec.h"
+#include "passes/Exec/Passes.h"
 #include "passes/Moe/Passes.h"
 
 #include "mlir/Dialect/Func/IR/FuncOps.h"
@@ -25,7 +27,17 @@ void moe::buildMoePipeline(OpPassManager &pm) {
   function.addPass(createFuseResidualPass());
 }
 
+void moe::buildLowerPipeline(OpPassManager &pm, const LowerPipelineOptions &options) {
+  exec::MoeToExecPassOptions lowering;
+  lowering.maxTokens = options.maxTokens;
+  pm.addPass(exec::createMoeToExecPass(lowering));
+  // After all launches exist: lives of buffers are read off their order.
+  pm.nest<exec::ProgramOp>().addPass(exec::createPlanMemoryPass());
+}
+
 void moe::registerMoePipelines() {
   PassPipelineRegistration<>("moe-optimize", "Optimize a plain model: canonicalize, cse and the fusions of passes/Moe",
                              buildMoePipeline);
+  PassPipelineRegistration<LowerPipelineOptions>("moec-lower", "Lower an optimized model to launches on a memory plan",
+                                                 buildLowerPipeline);
 }

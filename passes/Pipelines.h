@@ -7,6 +7,8 @@
 #ifndef MOEC_PASSES_PIPELINES_H
 #define MOEC_PASSES_PIPELINES_H
 
+#include "mlir/Pass/PassOptions.h"
+
 namespace mlir {
 class OpPassManager;
 }
@@ -17,6 +19,16 @@ namespace mlir::moe {
 /// In: a module of `moe` and `func`, in the plain form that importers give.
 /// Out: the same dialects; latent attention absorbed, projections and residuals fused.
 void buildMoePipeline(OpPassManager &pm);
+
+struct LowerPipelineOptions : PassPipelineOptions<LowerPipelineOptions> {
+  Option<int64_t> maxTokens{*this, "max-tokens", llvm::cl::desc("Most tokens, and most rows of logits, in one step"),
+                            llvm::cl::init(512)};
+};
+
+/// Lowers an optimized model to its device program, as `moec-lower`.
+/// In: what `buildMoePipeline` gives.
+/// Out: `exec`; every buffer has its place in the arena.
+void buildLowerPipeline(OpPassManager &pm, const LowerPipelineOptions &options);
 
 /// Registers the pipelines with the command line of `moe-opt`.
 void registerMoePipelines();

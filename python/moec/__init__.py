@@ -1,0 +1,77 @@
+# Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+# SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+"""Ahead-of-time compiler for mixture-of-experts transformers.
+
+    moec.compile("DeepSeek-V2-Lite", "v2lite.moec")   # checkpoint directory -> artifact
+    model = moec.load("v2lite.moec")
+    for text in model.generate("The theory of relativity", max_new_tokens=64):
+        print(text, end="", flush=True)
+
+`Model.step` is the compiled program itself, on NumPy arrays. Bad input raises ValueError with one
+sentence; arrays of another type or layout raise TypeError, nothing is converted silently.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from ._moec import Generation, Model, __version__, _compile, _ir, _load
+
+__all__ = ["Generation", "Model", "compile", "ir", "load", "__version__"]
+
+
+def compile(
+    model_dir: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    target: str = "cpu",
+    max_context: int | None = None,
+    max_tokens: int = 512,
+    max_memory: int = 2 << 30,
+    threads: int | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> None:
+    """Compile a checkpoint directory into an artifact.
+
+    Args:
+      model_dir: directory with config.json and safetensors, as published.
+      out: the artifact directory. It appears whole or not at all; an earlier artifact there is
+        replaced, anything else is refused.
+      target: the chip; "cpu" so far.
+      max_context: longest sequence in tokens; None: what config.json allows, at most 32768.
+      max_tokens: tokens in one run of the program; longer steps are cut, with the same result.
+      max_memory: bound, in bytes, on what making the weights keeps in memory.
+      threads: None: one per processor.
+      progress: called now and then with (bytes done, bytes in all, weight).
+    Raises:
+      ValueError: the checkpoint or an argument is unusable, or the disk is full; the message says which.
+    """
+    _compile(os.fspath(model_dir), os.fspath(out), target, max_context or 0, max_tokens, max_memory, threads or 0, progress)
+
+
+def load(
+    artifact: str | os.PathLike[str], *, threads: int | None = None, max_slots: int = 1, cpu: str | None = None
+) -> Model:
+    """Map an artifact, ready to run.
+
+    Args:
+      artifact: directory that `compile` or the `moec` command made.
+      threads: None: the physical cores available to the process. Results do not depend on it.
+      max_slots: sequences that can be held at the same time.
+      cpu: CPU level such as "v3" to use instead of the best one that runs here.
+    Raises:
+      ValueError: the artifact is damaged, or made for another CPU.
+    """
+    return _load(os.fspath(artifact), threads or 0, max_slots, cpu)
+
+
+def ir(model_dir: str | os.PathLike[str], *, stage: str = "moe", max_context: int | None = None) -> str:
+    """The model as MLIR text.
+
+    Args:
+      model_dir: as for `compile`; no weight is read.
+      stage: "moe" (as imported), "optimized" (after the passes over moe) or "exec" (the device program).
+      max_context: as for `compile`.
+    """
+    return _ir(os.fspath(model_dir), stage, max_context or 0)

@@ -1,0 +1,287 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+#include "tools/Driver/Compilation.h"
+
+#include "codegen/Artifact/Manifest.h"
+#include "codegen/Common/KernelSpec.h"
+#include "codegen/Weights/Materialize.h"
+#include "dialects/Exec/ExecDialect.h"
+#include "dialects/Moe/MoeDialect.h"
+#include "dialects/Moe/Reference/Interpreter.h"
+#include "passes/Pipelines.h"
+#include "runtime/Hash.h"
+#include "runtime/KernelAbi.h"
+#include "runtime/Support/File.h"
+#include "runtime/Support/Safetensors.h"
+#include "tools/Driver/Text.h"
+
+#include "mlir/Dialect/Func/IR/FuncOps.h"
+#include "mlir/IR/Diagnostics.h"
+#include "mlir/Pass/PassManager.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+#include <numeric>
+#include <thread>
+
+using namespace moec;
+
+namespace {
+
+/// Turns the first error that MLIR code emits while this lives into a sentence.
+class DiagnosticSentence {
+public:
+  explicit DiagnosticSentence(mlir::MLIRContext &context)
+      : handler(&context, [this](mlir::Diagnostic &diagnostic) {
+          if (diagnostic.getSeverity() == mlir::DiagnosticSeverity::Error && message.empty())
+            message = text(diagnostic);
+          return mlir::success();
+        }) {}
+
+  Error error() const { return Error{message.empty() ? "the compiler failed without saying why" : message}; }
+
+private:
+  /// Names the place as the checkpoint does, where the location is such a name.
+  static std::string text(const mlir::Diagnostic &diagnostic) {
+    std::string result = diagnostic.str();
+    if (auto name = mlir::dyn_cast<mlir::NameLoc>(diagnostic.getLocation()))
+      result = name.getName().str() + ": " + result;
+    return result;
+  }
+
+  std::string message;
+  mlir::ScopedDiagnosticHandler handler;
+};
+
+/// The files that make text of tokens; each may be absent.
+constexpr std::array tokenizerFiles = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+                                       "generation_config.json"};
+
+std::string typeText(mlir::Type type) {
+  std::string text;
+  llvm::raw_string_ostream stream(text);
+  stream << type;
+  return text;
+}
+
+/// Why a weight is stored as it is.
+std::string formatReason(mlir::exec::WeightOp weight) {
+  mlir::Type element = mlir::cast<mlir::ShapedType>(weight.getType()).getElementType();
+  if (mlir::isa<mlir::Float8E4M3FNType>(element))
+    return "kept: the target multiplies FP8 blocks";
+  for (mlir::Attribute step : weight.getRecipe()) {
+    if (mlir::isa<mlir::moe::PackBlockScalesAttr>(step))
+      return "scales of an FP8 weight, one a lane";
+    if (mlir::isa<mlir::moe::DequantFp8BlockAttr>(step))
+      return "dequantised: its rows are cut by head, across scale blocks";
+    if (mlir::isa<mlir::moe::CastAttr>(step))
+      return "widened: too small to matter";
+  }
+  return "kept as stored";
+}
+
+} // namespace
+
+Compilation::Compilation(CompileOptions options, hf::SourceModel source)
+    : options(std::move(options)), source(std::move(source)) {
+  context.loadDialect<mlir::moe::MoeDialect, mlir::exec::ExecDialect, mlir::func::FuncDialect>();
+}
+
+Compilation::~Compilation() = default;
+
+unsigned Compilation::threads() const {
+  return options.threads ? options.threads : std::max(1u, std::thread::hardware_concurrency());
+}
+
+Result<std::unique_ptr<Compilation>> Compilation::open(CompileOptions options) {
+  if (options.target != "cpu")
+    return Error{"unknown target '" + options.target + "', expected cpu"};
+  MOEC_TRY(hf::SourceModel source, hf::SourceModel::open(options.model));
+  std::unique_ptr<Compilation> result(new Compilation(std::move(options), std::move(source)));
+  DiagnosticSentence diagnostics(result->context);
+  hf::ImportOptions import;
+  import.maxContext = result->options.maxContext;
+  auto module = hf::importModel(result->context, result->source.config, result->source.inventory, import);
+  if (mlir::failed(module))
+    return diagnostics.error();
+  result->ir = std::move(*module);
+  return result;
+}
+
+Status Compilation::runPipeline(llvm::function_ref<void(mlir::PassManager &)> build) {
+  DiagnosticSentence diagnostics(context);
+  mlir::PassManager manager(&context);
+  if (options.configure)
+    options.configure(manager);
+  build(manager);
+  if (mlir::failed(manager.run(*ir)))
+    return diagnostics.error();
+  return success();
+}
+
+std::string Compilation::text() {
+  std::string result;
+  llvm::raw_string_ostream stream(result);
+  ir->print(stream, mlir::OpPrintingFlags().assumeVerified());
+  return result;
+}
+
+Status Compilation::optimize() {
+  return runPipeline([](mlir::PassManager &manager) { mlir::moe::buildMoePipeline(manager); });
+}
+
+Status Compilation::lower() {
+  return runPipeline([&](mlir::PassManager &manager) {
+    mlir::moe::LowerPipelineOptions lowering;
+    lowering.maxTokens = options.maxTokens;
+    mlir::moe::buildLowerPipeline(manager, lowering);
+  });
+}
+
+Result<std::vector<cpu::Kernel>> Compilation::kernels() {
+  std::vector<cpu::Kernel> result;
+  DiagnosticSentence diagnostics(context);
+  for (auto op : ir->getOps<mlir::exec::KernelOp>()) {
+    auto spec = fromAttr(op.getKind(), op.getSpec(), [&] { return op.emitError(); });
+    if (mlir::failed(spec))
+      return diagnostics.error();
+    MOEC_CHECK(cpu::checkSpec(*spec));
+    result.push_back({op.getSymName().str(), *spec});
+  }
+  return result;
+}
+
+Result<std::string> Compilation::code(Code kind, const std::string &levelName) {
+  const cpu::Level *level = levelName.empty() ? &cpu::levels().front() : cpu::findLevel(levelName);
+  if (!level) {
+    std::string names;
+    for (const cpu::Level &known : cpu::levels())
+      names += (names.empty() ? "" : ", ") + known.name.str();
+    return Error{"unknown CPU level '" + levelName + "', expected one of " + names};
+  }
+  MOEC_TRY(std::vector<cpu::Kernel> list, kernels());
+  MOEC_TRY(std::vector<std::string> parts,
+           cpu::compileKernels(list, *level, kind == Code::Llvm ? cpu::Output::LlvmIr : cpu::Output::Assembly));
+  return std::accumulate(parts.begin(), parts.end(), std::string());
+}
+
+std::string Compilation::explain() {
+  std::string text = "kernel of each launch\n";
+  Table launches({"op", "kernel"});
+  ir->walk([&](mlir::exec::LaunchOp launch) {
+    auto label = launch->getAttrOfType<mlir::StringAttr>("label");
+    launches.add({label ? label.str() : std::string(), launch.getKernel().str()});
+  });
+  text += launches.text() + "\nformat of each weight\n";
+
+  Table weights({"weight", "stored as", "bytes", "why"});
+  uint64_t total = 0;
+  for (auto weight : ir->getOps<mlir::exec::WeightOp>()) {
+    auto job = WeightJob::from(weight);
+    uint64_t bytes = job.ok() ? job->bytes() : 0;
+    total += bytes;
+    weights.add({weight.getSymName().str(), typeText(weight.getType()), std::to_string(bytes), formatReason(weight)});
+  }
+  text += weights.text() + "\n";
+  for (auto program : ir->getOps<mlir::exec::ProgramOp>())
+    text += "weights " + sizeText(total) + ", arena " + sizeText(program.getArenaBytes().value_or(0)) + " for " +
+            std::to_string(program.getMaxTokens()) + " tokens a run\n";
+  return text;
+}
+
+Status Compilation::writeCode(const std::string &directory, Json &manifest) {
+  std::error_code error;
+  std::filesystem::create_directory(directory + "/code", error);
+  if (error)
+    return Error{directory + "/code: cannot be made: " + error.message()};
+  MOEC_TRY(std::vector<cpu::Kernel> list, kernels());
+  for (const cpu::Level &level : cpu::levels()) {
+    MOEC_TRY(std::vector<std::string> objects, cpu::compileKernels(list, level, cpu::Output::Object));
+    std::string file = "code/" + level.name.str() + ".so", path = directory + "/" + file;
+    MOEC_CHECK(cpu::linkShared(objects, path));
+    MOEC_TRY(std::string hash, xxh3HexOfFile(path));
+    uint64_t bytes = std::filesystem::file_size(path, error);
+    manifest["code"].push_back({{"level", level.name.str()}, {"file", file}, {"bytes", bytes}, {"xxh3", hash}});
+  }
+  return success();
+}
+
+Status Compilation::writeWeights(const std::string &directory, Json &manifest) {
+  std::vector<WeightJob> jobs;
+  for (auto op : ir->getOps<mlir::exec::WeightOp>()) {
+    MOEC_TRY(WeightJob job, WeightJob::from(op));
+    jobs.push_back(std::move(job));
+  }
+  std::vector<TensorSpec> specs;
+  for (const WeightJob &job : jobs)
+    specs.push_back({job.name, job.dtype, job.shape});
+  const std::string file = "weights-00001.safetensors";
+  std::string path = directory + "/" + file;
+  MOEC_TRY(SafetensorsWriter writer, SafetensorsWriter::create(path, specs));
+  MaterializeOptions materializing;
+  materializing.threads = threads();
+  materializing.maxMemory = options.maxMemory;
+  materializing.progress = options.progress;
+  MOEC_CHECK(materialize(jobs, source.checkpoint, writer, materializing));
+  MOEC_CHECK(writer.finish());
+  MOEC_TRY(std::string hash, xxh3HexOfFile(path));
+  std::error_code error;
+  manifest["weights"].push_back({{"file", file}, {"bytes", std::filesystem::file_size(path, error)}, {"xxh3", hash}});
+  return success();
+}
+
+Status Compilation::copyTokenizer(const std::string &directory) {
+  for (const char *name : tokenizerFiles) {
+    std::string from = options.model + "/" + name;
+    std::error_code error;
+    if (!std::filesystem::exists(from, error) && !error)
+      continue;
+    MOEC_TRY(std::string text, readFile(from));
+    MOEC_CHECK(writeFile(directory + "/" + name, text));
+  }
+  return success();
+}
+
+Status Compilation::write(const std::string &output) {
+  MOEC_TRY(OutputDirectory directory, OutputDirectory::create(output, "manifest.json"));
+  DiagnosticSentence diagnostics(context);
+  auto program = buildManifestProgram(*ir);
+  if (mlir::failed(program))
+    return diagnostics.error();
+
+  Json manifest;
+  manifest["format"] = "moec-artifact";
+  manifest["version"] = 1;
+  manifest["abi"] = MOE_ABI_VERSION;
+  manifest["compiler"] = MOEC_VERSION;
+  manifest["target"] = options.target;
+  manifest["code"] = Json::array();
+  manifest["weights"] = Json::array();
+  for (auto &[key, value] : program->items())
+    manifest[key] = value;
+  MOEC_CHECK(copyTokenizer(directory.path()));
+  MOEC_CHECK(writeCode(directory.path(), manifest));
+  MOEC_CHECK(writeWeights(directory.path(), manifest));
+  MOEC_CHECK(writeFile(directory.path() + "/manifest.json", manifest.dump(1) + "\n"));
+  return directory.commit();
+}
+
+Result<InterpretResult> Compilation::interpret(const std::vector<int32_t> &tokens, bool float64) {
+  using mlir::moe::InterpreterOptions;
+  InterpreterOptions settings;
+  settings.precision = float64 ? InterpreterOptions::Precision::F64 : InterpreterOptions::Precision::F32;
+  DiagnosticSentence diagnostics(context);
+  mlir::moe::Interpreter interpreter(*ir, source.checkpoint, settings);
+  std::vector<int32_t> positions(tokens.size()), slots(tokens.size(), 0);
+  std::iota(positions.begin(), positions.end(), 0);
+  auto logits = interpreter.run(tokens, positions, slots, positions);
+  if (mlir::failed(logits))
+    return diagnostics.error();
+  InterpretResult result;
+  result.rows = logits->shape[0];
+  result.vocab = logits->shape[1];
+  result.logits.assign(logits->data.begin(), logits->data.end());
+  return result;
+}

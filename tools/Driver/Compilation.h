@@ -1,0 +1,102 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+/// \file
+/// The whole way from a checkpoint directory to an artifact, step by step, for
+/// the command line and for Python. Every failure is one sentence.
+
+#ifndef MOEC_TOOLS_DRIVER_COMPILATION_H
+#define MOEC_TOOLS_DRIVER_COMPILATION_H
+
+#include "codegen/Cpu/Compile.h"
+#include "frontends/HuggingFace/Import.h"
+#include "runtime/Support/Json.h"
+#include "runtime/Support/Result.h"
+
+#include "mlir/IR/BuiltinOps.h"
+#include "mlir/IR/MLIRContext.h"
+#include "mlir/IR/OwningOpRef.h"
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace mlir {
+class PassManager;
+} // namespace mlir
+
+namespace moec {
+
+struct CompileOptions {
+  std::string model;          ///< checkpoint directory
+  std::string target = "cpu"; ///< the only one so far
+  /// Longest sequence the artifact accepts; 0: what config.json allows, at most 32768.
+  int64_t maxContext = 0;
+  /// Tokens in one run of the program; longer steps are cut by the runtime.
+  int64_t maxTokens = 512;
+  /// Bounds the materializer's tiles and mapped source pages, in bytes.
+  uint64_t maxMemory = 2ull << 30;
+  unsigned threads = 0; ///< 0: as many as there are processors
+  /// Called on each pass manager before it runs: IR printing, timing.
+  std::function<void(mlir::PassManager &)> configure;
+  /// Progress of the weights, from any thread, one call at a time.
+  std::function<void(uint64_t doneBytes, uint64_t totalBytes, const std::string &weight)> progress;
+};
+
+/// Logits of the reference interpreter.
+struct InterpretResult {
+  int64_t rows = 0, vocab = 0;
+  std::vector<float> logits; ///< [rows, vocab]
+};
+
+/// One checkpoint on its way to an artifact. The module is imported by `open`,
+/// rewritten by `optimize`, turned into a device program by `lower`.
+class Compilation {
+public:
+  /// Reads config and headers and imports the model; no weight is read.
+  static Result<std::unique_ptr<Compilation>> open(CompileOptions options);
+  ~Compilation();
+
+  /// The module as it is now, as text.
+  std::string text();
+  const hf::ModelConfig &config() const { return source.config; }
+
+  Status optimize(); ///< plain `moe` -> fused `moe`
+  Status lower();    ///< fused `moe` -> `exec` with its memory planned
+
+  /// LLVM IR or assembly of every kernel for one CPU level ("x86-64-v4", or "" for the best); after `lower`.
+  enum class Code { Llvm, Assembly };
+  Result<std::string> code(Code kind, const std::string &level);
+
+  /// What was chosen for each op and why, as text; after `lower`.
+  std::string explain();
+
+  /// Generates code, makes the weights and writes the artifact; after `lower`.
+  /// `output` appears whole or not at all; an earlier artifact there is replaced.
+  Status write(const std::string &output);
+
+  /// Runs the module, imported or optimized, in the reference interpreter: one
+  /// sequence from position 0, logits of every token. `float64` computes in double.
+  Result<InterpretResult> interpret(const std::vector<int32_t> &tokens, bool float64);
+
+private:
+  Compilation(CompileOptions options, hf::SourceModel source);
+  Status runPipeline(llvm::function_ref<void(mlir::PassManager &)> build);
+  /// The kernels that the program launches.
+  Result<std::vector<cpu::Kernel>> kernels();
+  Status writeCode(const std::string &directory, Json &manifest);
+  Status writeWeights(const std::string &directory, Json &manifest);
+  Status copyTokenizer(const std::string &directory);
+  unsigned threads() const;
+
+  CompileOptions options;
+  hf::SourceModel source;
+  mlir::MLIRContext context;
+  mlir::OwningOpRef<mlir::ModuleOp> ir;
+};
+
+} // namespace moec
+
+#endif // MOEC_TOOLS_DRIVER_COMPILATION_H

@@ -1,0 +1,78 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+#include "tools/Driver/Text.h"
+
+#include <algorithm>
+#include <array>
+#include <cctype>
+#include <charconv>
+#include <cstdio>
+
+using namespace moec;
+
+std::string moec::sizeText(uint64_t bytes) {
+  static constexpr std::array units = {"B", "KiB", "MiB", "GiB", "TiB"};
+  auto value = static_cast<double>(bytes);
+  size_t unit = 0;
+  while (value >= 1024 && unit + 1 < units.size()) {
+    value /= 1024;
+    ++unit;
+  }
+  std::array<char, 32> text;
+  std::snprintf(text.data(), text.size(), unit ? "%.1f %s" : "%.0f %s", value, units[unit]);
+  return text.data();
+}
+
+Result<uint64_t> moec::parseSize(std::string_view text) {
+  uint64_t value = 0;
+  auto [end, code] = std::from_chars(text.data(), text.data() + text.size(), value);
+  std::string unit;
+  for (char c : std::string_view(end, text.data() + text.size()))
+    if (c != ' ')
+      unit += static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  int shift = -1;
+  for (auto [name, bits] : {std::pair<std::string_view, int>{"k", 10}, {"m", 20}, {"g", 30}, {"t", 40}})
+    if (unit == name || unit == std::string(name) + "b" || unit == std::string(name) + "ib")
+      shift = bits;
+  if (unit.empty() || unit == "b")
+    shift = 0;
+  if (code != std::errc() || shift < 0 || value > (UINT64_MAX >> shift))
+    return Error{"'" + std::string(text) + "' is not a size such as 2GiB, 512MiB or 1000000"};
+  return value << shift;
+}
+
+Table::Table(std::vector<std::string> header) { rows.push_back(std::move(header)); }
+
+void Table::add(std::vector<std::string> row) {
+  assert(row.size() == rows.front().size() && "a row has a cell for each column");
+  rows.push_back(std::move(row));
+}
+
+std::string Table::text() const {
+  size_t columns = rows.front().size();
+  std::vector<size_t> widths(columns, 0);
+  std::vector<bool> numbers(columns, rows.size() > 1);
+  for (size_t r = 0; r < rows.size(); ++r)
+    for (size_t c = 0; c < columns; ++c) {
+      widths[c] = std::max(widths[c], rows[r][c].size());
+      if (r > 0 && !rows[r][c].empty() && !std::isdigit(static_cast<unsigned char>(rows[r][c].front())))
+        numbers[c] = false;
+    }
+  std::string result;
+  for (size_t r = 0; r < rows.size(); ++r) {
+    std::string line;
+    for (size_t c = 0; c < columns; ++c) {
+      std::string gap(widths[c] - rows[r][c].size(), ' ');
+      line += (c ? "  " : "") + (numbers[c] ? gap + rows[r][c] : rows[r][c] + gap);
+    }
+    line.erase(line.find_last_not_of(' ') + 1);
+    result += line + "\n";
+    if (r == 0) {
+      for (size_t c = 0; c < columns; ++c)
+        result += (c ? "  " : "") + std::string(widths[c], '-');
+      result += "\n";
+    }
+  }
+  return result;
+}

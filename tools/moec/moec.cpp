@@ -1,0 +1,253 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+/// \file
+/// The compiler's command line: compile, inspect, interpret.
+
+#include "runtime/Support/File.h"
+#include "runtime/Support/Safetensors.h"
+#include "tools/Driver/Compilation.h"
+#include "tools/Driver/Text.h"
+#include "tools/moec/Inspect.h"
+
+#include "mlir/IR/AsmState.h"
+#include "mlir/Pass/PassManager.h"
+#include "mlir/Support/Timing.h"
+#include "llvm/Support/CommandLine.h"
+#include "llvm/Support/raw_ostream.h"
+
+#include <CLI/CLI.hpp>
+
+#include <charconv>
+#include <chrono>
+#include <cstdio>
+#include <iostream>
+#include <unistd.h>
+
+using namespace moec;
+
+namespace {
+
+struct Arguments {
+  CompileOptions compile;
+  std::string output, emit, level, maxMemory = "2GiB", artifact, tokens;
+  bool explain = false, json = false, verify = false, optimized = false, float64 = false, printAfterAll = false;
+};
+
+/// Progress of the weights: one line that is rewritten on a terminal, else nothing until the end.
+class ProgressLine {
+public:
+  void show(uint64_t done, uint64_t total, const std::string &weight) {
+    if (!terminal)
+      return;
+    auto now = std::chrono::steady_clock::now();
+    if (done < total && now - last < std::chrono::milliseconds(100))
+      return;
+    last = now;
+    double seconds = std::chrono::duration<double>(now - start).count();
+    auto rate = static_cast<uint64_t>(static_cast<double>(done) / std::max(seconds, 1e-3));
+    uint64_t left = rate ? (total - done) / rate : 0;
+    std::fprintf(stderr, "\r\033[Kweights %3d %%  %s of %s  %s/s  %llu s left  %s",
+                 static_cast<int>(100 * done / total), sizeText(done).c_str(), sizeText(total).c_str(),
+                 sizeText(rate).c_str(), static_cast<unsigned long long>(left), weight.c_str());
+    shown = true;
+  }
+  ~ProgressLine() {
+    if (shown)
+      std::fprintf(stderr, "\r\033[K");
+  }
+
+private:
+  bool terminal = isatty(STDERR_FILENO);
+  bool shown = false;
+  std::chrono::steady_clock::time_point start = std::chrono::steady_clock::now(), last;
+};
+
+Status writeText(const std::string &path, const std::string &text) {
+  if (path.empty() || path == "-") {
+    std::cout << text << std::flush;
+    if (!std::cout)
+      return Error{"standard output cannot be written"};
+    return success();
+  }
+  return writeFile(path, text);
+}
+
+Status compile(Arguments &arguments) {
+  auto start = std::chrono::steady_clock::now();
+  CompileOptions &options = arguments.compile;
+  MOEC_TRY(options.maxMemory, parseSize(arguments.maxMemory));
+  if (arguments.emit.empty() && arguments.output.empty())
+    return Error{"give the artifact a name with -o, or use --emit to print a stage"};
+  options.configure = [&](mlir::PassManager &manager) {
+    (void)mlir::applyPassManagerCLOptions(manager);
+    if (arguments.printAfterAll) {
+      manager.getContext()->disableMultithreading();
+      manager.enableIRPrinting(/*shouldPrintBeforePass=*/nullptr,
+                               /*shouldPrintAfterPass=*/[](mlir::Pass *, mlir::Operation *) { return true; });
+    }
+    mlir::applyDefaultTimingPassManagerCLOptions(manager);
+  };
+  ProgressLine progress;
+  options.progress = [&](uint64_t done, uint64_t total, const std::string &weight) {
+    progress.show(done, total, weight);
+  };
+
+  MOEC_TRY(auto compilation, Compilation::open(options));
+  if (arguments.emit == "moe")
+    return writeText(arguments.output, compilation->text());
+  MOEC_CHECK(compilation->optimize());
+  MOEC_CHECK(compilation->lower());
+  if (arguments.explain)
+    std::cerr << compilation->explain();
+  if (arguments.emit == "exec")
+    return writeText(arguments.output, compilation->text());
+  if (!arguments.emit.empty()) {
+    auto kind = arguments.emit == "asm" ? Compilation::Code::Assembly : Compilation::Code::Llvm;
+    MOEC_TRY(std::string text, compilation->code(kind, arguments.level));
+    return writeText(arguments.output, text);
+  }
+  MOEC_CHECK(compilation->write(arguments.output));
+  MOEC_TRY(Artifact artifact, Artifact::open(arguments.output));
+  uint64_t bytes = 0;
+  for (const WeightFile &file : artifact.weightFiles())
+    bytes += file.bytes;
+  double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  std::printf("%s: %zu launches, %zu kernels, %s of weights, in %.1f s\n", arguments.output.c_str(),
+              artifact.launches().size(), artifact.kernels().size(), sizeText(bytes).c_str(), seconds);
+  return success();
+}
+
+Status inspect(const Arguments &arguments) {
+  MOEC_TRY(Artifact artifact, Artifact::open(arguments.artifact));
+  if (arguments.verify)
+    MOEC_CHECK(artifact.verifyWeights());
+  if (arguments.json)
+    std::cout << artifactJson(artifact) << "\n";
+  else
+    printArtifact(artifact, std::cout);
+  return success();
+}
+
+Result<std::vector<int32_t>> parseTokens(const std::string &text) {
+  std::vector<int32_t> tokens;
+  for (size_t at = 0; at <= text.size();) {
+    size_t comma = std::min(text.find(',', at), text.size());
+    int32_t token = 0;
+    auto [end, code] = std::from_chars(text.data() + at, text.data() + comma, token);
+    if (code != std::errc() || end != text.data() + comma || token < 0)
+      return Error{"--tokens: '" + text.substr(at, comma - at) + "' is not a token id"};
+    tokens.push_back(token);
+    at = comma + 1;
+  }
+  return tokens;
+}
+
+Status interpret(Arguments &arguments) {
+  MOEC_TRY(std::vector<int32_t> tokens, parseTokens(arguments.tokens));
+  MOEC_TRY(auto compilation, Compilation::open(arguments.compile));
+  if (arguments.optimized)
+    MOEC_CHECK(compilation->optimize());
+  MOEC_TRY(InterpretResult result, compilation->interpret(tokens, arguments.float64));
+  MOEC_TRY(auto writer,
+           SafetensorsWriter::create(arguments.output, {{"logits", DType::F32, {result.rows, result.vocab}}}));
+  MOEC_CHECK(writer.write("logits", 0, result.logits.data(), result.logits.size() * sizeof(float)));
+  return writer.finish();
+}
+
+int report(Status status) {
+  if (status.ok())
+    return 0;
+  std::cout << std::flush;
+  std::cerr << "moec: " << status.message() << "\n";
+  return 1;
+}
+
+} // namespace
+
+int main(int argc, char **argv) {
+  CLI::App app("Ahead-of-time compiler for mixture-of-experts transformers");
+  app.set_version_flag("--version", MOEC_VERSION);
+  app.require_subcommand(1);
+  Arguments arguments;
+  CompileOptions &options = arguments.compile;
+
+  CLI::App *compileCommand = app.add_subcommand("compile", "Compile a checkpoint directory into an artifact");
+  compileCommand->add_option("MODEL_DIR", options.model, "directory with config.json and safetensors")->required();
+  compileCommand->add_option("-o,--output", arguments.output,
+                             "artifact directory, or a file with --emit (- for stdout)");
+  compileCommand->add_option("--target", options.target, "chip to compile for")
+      ->check(CLI::IsMember({"cpu"}))
+      ->capture_default_str();
+  compileCommand
+      ->add_option("--max-context", options.maxContext,
+                   "longest sequence in tokens (default: what config.json allows, at most 32768)")
+      ->check(CLI::Range(int64_t(1), int64_t(1) << 24));
+  compileCommand
+      ->add_option("--max-tokens", options.maxTokens, "tokens in one run of the program; longer steps are cut")
+      ->check(CLI::Range(int64_t(1), int64_t(1) << 16))
+      ->capture_default_str();
+  compileCommand->add_option("--max-memory", arguments.maxMemory, "bound on the memory that making weights takes")
+      ->capture_default_str();
+  compileCommand->add_option("--threads", options.threads, "threads (default: one per processor)")
+      ->check(CLI::Range(1u, 1024u));
+  compileCommand
+      ->add_option("--emit", arguments.emit,
+                   "print a stage instead: the imported model, the program, LLVM IR, assembly")
+      ->check(CLI::IsMember({"moe", "exec", "llvm", "asm"}));
+  compileCommand->add_option("--level", arguments.level,
+                             "CPU level that --emit=llvm and asm print (default: the best)");
+  compileCommand->add_flag("--explain", arguments.explain, "say on stderr what was chosen for each op, and why");
+  compileCommand->add_flag("--print-ir-after-all", arguments.printAfterAll, "print the IR after each pass on stderr");
+  compileCommand->allow_extras();
+  compileCommand->footer(
+      "The --mlir-* options of MLIR's own tools (--mlir-print-ir-after-all, --mlir-timing, ...) work too.");
+
+  CLI::App *inspectCommand = app.add_subcommand("inspect", "Show what is in an artifact");
+  inspectCommand->add_option("ARTIFACT", arguments.artifact, "artifact directory")->required();
+  inspectCommand->add_flag("--json", arguments.json, "print JSON");
+  inspectCommand->add_flag("--verify", arguments.verify, "read all weights and compare their checksums first");
+
+  CLI::App *interpretCommand =
+      app.add_subcommand("interpret", "Run a checkpoint in the reference interpreter: slow, and right by definition");
+  interpretCommand->add_option("MODEL_DIR", options.model, "directory with config.json and safetensors")->required();
+  interpretCommand->add_option("--tokens", arguments.tokens, "token ids, with commas between")->required();
+  interpretCommand->add_option("-o,--output", arguments.output, "safetensors file: `logits` f32 [T, V]")->required();
+  interpretCommand->add_flag("--optimized", arguments.optimized, "interpret the module after the passes");
+  interpretCommand->add_flag("--float64", arguments.float64, "compute in double precision");
+
+  mlir::registerAsmPrinterCLOptions();
+  mlir::registerMLIRContextCLOptions();
+  mlir::registerPassManagerCLOptions();
+  mlir::registerDefaultTimingManagerCLOptions();
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success &done) {
+    return app.exit(done);
+  } catch (const CLI::ParseError &error) {
+    return report(Error{std::string(error.what()) + " (see --help)"});
+  }
+
+  if (*compileCommand) {
+    // What CLI11 does not know is MLIR's or nobody's.
+    std::vector<std::string> extras = compileCommand->remaining();
+    std::vector<const char *> words = {argv[0]};
+    for (const std::string &extra : extras) {
+      if (extra.rfind("--mlir-", 0) != 0)
+        return report(Error{"unknown argument '" + extra + "' (see --help)"});
+      words.push_back(extra.c_str());
+    }
+    std::string errors;
+    llvm::raw_string_ostream stream(errors);
+    if (!llvm::cl::ParseCommandLineOptions(static_cast<int>(words.size()), words.data(), "", &stream)) {
+      while (!errors.empty() && errors.back() == '\n')
+        errors.pop_back();
+      return report(Error{errors});
+    }
+    return report(compile(arguments));
+  }
+  if (*inspectCommand)
+    return report(inspect(arguments));
+  return report(interpret(arguments));
+}
