@@ -24,7 +24,7 @@ bool isWordCharacter(std::string_view character) {
   static const Result<Regex> word =
       Regex::compile("[\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\p{Join_Control}]", "word character");
   assert(word.ok());
-  RegexMatcher matcher(character.size());
+  thread_local RegexMatcher matcher(/*textSize=*/0); // One character never needs its budget.
   std::pair<size_t, size_t> found;
   return matcher.search(*word, character, 0, found) == RegexMatcher::Outcome::Match;
 }
@@ -80,7 +80,8 @@ void AddedTokenSet::add(const AddedToken &token) {
 }
 
 void AddedTokenSet::split(std::string_view text, bool special, std::vector<TextPart> &parts) const {
-  size_t done = 0; ///< text before this is in `parts`
+  size_t done = 0;     ///< text before this is in `parts`
+  size_t spaceEnd = 0; ///< of the last run of white space after a token
   for (size_t at = 0; !tokens.empty() && at < text.size();) {
     const AddedToken *match = nullptr;
     if (startsWith[uint8_t(text[at])]) {
@@ -105,9 +106,13 @@ void AddedTokenSet::split(std::string_view text, bool special, std::vector<TextP
     if (match->singleWord && (endsInWord(text.substr(0, begin)) || startsWithWord(text.substr(end))))
       continue;
     if (match->leftStrip)
-      begin = std::max(trailingSpace(text.substr(0, begin)), done);
-    if (match->rightStrip)
-      end += leadingSpace(text.substr(end));
+      begin = begin < done ? done : done + trailingSpace(text.substr(done, begin - done));
+    if (match->rightStrip) {
+      // Tokens that are white space themselves must not make this quadratic.
+      if (end >= spaceEnd)
+        spaceEnd = end + leadingSpace(text.substr(end));
+      end = spaceEnd;
+    }
     if (done < begin)
       parts.push_back({text.substr(done, begin - done), -1});
     parts.push_back({text.substr(begin, end - begin), match->id});

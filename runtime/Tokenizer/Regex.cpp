@@ -21,8 +21,7 @@ constexpr size_t kMaxPattern = 1 << 16; ///< bytes; DeepSeek-V2's longest has ab
 constexpr int kMaxDepth = 32;           ///< of groups and of character classes
 
 /// Oniguruma's `\w`: the Word property, and six numbers that are in its table for Latin-1.
-constexpr std::string_view kWordItems =
-    "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}";
+constexpr std::string_view kWordItems = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}";
 
 using Code = std::unique_ptr<pcre2_code, decltype(&pcre2_code_free)>;
 
@@ -507,6 +506,8 @@ Result<Regex> Regex::literal(std::string_view text, const std::string &what) {
 
 /// Steps of backtracking that any match may take. Words of ordinary text need a few dozen.
 static constexpr uint32_t kQuickSteps = 5000;
+/// What a match may allocate where there is no JIT.
+static constexpr uint32_t kHeapKibibytes = 256 << 10;
 
 struct RegexMatcher::State {
   std::unique_ptr<pcre2_match_data, decltype(&pcre2_match_data_free)> data{pcre2_match_data_create(1, nullptr),
@@ -520,6 +521,7 @@ struct RegexMatcher::State {
 
 RegexMatcher::RegexMatcher(size_t textSize) : state(std::make_unique<State>()) {
   state->budget = 64 + textSize / kQuickSteps;
+  pcre2_set_heap_limit(state->context.get(), kHeapKibibytes);
   if (state->stack)
     pcre2_jit_stack_assign(state->context.get(), nullptr, state->stack.get());
 }

@@ -110,15 +110,17 @@ Result<AddedToken> parseAddedToken(const Json &json, const std::string &what) {
 /// Fills the tables by id and by content from the vocabulary and `added`.
 Status addTokens(Tokenizer::State &state, const JsonObject &file) {
   const std::string &what = file.what();
-  constexpr int32_t kNone = -1;
-  std::vector<int32_t> vocabIds(1, kNone); // only its size matters: one more than the largest id
   size_t count = state.bpe.vocab().size();
-  for (const auto &[token, id] : state.bpe.vocab())
-    if (size_t(id) >= vocabIds.size())
-      vocabIds.resize(id + 1, kNone);
-  std::vector<bool> known(vocabIds.size());
-  state.bytes.resize(count ? vocabIds.size() : 0);
+  std::vector<bool> known; ///< by id
+  auto grow = [&](int32_t id) {
+    if (size_t(id) < known.size())
+      return;
+    known.resize(id + 1);
+    state.bytes.resize(id + 1);
+    state.special.resize(id + 1);
+  };
   for (const auto &[token, id] : state.bpe.vocab()) {
+    grow(id);
     state.bytes[id] = bytesOfToken(token);
     known[id] = true;
   }
@@ -137,11 +139,7 @@ Status addTokens(Tokenizer::State &state, const JsonObject &file) {
                    std::to_string(*inVocab)};
     if (!state.addedIds.emplace(token.content, token.id).second)
       return Error{describe() + " is there twice"};
-    if (size_t(token.id) >= known.size()) {
-      known.resize(token.id + 1);
-      state.bytes.resize(token.id + 1);
-      state.special.resize(token.id + 1);
-    }
+    grow(token.id);
     if (!inVocab) {
       if (known[token.id])
         return Error{describe() + " has the id " + std::to_string(token.id) + ", which another token has too"};
@@ -149,11 +147,9 @@ Status addTokens(Tokenizer::State &state, const JsonObject &file) {
       ++count;
     }
     state.bytes[token.id] = bytesOfToken(token.content);
-    state.special.resize(state.bytes.size());
     state.special[token.id] = token.special;
     (token.normalized ? state.normalizedTokens : state.plainTokens).add(token);
   }
-  state.special.resize(state.bytes.size());
   if (count != state.bytes.size()) {
     size_t hole = 0;
     while (known[hole])
@@ -359,9 +355,6 @@ public:
 
   void encode(std::string_view text) {
     words.clear();
-    made.clear();
-    // Views of `made` do not outlive it.
-    cache.clear();
     state.preTokenizer.split(text, matcher, words, made);
     for (std::string_view word : words) {
       auto [it, isNew] = cache.try_emplace(word);
@@ -384,7 +377,7 @@ private:
   RegexMatcher matcher;
   Bpe::Scratch scratch;
   std::vector<std::string_view> words;
-  std::deque<std::string> made;
+  std::deque<std::string> made; ///< kept, since `cache` has views of it
   std::unordered_map<std::string_view, std::pair<size_t, size_t>> cache;
 };
 

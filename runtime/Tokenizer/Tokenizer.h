@@ -89,6 +89,7 @@ public:
   struct State;
 
 private:
+  Tokenizer() = default;
   std::shared_ptr<const State> state;
 };
 
