@@ -148,7 +148,7 @@ CONFIGS = {
     "hidden_size": [float("nan"), float("inf"), -1, 0, 1e30, "256", 2**62, None],
     "rms_norm_eps": [float("nan"), -1.0, float("inf")],
     "rope_theta": [float("nan"), 0, -5],
-    "rope_scaling": [[], "yarn", {"type": "yarn"}, {"type": "dynamic", "factor": 2.0}],
+    "rope_scaling": [[], "yarn", {"type": "yarn", "factor": -1.0}, {"type": "dynamic", "factor": 2.0}],
     "num_experts_per_tok": [17, 0, -1],
     "n_group": [3, -4],
     "topk_group": [9, 0],

@@ -36,11 +36,12 @@ def test_reference_logits(name, compiled, moe_run, tmp_path):
 def test_greedy_continuation(compiled, moe_run, tmp_path):
     model = MODELS / "tiny-shakespeare"
     reference = load_file(model / "reference.safetensors")
-    prompt, greedy = reference["tokens"], reference["greedy"]
-    tokens = ",".join(map(str, np.concatenate([prompt, greedy])))
+    prompt, whole = reference["tokens"], reference["greedy"]  # the latter begins with the prompt
+    assert len(whole) == len(prompt) + 64 and (whole[: len(prompt)] == prompt).all()
+    tokens = ",".join(map(str, whole))
     moe_run.run("logits", compiled(model), "--tokens", tokens, "-o", tmp_path / "out.safetensors")
     ours = load_file(tmp_path / "out.safetensors")["logits"]
-    assert ours[len(prompt) - 1 : -1].argmax(1).tolist() == greedy.tolist()
+    assert ours[len(prompt) - 1 : -1].argmax(1).tolist() == whole[len(prompt) :].tolist()
 
 
 def test_greedy_text(compiled, moe_run):
