@@ -31,8 +31,11 @@ static Status writeFile(const std::string &path, const std::string &bytes) {
 
 Status linkShared(llvm::ArrayRef<std::string> objects, const std::string &path) {
   // The linker reads files; beside the result there is room for as much again.
-  llvm::SmallString<128> folder;
-  if (std::error_code error = llvm::sys::fs::createUniqueDirectory(path + ".objects", folder))
+  // Absolute, as the library takes a relative prefix to be one inside the system's folder for temporary files.
+  llvm::SmallString<128> prefix(path), folder;
+  llvm::sys::fs::make_absolute(prefix);
+  prefix += ".objects";
+  if (std::error_code error = llvm::sys::fs::createUniqueDirectory(prefix, folder))
     return Error{path + ": no folder for object files can be made beside it: " + error.message()};
   llvm::scope_exit cleanUp([&] { llvm::sys::fs::remove_directories(folder); });
 

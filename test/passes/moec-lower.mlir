@@ -1,0 +1,20 @@
+// One layer from the form an importer gives to launches on a memory plan, as `moec compile` does it.
+// RUN: moe-opt %S/moe-optimize.mlir -moe-optimize -moec-lower=max-tokens=64 | FileCheck %s
+// RUN: moe-opt %S/moe-optimize.mlir -moe-optimize -moec-lower=max-tokens=64 | moe-opt -o /dev/null
+
+// CHECK: exec.cache @kv.0 width 48 of f32
+// CHECK-NOT: func.func
+// CHECK: exec.program @step({{.*}}) max_tokens 64 attributes {arena_bytes = {{[0-9]+}} : i64} {
+// CHECK: exec.buffer {offset = {{[0-9]+}} : i64}
+// CHECK: exec.launch @embed_f32_d16(
+// CHECK: exec.launch @rms_norm_d16(
+// CHECK: exec.launch @rope_angles_d8(
+// CHECK: exec.launch @cache_append_c32_r8(
+// CHECK: exec.launch @mla_attention_h4_c32_r8(
+// CHECK: exec.launch @gemm_f32_n16_k48_add(
+// CHECK: exec.launch @route_softmax_e{{[0-9]+}}_top2(
+// CHECK: exec.launch @dispatch_e{{[0-9]+}}_top2(
+// CHECK: exec.launch @combine_top2_d16_add(
+// CHECK: exec.launch @gather_rows_d16(
+// CHECK: exec.launch @gemm_f32_n64_k16_rows(
+// CHECK-NOT: exec.launch
