@@ -9,6 +9,10 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
+#if PCRE2_MAJOR == 10 && PCRE2_MINOR < 40
+#error "patterns are translated to binary properties and script names, which PCRE2 has from 10.40 on"
+#endif
+
 #include <algorithm>
 #include <array>
 #include <optional>
