@@ -85,6 +85,11 @@ public:
       int64_t first = index * lanesPerBlock();
       for (const auto &block : recipe.blocks)
         block->release(matrix, first, std::min(lanesPerBlock(), block->rows - first));
+      // A fault maps pages around it, which units of other threads released already.
+      if (index == unitsPerMatrix - 1)
+        for (const auto &block : recipe.blocks)
+          for (int64_t done = std::max<int64_t>(0, matrix - 1); done <= matrix; ++done)
+            block->release(done, 0, block->rows);
     }
     return success();
   }

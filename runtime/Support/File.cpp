@@ -272,12 +272,15 @@ Result<MappedFile> MappedFile::open(const std::string &path) {
 void MappedFile::release(uint64_t offset, uint64_t size) const {
   if (offset >= length || size == 0)
     return;
-  static const uint64_t page = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
-  uint64_t end = offset + std::min(size, length - offset);
-  // Outwards to whole pages: a neighbour that is still in use is merely mapped
-  // in again, while inwards would keep two pages of every small tensor.
-  uint64_t begin = offset / page * page;
-  ::madvise(const_cast<std::byte *>(base) + begin, end - begin, MADV_DONTNEED);
+  // Outwards to the windows of 64 KiB that a fault maps at once: reading the
+  // next range maps the end of this one again, and what no later call covers
+  // would stay. A neighbour that is still in use is merely mapped in once more.
+  constexpr uintptr_t window = 64 << 10;
+  auto first = reinterpret_cast<uintptr_t>(base), last = first + length;
+  uintptr_t begin = std::max((first + offset) / window * window, first);
+  uintptr_t end = first + offset + std::min(size, length - offset);
+  end = std::min((end + window - 1) / window * window, last);
+  ::madvise(reinterpret_cast<void *>(begin), end - begin, MADV_DONTNEED);
 }
 
 //===----------------------------------------------------------------------===//
