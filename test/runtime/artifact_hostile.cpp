@@ -267,6 +267,61 @@ INSTANTIATE_TEST_SUITE_P(
         Mutation{"/program/launches/0/writes", gone, "writes"},
         Mutation{"/program/launches/0", "null", "launches[0]"}));
 
+/// Without the fsync of writeFile, which thousands of manifests would wait for.
+void overwrite(const std::string &path, const std::string &text) {
+  std::ofstream(path, std::ios::binary | std::ios::trunc) << text;
+}
+
+/// Every value of `json`, containers too.
+void collect(const Json &json, const Json::json_pointer &at, std::vector<Json::json_pointer> &found) {
+  if (!at.empty())
+    found.push_back(at);
+  if (json.is_object())
+    for (const auto &[key, value] : json.items())
+      collect(value, at / key, found);
+  else if (json.is_array())
+    for (size_t i = 0; i < json.size(); ++i)
+      collect(json[i], at / i, found);
+}
+
+TEST(ManifestSweep, EveryFieldWithEveryOddValueIsAcceptedOrASentence) {
+  TemporaryDirectory dir;
+  TinyArtifact tiny;
+  tiny.write(dir.path());
+  const Json odd = Json::parse(R"([null, true, -1, 0, 1, 2147483648, 9223372036854775807, 18446744073709551615, -1e300,
+                                   "", "T", "../..", [], {}, [[]], [{}], ["+", "T", 1]])");
+  std::vector<Json::json_pointer> fields;
+  collect(tiny.manifest, Json::json_pointer(), fields);
+  int refused = 0;
+  for (const Json::json_pointer &field : fields)
+    for (const Json &value : odd) {
+      Json manifest = tiny.manifest;
+      manifest[field] = value;
+      overwrite(dir.path() + "/manifest.json", manifest.dump());
+      auto artifact = Artifact::open(dir.path());
+      if (artifact.ok())
+        continue;
+      ++refused;
+      EXPECT_THAT(artifact.message(), testing::StartsWith(dir.path())) << field << " = " << value;
+      EXPECT_THAT(artifact.message(), testing::Not(HasSubstr("\n"))) << field << " = " << value;
+    }
+  // Names, labels and the compiler's version are free; nearly all else is not.
+  EXPECT_GT(refused, static_cast<int>(fields.size() * odd.size() * 3 / 4));
+}
+
+TEST(ManifestSweep, NoPrefixOfAManifestIsOne) {
+  TemporaryDirectory dir;
+  TinyArtifact tiny;
+  tiny.write(dir.path());
+  const std::string text = tiny.manifest.dump();
+  for (size_t size = 0; size < text.size(); size += 13) {
+    overwrite(dir.path() + "/manifest.json", text.substr(0, size));
+    auto artifact = Artifact::open(dir.path());
+    ASSERT_FALSE(artifact.ok()) << size << " bytes";
+    EXPECT_THAT(artifact.message(), HasSubstr("manifest.json"));
+  }
+}
+
 TEST(ManifestText, BrokenJsonIsASentence) {
   for (const char *text : {"", "{", "[]", "null", "{\"format\": \"moec-artifact\"", "{\"a\": NaN}", "\xff\xfe"}) {
     TemporaryDirectory dir;
