@@ -63,10 +63,11 @@ def run(command: list, **options) -> tuple[int, str, float]:
 
 def build(preset: str) -> None:
     directory = BUILD[preset]
-    if not (directory / "build.ninja").exists():
-        code, output, _ = run(["cmake", "--preset", preset], cwd=ROOT)
-        if code != 0:
-            sys.exit(output + f"check: could not configure the {preset} build")
+    # The module belongs to the interpreter that runs the tests; a sanitizer's runtime would have to come before it.
+    python = ["-DMOEC_BUILD_PYTHON=ON", f"-DPython_EXECUTABLE={sys.executable}"] if preset == "release" else []
+    code, output, _ = run(["cmake", "--preset", preset, *python], cwd=ROOT)
+    if code != 0:
+        sys.exit(output + f"check: could not configure the {preset} build")
     print(f"building {preset}", flush=True)
     code, output, seconds = run(["ninja", "-C", directory])
     if code != 0:
@@ -78,6 +79,7 @@ def environment(preset: str) -> dict:
     env = dict(os.environ, MOEC_BUILD_DIR=str(BUILD[preset]), PYTHONDONTWRITEBYTECODE="1")
     # The packaged MLIR is not instrumented: its own allocations at exit are not our leaks.
     env["ASAN_OPTIONS"] = "detect_leaks=0:abort_on_error=0:allocator_may_return_null=1"
+    env["PYTHONPATH"] = str(BUILD[preset] / "python")
     env["UBSAN_OPTIONS"] = "print_stacktrace=1:halt_on_error=1"
     return env
 
