@@ -128,8 +128,11 @@ public:
         return Error{"scale of tensor '" + name + "' is not finite"};
     for (int64_t r = 0; r < rect.rows; ++r) {
       const float *line = &scales[((rect.row + r) / blockRows - blocks.row) * blocks.cols];
-      for (int64_t c = 0; c < rect.cols; ++c)
-        out[r * rect.cols + c] *= line[(rect.col + c) / blockCols - blocks.col];
+      for (int64_t c = 0; c < rect.cols; ++c) {
+        float &value = out[r * rect.cols + c];
+        float by = line[(rect.col + c) / blockCols - blocks.col];
+        value = dtype == DType::F32 ? value * by : multiplyToOdd(value, by);
+      }
     }
     roundTo(dtype, out, rect.rows * rect.cols);
     return success();

@@ -13,6 +13,7 @@
 #include "mlir/IR/BuiltinTypes.h"
 
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <string>
 
@@ -98,6 +99,21 @@ inline void narrow(DType type, const float *values, std::byte *data, int64_t cou
   default:
     assert(false && "not a weight type");
   }
+}
+
+/// `a * b`, exact or rounded such that rounding again to at most 16 bits gives what rounding the exact product gives.
+inline float multiplyToOdd(float a, float b) {
+  double exact = static_cast<double>(a) * b; // 24 + 24 bits fit into 53
+  auto result = static_cast<float>(exact);
+  if (result == exact)
+    return result;
+  uint32_t bits;
+  std::memcpy(&bits, &result, 4);
+  if (std::abs(static_cast<double>(result)) > std::abs(exact))
+    --bits; // towards zero; a lost bit below shows in the last one
+  bits |= 1;
+  std::memcpy(&result, &bits, 4);
+  return result;
 }
 
 /// Rounds each value to what `type` can hold.

@@ -167,6 +167,23 @@ TEST_F(MaterializeTest, BlocksAreDequantised) {
   expectSame({"q", "s"}, "[#moe.dequant_fp8_block<128x128, bf16>, #moe.pack_panels<32>]");
 }
 
+TEST_F(MaterializeTest, DequantisedProductsAreRoundedOnce) {
+  // 9/8 * scale lies just above a tie of bf16, and f32 rounds it to that tie: rounding twice would go down.
+  float scale = 0;
+  for (int tie = 0; scale == 0; ++tie) {
+    ASSERT_LT(tie, 128);
+    double middle = 1 + (2 * tie + 1) / 256.0;
+    auto candidate = static_cast<float>(middle / 1.125);
+    if (1.125 * candidate > middle && static_cast<float>(1.125 * candidate) == middle && tie % 2 == 0)
+      scale = candidate;
+  }
+  source.add("q", DType::F8E4M3, {1, 1});
+  source.bytes("q")[0] = static_cast<std::byte>(floatToF8e4m3(1.125f));
+  source.add("s", DType::F32, {1, 1});
+  std::memcpy(source.bytes("s").data(), &scale, sizeof(float));
+  expectSame({"q", "s"}, "[#moe.dequant_fp8_block<1x1, bf16>]");
+}
+
 TEST_F(MaterializeTest, HeadsCutAcrossBlocks) {
   // 3 heads of 12 + 10 rows: head boundaries fall inside the blocks of 16 rows.
   source.add("q", DType::F8E4M3, {66, 40});
