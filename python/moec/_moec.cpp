@@ -82,15 +82,19 @@ struct PyGeneration {
   Generation generation;
 
   std::string next() {
-    std::optional<Result<std::optional<std::string>>> text;
+    std::optional<std::string> piece;
+    Status status = success();
     {
       py::gil_scoped_release release;
-      // Tokens that complete no character give nothing to show.
-      do
-        text = generation.next();
-      while (text->ok() && *text->operator*() == "");
+      status = [&]() -> Status {
+        // Tokens that complete no character give nothing to show; no value is the end.
+        do {
+          MOEC_TRY(piece, generation.next());
+        } while (piece && piece->empty());
+        return success();
+      }();
     }
-    std::optional<std::string> piece = take(std::move(*text));
+    check(std::move(status));
     if (!piece)
       throw py::stop_iteration();
     return *piece;
