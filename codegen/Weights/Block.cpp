@@ -5,6 +5,7 @@
 
 #include "codegen/Weights/Elements.h"
 #include "dialects/Moe/MoeDialect.h"
+#include "runtime/Support/Text.h"
 
 #include "llvm/ADT/TypeSwitch.h"
 
@@ -18,12 +19,9 @@ namespace steps = mlir::moe;
 namespace {
 
 std::string shapeText(const Block &block) {
-  std::string text = "[";
-  if (block.rank > 2)
-    text += std::to_string(block.batch) + ", ";
-  if (block.rank > 1)
-    text += std::to_string(block.rows) + ", ";
-  return text + std::to_string(block.cols) + "]";
+  std::vector<int64_t> shape = {block.batch, block.rows, block.cols};
+  shape.erase(shape.begin(), shape.end() - block.rank);
+  return shapeToString(shape);
 }
 
 /// A tensor of the checkpoint.

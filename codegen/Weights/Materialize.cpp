@@ -7,6 +7,7 @@
 #include "codegen/Weights/Elements.h"
 #include "dialects/Exec/ExecDialect.h"
 #include "dialects/Moe/MoeDialect.h"
+#include "runtime/Support/Text.h"
 
 #include <algorithm>
 #include <atomic>
@@ -107,19 +108,15 @@ private:
   }
 
   Error mismatch(const std::string &found) const {
-    std::string text = "weight '" + job.name + "': its recipe over '" + job.sources.front() + "' gives " + found +
-                       ", but the program expects [";
-    for (size_t i = 0; i < job.shape.size(); ++i)
-      text += (i ? ", " : "") + std::to_string(job.shape[i]);
-    return Error{text + "] " + std::string(toString(job.dtype))};
+    return Error{"weight '" + job.name + "': its recipe over '" + job.sources.front() + "' gives " + found +
+                 ", but the program expects " + shapeToString(job.shape) + " " + std::string(toString(job.dtype))};
   }
 
   /// Settles the units and checks that the recipe makes what the program was compiled for.
   Status checkShape() {
     const Block &first = *recipe.blocks.front();
-    std::string found = std::to_string(recipe.blocks.size()) + " tensor(s) of [" + std::to_string(first.batch) + ", " +
-                        std::to_string(first.rows) + ", " + std::to_string(first.cols) + "] " +
-                        std::string(toString(first.dtype));
+    std::string found = std::to_string(recipe.blocks.size()) + " tensor(s) of " +
+                        shapeToString({first.batch, first.rows, first.cols}) + " " + std::string(toString(first.dtype));
     batch = first.batch;
     cols = first.cols;
     for (const auto &block : recipe.blocks)

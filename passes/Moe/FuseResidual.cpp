@@ -18,8 +18,7 @@ namespace {
 /// The op that makes `term`, if it can add a residual in the place of `add`.
 template <typename OpTy> OpTy getAdder(Value term, AddOp add) {
   auto op = term.getDefiningOp<OpTy>();
-  if (op && !op.getResidual() && op->hasOneUse() && op->getBlock() == add->getBlock() &&
-      op.getType() == add.getType())
+  if (op && !op.getResidual() && op->hasOneUse() && op->getBlock() == add->getBlock() && op.getType() == add.getType())
     return op;
   return {};
 }

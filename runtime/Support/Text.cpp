@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <charconv>
 #include <system_error>
 
 namespace moec {
@@ -70,6 +71,20 @@ std::string shapeToString(const std::vector<int64_t> &shape) {
     out += std::to_string(shape[i]);
   }
   return out + "]";
+}
+
+Result<std::vector<int32_t>> parseIds(std::string_view text, std::string_view what) {
+  std::vector<int32_t> ids;
+  for (const char *at = text.data(), *end = at + text.size();;) {
+    int32_t id = 0;
+    auto [next, error] = std::from_chars(at, end, id);
+    if (error != std::errc() || (next != end && *next != ',') || id < 0)
+      return Error{std::string(what) + " is " + quote(text) + ", expected ids between commas, such as 0,5,7"};
+    ids.push_back(id);
+    if (next == end)
+      return ids;
+    at = next + 1;
+  }
 }
 
 std::string errnoToString(int error) {

@@ -8,6 +8,8 @@
 #ifndef MOEC_RUNTIME_SUPPORT_TEXT_H
 #define MOEC_RUNTIME_SUPPORT_TEXT_H
 
+#include "runtime/Support/Result.h"
+
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -22,6 +24,9 @@ std::string quote(std::string_view text, size_t limit = 160);
 
 /// "[2, 3]"; the rest of a shape of more than eight dimensions as "...".
 std::string shapeToString(const std::vector<int64_t> &shape);
+
+/// Token ids between commas, "0,5,7", each at least 0. `what` names the text in errors.
+Result<std::vector<int32_t>> parseIds(std::string_view text, std::string_view what);
 
 /// What `errno` says, as the end of a sentence: "no such file or directory".
 std::string errnoToString(int error);

@@ -12,6 +12,7 @@
 #include "runtime/Support/File.h"
 #include "runtime/Support/Json.h"
 #include "runtime/Support/Safetensors.h"
+#include "runtime/Support/Text.h"
 #include "runtime/Tokenizer/ChatTemplate.h"
 #include "runtime/Tokenizer/Tokenizer.h"
 
@@ -300,21 +301,6 @@ struct Chat {
   }
 };
 
-/// "0,5,7"
-Result<std::vector<int32_t>> parseTokens(const std::string &text) {
-  std::vector<int32_t> tokens;
-  for (const char *at = text.data(), *end = at + text.size();;) {
-    int32_t value = 0;
-    auto [next, error] = std::from_chars(at, end, value);
-    if (error != std::errc() || (next != end && *next != ','))
-      return Error{"--tokens is '" + text + "', expected ids between commas, such as 0,5,7"};
-    tokens.push_back(value);
-    if (next == end)
-      return tokens;
-    at = next + 1;
-  }
-}
-
 struct Logits {
   ModelArgs model;
   std::string tokens, output;
@@ -327,7 +313,7 @@ struct Logits {
     app.add_option("--chunk", chunk, "Tokens to read in one step (default: as many as is best)")->type_name("N");
   }
   Result<int> run() {
-    MOEC_TRY(std::vector<int32_t> ids, parseTokens(tokens));
+    MOEC_TRY(std::vector<int32_t> ids, parseIds(tokens, "--tokens"));
     if (chunk < 0)
       return Error{"--chunk is " + std::to_string(chunk) + ", expected at least 1"};
     MOEC_TRY(std::unique_ptr<Model> loaded, model.load());

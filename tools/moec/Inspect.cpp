@@ -3,6 +3,7 @@
 
 #include "tools/moec/Inspect.h"
 
+#include "runtime/Support/Text.h"
 #include "tools/Driver/Text.h"
 
 #include <algorithm>
@@ -12,13 +13,6 @@
 using namespace moec;
 
 namespace {
-
-std::string shapeText(const std::vector<int64_t> &shape) {
-  std::string text;
-  for (int64_t dim : shape)
-    text += (text.empty() ? "" : "x") + std::to_string(dim);
-  return text.empty() ? "scalar" : text;
-}
 
 uint64_t weightBytes(const Artifact &artifact) {
   uint64_t bytes = 0;
@@ -116,7 +110,7 @@ void moec::printArtifact(const Artifact &artifact, std::ostream &out) {
 
   Table weights({"weight", "type", "shape", "bytes"});
   for (const WeightInfo &weight : artifact.weights())
-    weights.add({weight.name, std::string(toString(weight.tensor.dtype)), shapeText(weight.tensor.shape),
+    weights.add({weight.name, std::string(toString(weight.tensor.dtype)), shapeToString(weight.tensor.shape),
                  std::to_string(weight.tensor.bytes)});
   out << weights.text();
 }

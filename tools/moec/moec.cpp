@@ -6,6 +6,7 @@
 
 #include "runtime/Support/File.h"
 #include "runtime/Support/Safetensors.h"
+#include "runtime/Support/Text.h"
 #include "tools/Driver/Compilation.h"
 #include "tools/Driver/Text.h"
 #include "tools/moec/Inspect.h"
@@ -18,7 +19,6 @@
 
 #include <CLI/CLI.hpp>
 
-#include <charconv>
 #include <chrono>
 #include <cstdio>
 #include <iostream>
@@ -129,22 +129,8 @@ Status inspect(const Arguments &arguments) {
   return success();
 }
 
-Result<std::vector<int32_t>> parseTokens(const std::string &text) {
-  std::vector<int32_t> tokens;
-  for (size_t at = 0; at <= text.size();) {
-    size_t comma = std::min(text.find(',', at), text.size());
-    int32_t token = 0;
-    auto [end, code] = std::from_chars(text.data() + at, text.data() + comma, token);
-    if (code != std::errc() || end != text.data() + comma || token < 0)
-      return Error{"--tokens: '" + text.substr(at, comma - at) + "' is not a token id"};
-    tokens.push_back(token);
-    at = comma + 1;
-  }
-  return tokens;
-}
-
 Status interpret(Arguments &arguments) {
-  MOEC_TRY(std::vector<int32_t> tokens, parseTokens(arguments.tokens));
+  MOEC_TRY(std::vector<int32_t> tokens, parseIds(arguments.tokens, "--tokens"));
   MOEC_TRY(auto compilation, Compilation::open(arguments.compile));
   if (arguments.optimized)
     MOEC_CHECK(compilation->optimize());
