@@ -11,7 +11,7 @@ import pytest
 
 TEST = Path(__file__).resolve().parent
 ROOT = TEST.parent
-BUILD = Path(os.environ.get("MOEC_BUILD_DIR", ROOT / "build"))
+BUILD = Path(os.environ.get("MOEC_BUILD_DIR", ROOT / "build")).resolve()
 
 sys.path.insert(0, str(TEST / "e2e"))
 

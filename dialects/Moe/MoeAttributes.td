@@ -70,7 +70,7 @@ def Moe_RopeAttr : Moe_Attr<"Rope", "rope"> {
     ```
   }];
   let parameters = (ins "::mlir::DenseF32ArrayAttr":$inv_freq, "::mlir::FloatAttr":$factor);
-  let assemblyFormat = "`<` `factor` `=` $factor `,` `inv_freq` `=` $inv_freq `>`";
+  let assemblyFormat = "`<` `factor` `=` $factor `,` `inv_freq` `=` custom<Frequencies>($inv_freq) `>`";
   let genVerifyDecl = 1;
   let genMnemonicAlias = 1;
 }

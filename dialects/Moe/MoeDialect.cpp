@@ -27,6 +27,28 @@ static ParseResult parseBlockShape(AsmParser &parser, int64_t &rows, int64_t &co
 
 static void printBlockShape(AsmPrinter &printer, int64_t rows, int64_t cols) { printer << rows << 'x' << cols; }
 
+/// `[1.0, 0.01]`, with as many digits as it takes: the array's own form keeps six.
+static ParseResult parseFrequencies(AsmParser &parser, DenseF32ArrayAttr &frequencies) {
+  SmallVector<float> values;
+  auto parseOne = [&]() -> ParseResult {
+    double value;
+    if (parser.parseFloat(value))
+      return failure();
+    values.push_back(static_cast<float>(value));
+    return success();
+  };
+  if (parser.parseCommaSeparatedList(AsmParser::Delimiter::Square, parseOne))
+    return failure();
+  frequencies = parser.getBuilder().getDenseF32ArrayAttr(values);
+  return success();
+}
+
+static void printFrequencies(AsmPrinter &printer, DenseF32ArrayAttr frequencies) {
+  printer << '[';
+  llvm::interleaveComma(frequencies.asArrayRef(), printer, [&](float value) { printer.printFloat(APFloat(value)); });
+  printer << ']';
+}
+
 #include "dialects/Moe/MoeDialect.cpp.inc"
 #include "dialects/Moe/MoeEnums.cpp.inc"
 #define GET_ATTRDEF_CLASSES

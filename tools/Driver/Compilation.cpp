@@ -125,6 +125,7 @@ std::string Compilation::text() {
   std::string result;
   llvm::raw_string_ostream stream(result);
   ir->print(stream, mlir::OpPrintingFlags().assumeVerified());
+  stream << '\n';
   return result;
 }
 

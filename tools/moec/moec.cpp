@@ -81,11 +81,6 @@ Status compile(Arguments &arguments) {
     return Error{"give the artifact a name with -o, or use --emit to print a stage"};
   options.configure = [&](mlir::PassManager &manager) {
     (void)mlir::applyPassManagerCLOptions(manager);
-    if (arguments.printAfterAll) {
-      manager.getContext()->disableMultithreading();
-      manager.enableIRPrinting(/*shouldPrintBeforePass=*/nullptr,
-                               /*shouldPrintAfterPass=*/[](mlir::Pass *, mlir::Operation *) { return true; });
-    }
     mlir::applyDefaultTimingPassManagerCLOptions(manager);
   };
   ProgressLine progress;
@@ -219,6 +214,8 @@ int main(int argc, char **argv) {
     // What CLI11 does not know is MLIR's or nobody's.
     std::vector<std::string> extras = compileCommand->remaining();
     std::vector<const char *> words = {argv[0]};
+    if (arguments.printAfterAll)
+      words.push_back("--mlir-print-ir-after-all");
     for (const std::string &extra : extras) {
       if (extra.rfind("--mlir-", 0) != 0)
         return report(Error{"unknown argument '" + extra + "' (see --help)"});

@@ -1,7 +1,8 @@
 // RUN: moe-opt %s | moe-opt | FileCheck %s
 
 // Layers share their frequencies: one alias for all.
-// CHECK: #rope = #moe.rope<factor = 1.000000e+00 : f64, inv_freq = [1.000000e+00, 1.000000e-02]>
+// Nine digits: what is read again is the same float32.
+// CHECK: #rope = #moe.rope<factor = 1.000000e+00 : f64, inv_freq = [1.000000e+00, 0.00999999977]>
 // CHECK: #rope1 = #moe.rope<factor = 5.000000e-01 : f64, inv_freq = [1.000000e+00]>
 // CHECK-LABEL: @alias
 //  CHECK-SAME: %[[X:.+]]: tensor<?x4xf32>, %[[Y:.+]]: tensor<?x2xf32>, %[[P:.+]]: tensor<?xi32>
