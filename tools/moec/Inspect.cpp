@@ -7,6 +7,7 @@
 #include "tools/Driver/Text.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <map>
 #include <ostream>
 
@@ -27,6 +28,11 @@ uint64_t cacheBytesPerToken(const Artifact &artifact) {
   for (const CacheInfo &cache : artifact.caches())
     bytes += cache.width * byteSize(cache.dtype);
   return bytes;
+}
+
+/// The file's name inside the artifact.
+std::string fileName(const Artifact &artifact, const CodeFile &file) {
+  return std::filesystem::path(file.path).lexically_relative(artifact.directory()).string();
 }
 
 /// Where an argument points, as people name it.
@@ -79,7 +85,7 @@ void moec::printArtifact(const Artifact &artifact, std::ostream &out) {
 
   Table code({"code", "file", "bytes", "xxh3"});
   for (const CodeFile &file : artifact.code())
-    code.add({file.level, file.path, std::to_string(file.bytes), file.xxh3});
+    code.add({file.level, fileName(artifact, file), std::to_string(file.bytes), file.xxh3});
   out << code.text() << "\n";
 
   std::map<size_t, int64_t> uses;
@@ -130,7 +136,8 @@ std::string moec::artifactJson(const Artifact &artifact) {
                     {"max_tokens", artifact.maxTokens()}};
   json["code"] = Json::array();
   for (const CodeFile &file : artifact.code())
-    json["code"].push_back({{"level", file.level}, {"file", file.path}, {"bytes", file.bytes}, {"xxh3", file.xxh3}});
+    json["code"].push_back(
+        {{"level", file.level}, {"file", fileName(artifact, file)}, {"bytes", file.bytes}, {"xxh3", file.xxh3}});
   json["kernels"] = Json::array();
   for (const KernelInfo &kernel : artifact.kernels())
     json["kernels"].push_back({{"symbol", kernel.symbol}, {"kind", kernel.kind}, {"spec", kernel.spec}});
