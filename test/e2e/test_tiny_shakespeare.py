@@ -33,6 +33,21 @@ def test_reference_logits(name, compiled, moe_run, tmp_path):
     assert (ours.argmax(1) == reference["logits"].argmax(1)).all()
 
 
+@pytest.mark.parametrize("name", PERPLEXITY)
+@pytest.mark.parametrize("options", [[], ["--optimized"]], ids=["imported", "optimized"])
+def test_interpreter(name, options, compiled, moec, moe_run, tmp_path):
+    """The reference interpreter, before and after the passes, agrees with the artifact over 96 tokens of the text."""
+    artifact = compiled(MODELS / name)
+    text = (MODELS / name / "val.txt").read_text()[:400]
+    tokens = json.loads(moe_run.run("tokenize", artifact, "--text", text, "--json").stdout)
+    ids = ",".join(map(str, tokens[:96]))
+    moec.run("interpret", MODELS / name, "--tokens", ids, "-o", tmp_path / "defined.safetensors", *options)
+    moe_run.run("logits", artifact, "--tokens", ids, "-o", tmp_path / "ours.safetensors")
+    defined = load_file(tmp_path / "defined.safetensors")["logits"]
+    ours = load_file(tmp_path / "ours.safetensors")["logits"]
+    assert ours.shape == (96, 1280) and np.abs(ours - defined).max() <= 2e-4
+
+
 def test_greedy_continuation(compiled, moe_run, tmp_path):
     model = MODELS / "tiny-shakespeare"
     reference = load_file(model / "reference.safetensors")
