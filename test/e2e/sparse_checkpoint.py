@@ -1,0 +1,285 @@
+# Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+# SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+"""Checkpoints of any size that take almost no disk: real headers, the real shard layout, holes for data.
+
+    python test/e2e/sparse_checkpoint.py --config config.json --shards 163 --data-layers 3 --data-experts 16 OUT
+
+Names, shapes and types of the tensors follow from config.json of a `deepseek_v2`, `deepseek_v3` or
+`kimi_k2` model by a listing of their own, written from the public description of the checkpoints and
+not from the compiler's: the tests hold the two against each other.
+
+Norm weights are ones. Data is random for the layers of `--data-layers`, there also for the first
+`--data-experts` experts; the other experts of such a layer have block scales but zero weights. All other
+data are holes, which read as zeros: zero weights, and in FP8 also zero scales, which no compiler needs to
+accept.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import re
+import sys
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from statistics import NormalDist
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from checkpoints import to_bf16_bits, to_e4m3
+
+BYTES = {"F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1}
+PLAIN = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+
+
+class Tensor(NamedTuple):
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return BYTES[self.dtype] * self.elements
+
+    @property
+    def layer(self) -> int | None:
+        """The N of `model.layers.N.`"""
+        found = re.match(r"model\.layers\.(\d+)\.", self.name)
+        return int(found[1]) if found else None
+
+    @property
+    def expert(self) -> int | None:
+        found = re.search(r"\.experts\.(\d+)\.", self.name)
+        return int(found[1]) if found else None
+
+
+def listing(config: dict) -> Iterator[Tensor]:
+    """Every tensor of a checkpoint, in the order of its shards: the layers, what follows them, the layers
+    for multi-token prediction. A weight stands before its scales."""
+    kind = config["model_type"]
+    if kind not in ("deepseek_v2", "deepseek_v3", "kimi_k2"):
+        sys.exit(f"sparse_checkpoint.py: model type '{kind}' is not known")
+    hidden, vocab, heads = config["hidden_size"], config["vocab_size"], config["num_attention_heads"]
+    latent, rope = config["kv_lora_rank"], config["qk_rope_head_dim"]
+    key, value = config["qk_nope_head_dim"], config["v_head_dim"]
+    layers, experts = config["num_hidden_layers"], config.get("n_routed_experts") or 0
+    plain = PLAIN[config.get("torch_dtype") or config.get("dtype") or "bfloat16"]
+    quantization = config.get("quantization_config") or {}
+    rows, cols = quantization.get("weight_block_size", (128, 128))
+
+    def vector(name: str, size: int, dtype: str = plain) -> Iterator[Tensor]:
+        yield Tensor(name, dtype, (size,))
+
+    def matrix(name: str, out: int, into: int) -> Iterator[Tensor]:
+        yield Tensor(name + ".weight", plain, (out, into))
+
+    def linear(name: str, out: int, into: int) -> Iterator[Tensor]:
+        if not quantization:
+            yield from matrix(name, out, into)
+            return
+        yield Tensor(name + ".weight", "F8_E4M3", (out, into))
+        yield Tensor(name + ".weight_scale_inv", "F32", (-(-out // rows), -(-into // cols)))
+
+    def swiglu(name: str, width: int) -> Iterator[Tensor]:
+        yield from linear(name + "gate_proj", width, hidden)
+        yield from linear(name + "up_proj", width, hidden)
+        yield from linear(name + "down_proj", hidden, width)
+
+    def decoder(prefix: str, mixture: bool) -> Iterator[Tensor]:
+        attention, mlp = prefix + "self_attn.", prefix + "mlp."
+        if config.get("q_lora_rank"):
+            yield from linear(attention + "q_a_proj", config["q_lora_rank"], hidden)
+            yield from vector(attention + "q_a_layernorm.weight", config["q_lora_rank"])
+            yield from linear(attention + "q_b_proj", heads * (key + rope), config["q_lora_rank"])
+        else:
+            yield from linear(attention + "q_proj", heads * (key + rope), hidden)
+        yield from linear(attention + "kv_a_proj_with_mqa", latent + rope, hidden)
+        yield from vector(attention + "kv_a_layernorm.weight", latent)
+        yield from linear(attention + "kv_b_proj", heads * (key + value), latent)
+        yield from linear(attention + "o_proj", hidden, heads * value)
+        if kind == "kimi_k2":  # a buffer of the class that saved it, of no use
+            yield from vector(attention + "rotary_emb.inv_freq", 56, "F32")
+        if mixture:
+            yield from matrix(mlp + "gate", experts, hidden)
+            if kind != "deepseek_v2":
+                yield from vector(mlp + "gate.e_score_correction_bias", experts, "F32")
+            for expert in range(experts):
+                yield from swiglu(f"{mlp}experts.{expert}.", config["moe_intermediate_size"])
+            if config.get("n_shared_experts"):
+                yield from swiglu(mlp + "shared_experts.", config["n_shared_experts"] * config["moe_intermediate_size"])
+        else:
+            yield from swiglu(mlp, config["intermediate_size"])
+        yield from vector(prefix + "input_layernorm.weight", hidden)
+        yield from vector(prefix + "post_attention_layernorm.weight", hidden)
+
+    yield from matrix("model.embed_tokens", vocab, hidden)
+    dense, every = config.get("first_k_dense_replace", 0), config.get("moe_layer_freq", 1)
+    for layer in range(layers):
+        yield from decoder(f"model.layers.{layer}.", experts > 0 and layer >= dense and layer % every == 0)
+    yield from vector("model.norm.weight", hidden)
+    if not config.get("tie_word_embeddings"):
+        yield from matrix("lm_head", vocab, hidden)
+    for layer in range(layers, layers + (config.get("num_nextn_predict_layers") or 0)):
+        prefix = f"model.layers.{layer}."
+        yield from decoder(prefix, experts > 0)
+        yield from matrix(prefix + "embed_tokens", vocab, hidden)
+        yield from vector(prefix + "enorm.weight", hidden)
+        yield from vector(prefix + "hnorm.weight", hidden)
+        yield from matrix(prefix + "eh_proj", hidden, 2 * hidden)
+        yield from vector(prefix + "shared_head.norm.weight", hidden)
+        yield from matrix(prefix + "shared_head.head", vocab, hidden)
+
+
+def split(tensors: list[Tensor], shards: int) -> list[list[Tensor]]:
+    """Cuts the list where each part first has its even share of the bytes that are left; no part is empty."""
+    if not 1 <= shards <= len(tensors):
+        sys.exit(f"sparse_checkpoint.py: {len(tensors)} tensors cannot be split into {shards} shards")
+    left = sum(tensor.bytes for tensor in tensors)
+    parts, size = [[]], 0
+    for index, tensor in enumerate(tensors):
+        parts[-1].append(tensor)
+        size += tensor.bytes
+        missing = shards - len(parts)  # parts not begun
+        if missing and (size * (missing + 1) >= left or len(tensors) - index - 1 == missing):
+            left -= size
+            parts.append([])
+            size = 0
+    return parts
+
+
+class RandomData:
+    """Bytes of weights as trained ones look, a function of the seed and the tensor's name only.
+
+    Normal numbers come from 16 random bits through a table: enough values for FP8 and bf16, and fast enough
+    to fill gigabytes. Linear weights have deviation 0.02 times a log-normal factor for each row, or for
+    each block in FP8: there the largest of a block's 16,384 codes is near the largest code, as the scale
+    of a real block makes it.
+    """
+
+    TILE = 1 << 22  # elements drawn at a time
+
+    def __init__(self, config: dict, seed: int):
+        self.seed = seed
+        power_of_two = (config.get("quantization_config") or {}).get("scale_fmt") == "ue8m0"
+        # The largest of 16,384 normal numbers is near 4 deviations; a scale that is rounded up to a power of
+        # two puts it between half the largest code and all of it.
+        self.deviation = 80.0 if power_of_two else 112.0
+        self.power_of_two = power_of_two
+        normal = NormalDist()
+        self.normal = np.array([normal.inv_cdf((i + 0.5) / 65536) for i in range(65536)], np.float32)
+        self.codes = to_e4m3(self.deviation * self.normal)
+
+    def generator(self, name: str) -> np.random.SFC64:
+        return np.random.SFC64(int.from_bytes(hashlib.sha256(f"{self.seed}/{name}".encode()).digest()[:16], "little"))
+
+    def indices(self, generator: np.random.SFC64, count: int) -> np.ndarray:
+        return generator.random_raw(-(-count // 4)).view(np.uint16)[:count]
+
+    def tiles(self, tensor: Tensor) -> Iterator[np.ndarray]:
+        """The tensor's bytes, in order."""
+        generator = self.generator(tensor.name)
+        if tensor.name.endswith("_scale_inv"):
+            factor = np.exp(0.3 * self.normal[self.indices(generator, tensor.elements)])
+            scale = 0.02 / self.deviation * factor.astype(np.float64)
+            yield (np.exp2(np.rint(np.log2(scale))) if self.power_of_two else scale).astype(np.float32)
+        elif tensor.dtype == "F8_E4M3":
+            for begin in range(0, tensor.elements, self.TILE):
+                yield self.codes[self.indices(generator, min(self.TILE, tensor.elements - begin))]
+        elif len(tensor.shape) == 1:  # the router's bias, which is reported to be above 2 everywhere in V3
+            yield encode(3 + 0.2 * self.normal[self.indices(generator, tensor.elements)], tensor.dtype)
+        else:
+            rows, cols = tensor.shape
+            step = max(1, self.TILE // cols)
+            for begin in range(0, rows, step):
+                count = min(step, rows - begin)
+                factor = 0.02 * np.exp(0.3 * self.normal[self.indices(generator, count)])
+                x = self.normal[self.indices(generator, count * cols)].reshape(count, cols) * factor[:, None]
+                yield encode(x, tensor.dtype)
+
+
+def encode(x: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype == "BF16":
+        return to_bf16_bits(x)
+    return x.astype(np.float16 if dtype == "F16" else np.float32)
+
+
+def is_norm(tensor: Tensor) -> bool:
+    return tensor.name.endswith("norm.weight")
+
+
+def write_shard(file: BinaryIO, tensors: list[Tensor], data: RandomData, layers: Collection[int], experts: int | None) -> None:
+    header, at = {"__metadata__": {"format": "pt"}}, 0
+    for tensor in tensors:
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [at, at + tensor.bytes]}
+        at += tensor.bytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    at = 8 + len(text)
+    file.write(len(text).to_bytes(8, "little") + text)
+    file.truncate(at + sum(tensor.bytes for tensor in tensors))
+    for tensor in tensors:
+        if is_norm(tensor):
+            tiles = [encode(np.ones(tensor.shape, np.float32), tensor.dtype)]
+        elif tensor.layer not in layers or tensor.name.endswith("inv_freq"):
+            tiles = []
+        elif experts is None or tensor.expert is None or tensor.expert < experts or tensor.name.endswith("_scale_inv"):
+            tiles = data.tiles(tensor)
+        else:
+            tiles = []
+        file.seek(at)
+        for tile in tiles:
+            file.write(tile)
+        at += tensor.bytes
+
+
+def write(
+    config: dict, out: Path, shards: int, data_layers: Collection[int] = (), data_experts: int | None = None, seed: int = 1
+) -> list[Path]:
+    """Makes the checkpoint directory `out`; returns its shards. `data_experts` is None for all of them."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    parts = split(list(listing(config)), shards)
+    data = RandomData(config, seed)
+    paths, weight_map = [], {}
+    for number, tensors in enumerate(parts, 1):
+        paths.append(out / f"model-{number:05d}-of-{shards:06d}.safetensors")
+        with open(paths[-1], "wb") as file:
+            write_shard(file, tensors, data, data_layers, data_experts)
+        weight_map.update((tensor.name, paths[-1].name) for tensor in tensors)
+    total = sum(tensor.bytes for tensors in parts for tensor in tensors)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    return paths
+
+
+def parse_layers(text: str) -> set[int]:
+    """`3` or `0,3-5`."""
+    result: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        result.update(range(int(first), int(last or first) + 1))
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True, help="config.json of the model")
+    parser.add_argument("--shards", type=int, default=1)
+    parser.add_argument("--data-layers", type=parse_layers, default=set(), help="layers that get random data, such as 0,3-5")
+    parser.add_argument("--data-experts", type=int, help="how many experts of such a layer get data (default: all)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("out", type=Path, metavar="OUT")
+    options = parser.parse_args()
+    config = json.loads(options.config.read_text())
+    paths = write(config, options.out, options.shards, options.data_layers, options.data_experts, options.seed)
+    sizes = [path.stat() for path in paths]
+    apparent, stored = sum(s.st_size for s in sizes), 512 * sum(s.st_blocks for s in sizes)
+    print(f"{options.out}: {len(paths)} shards, {apparent / 1e9:.1f} GB, {stored / 1e6:.1f} MB on disk")
+
+
+if __name__ == "__main__":
+    main()
