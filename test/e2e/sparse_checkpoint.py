@@ -4,9 +4,9 @@
 
     python test/e2e/sparse_checkpoint.py --config config.json --shards 163 --data-layers 3 --data-experts 16 OUT
 
-Names, shapes and types of the tensors follow from config.json of a `deepseek_v2`, `deepseek_v3` or
-`kimi_k2` model by a listing of their own, written from the public description of the checkpoints and
-not from the compiler's: the tests hold the two against each other.
+Names, shapes and types of the tensors follow from config.json of a `deepseek_v2`, `deepseek_v3`,
+`deepseek_v32` or `kimi_k2` model by a listing of their own, written from the public description of the
+checkpoints and not from the compiler's: the tests hold the two against each other.
 
 Norm weights are ones. Data is random for the layers of `--data-layers`, there also for the first
 `--data-experts` experts; the other experts of such a layer have block scales but zero weights. All other
@@ -61,7 +61,7 @@ def listing(config: dict) -> Iterator[Tensor]:
     """Every tensor of a checkpoint, in the order of its shards: the layers, what follows them, the layers
     for multi-token prediction. A weight stands before its scales."""
     kind = config["model_type"]
-    if kind not in ("deepseek_v2", "deepseek_v3", "kimi_k2"):
+    if kind not in ("deepseek_v2", "deepseek_v3", "deepseek_v32", "kimi_k2"):
         sys.exit(f"sparse_checkpoint.py: model type '{kind}' is not known")
     hidden, vocab, heads = config["hidden_size"], config["vocab_size"], config["num_attention_heads"]
     latent, rope = config["kv_lora_rank"], config["qk_rope_head_dim"]
@@ -70,8 +70,9 @@ def listing(config: dict) -> Iterator[Tensor]:
     plain = PLAIN[config.get("torch_dtype") or config.get("dtype") or "bfloat16"]
     quantization = config.get("quantization_config") or {}
     rows, cols = quantization.get("weight_block_size", (128, 128))
+    norms = "F32" if kind == "deepseek_v32" else plain
 
-    def vector(name: str, size: int, dtype: str = plain) -> Iterator[Tensor]:
+    def vector(name: str, size: int, dtype: str = norms) -> Iterator[Tensor]:
         yield Tensor(name, dtype, (size,))
 
     def matrix(name: str, out: int, into: int) -> Iterator[Tensor]:
@@ -101,6 +102,13 @@ def listing(config: dict) -> Iterator[Tensor]:
         yield from vector(attention + "kv_a_layernorm.weight", latent)
         yield from linear(attention + "kv_b_proj", heads * (key + value), latent)
         yield from linear(attention + "o_proj", hidden, heads * value)
+        if kind == "deepseek_v32":
+            indexer, index_heads, index_key = attention + "indexer.", config["index_n_heads"], config["index_head_dim"]
+            yield from linear(indexer + "wq_b", index_heads * index_key, config["q_lora_rank"])
+            yield from linear(indexer + "wk", index_key, hidden)
+            yield from vector(indexer + "k_norm.weight", index_key)
+            yield from vector(indexer + "k_norm.bias", index_key)
+            yield from matrix(indexer + "weights_proj", index_heads, hidden)
         if kind == "kimi_k2":  # a buffer of the class that saved it, of no use
             yield from vector(attention + "rotary_emb.inv_freq", 56, "F32")
         if mixture:
@@ -224,7 +232,7 @@ def write_shard(file: BinaryIO, tensors: list[Tensor], data: RandomData, layers:
     for tensor in tensors:
         if is_norm(tensor):
             tiles = [encode(np.ones(tensor.shape, np.float32), tensor.dtype)]
-        elif tensor.layer not in layers or tensor.name.endswith("inv_freq"):
+        elif tensor.layer not in layers or tensor.name.endswith(("inv_freq", "norm.bias")):
             tiles = []
         elif experts is None or tensor.expert is None or tensor.expert < experts or tensor.name.endswith("_scale_inv"):
             tiles = data.tiles(tensor)

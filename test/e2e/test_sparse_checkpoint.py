@@ -24,6 +24,9 @@ CONFIGS = Path(__file__).parent.parent / "frontends" / "configs"
 MIB = 1 << 20
 
 
+V32 = {"model_type": "deepseek_v32", "index_n_heads": 64, "index_head_dim": 128, "index_topk": 2048}
+
+
 def published(name: str, **changes) -> dict:
     return dict(json.loads((CONFIGS / f"{name}.json").read_text()), **changes)
 
@@ -86,20 +89,20 @@ def cached_bytes(path: Path) -> int:
     return int((pages & 1).sum()) * mmap.PAGESIZE
 
 
-# Tensors, elements and bytes as docs/deepseek-models.md has them from the published headers (V2: to five digits).
+# Config, tensors, elements and bytes as the published headers have them, where they are known (V2: to five digits).
 PUBLISHED = {
-    "deepseek-v2-lite": (5291, 15_706_484_224, 2 * 15_706_484_224),
-    "deepseek-v2": (29_102, pytest.approx(235.74e9, abs=5e6), pytest.approx(2 * 235.74e9, abs=1e7)),
-    "deepseek-v3": (91_991, 684_531_386_000, 688_574_839_360),
-    "deepseek-v3-1": (91_991, 684_531_386_000, 688_574_839_360),
-    "kimi-k2": (139_644, 1_026_470_731_056, None),
+    "v2-lite": (published("deepseek-v2-lite"), 5291, 15_706_484_224, 2 * 15_706_484_224),
+    "v2": (published("deepseek-v2"), 29_102, pytest.approx(235.74e9, abs=5e6), pytest.approx(2 * 235.74e9, abs=1e7)),
+    "v3": (published("deepseek-v3"), 91_991, 684_531_386_000, 688_574_839_360),
+    "v3.1": (published("deepseek-v3-1"), 91_991, 684_531_386_000, 688_574_839_360),
+    "v3.2": (published("deepseek-v3-1", **V32), 92_425, 685_396_921_376, pytest.approx(642.12 * 2**30, abs=5e6)),
+    "kimi-k2": (published("kimi-k2"), 139_644, 1_026_470_731_056, None),
 }
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_listing_has_the_published_totals(name):
-    tensors = list(sparse_checkpoint.listing(published(name)))
-    count, elements, size = PUBLISHED[name]
+@pytest.mark.parametrize("config, count, elements, size", PUBLISHED.values(), ids=PUBLISHED)
+def test_listing_has_the_published_totals(config, count, elements, size):
+    tensors = list(sparse_checkpoint.listing(config))
     assert len({tensor.name for tensor in tensors}) == len(tensors) == count
     assert sum(tensor.elements for tensor in tensors) == elements
     assert size is None or sum(tensor.bytes for tensor in tensors) == size
