@@ -248,23 +248,26 @@ def write(
     config: dict, out: Path, shards: int, data_layers: Collection[int] = (), data_experts: int | None = None, seed: int = 1
 ) -> list[Path]:
     """Makes the checkpoint directory `out`; returns its shards. `data_experts` is None for all of them."""
+    tensors = list(listing(config))
+    absent = set(data_layers) - {tensor.layer for tensor in tensors}
+    if absent:
+        sys.exit(f"sparse_checkpoint.py: the model has no layer {min(absent)}")
+    parts = split(tensors, shards)
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    parts = split(list(listing(config)), shards)
     data = RandomData(config, seed)
     paths, weight_map = [], {}
-    for number, tensors in enumerate(parts, 1):
+    for number, part in enumerate(parts, 1):
         paths.append(out / f"model-{number:05d}-of-{shards:06d}.safetensors")
         with open(paths[-1], "wb") as file:
-            write_shard(file, tensors, data, data_layers, data_experts)
-        weight_map.update((tensor.name, paths[-1].name) for tensor in tensors)
-    total = sum(tensor.bytes for tensors in parts for tensor in tensors)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            write_shard(file, part, data, data_layers, data_experts)
+        weight_map.update((tensor.name, paths[-1].name) for tensor in part)
+    index = {"metadata": {"total_size": sum(tensor.bytes for tensor in tensors)}, "weight_map": weight_map}
     (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
     return paths
 
 
-def parse_layers(text: str) -> set[int]:
+def layer_list(text: str) -> set[int]:
     """`3` or `0,3-5`."""
     result: set[int] = set()
     for part in text.split(","):
@@ -277,7 +280,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, help="config.json of the model")
     parser.add_argument("--shards", type=int, default=1)
-    parser.add_argument("--data-layers", type=parse_layers, default=set(), help="layers that get random data, such as 0,3-5")
+    parser.add_argument("--data-layers", type=layer_list, default=set(), help="layers that get random data, such as 0,3-5")
     parser.add_argument("--data-experts", type=int, help="how many experts of such a layer get data (default: all)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("out", type=Path, metavar="OUT")

@@ -266,3 +266,9 @@ def test_shards_share_the_bytes():
     for shards in (0, 7):
         with pytest.raises(SystemExit, match=f"6 tensors cannot be split into {shards} shards"):
             sparse_checkpoint.split(tensors, shards)
+
+
+def test_layers_that_the_model_lacks_are_refused(tmp_path):
+    with pytest.raises(SystemExit, match="the model has no layer 4"):
+        sparse_checkpoint.write(small_config(), tmp_path / "model", 1, data_layers={3, 4, 5})
+    assert not (tmp_path / "model").exists()
