@@ -49,9 +49,9 @@ constexpr int64_t plainRows = 32;
 /// groups of rows. Units are numbered in the order of the output.
 class WeightWriter {
 public:
-  static Result<WeightWriter> open(const WeightJob &job, const TensorSource &from) {
+  static Result<WeightWriter> open(const WeightJob &job, size_t number, const TensorSource &from) {
     MOEC_TRY(RecipeBlocks recipe, buildRecipe(job.sources, job.recipe, from));
-    WeightWriter writer(job, std::move(recipe));
+    WeightWriter writer(job, number, std::move(recipe));
     MOEC_CHECK(writer.checkShape());
     return writer;
   }
@@ -66,7 +66,7 @@ public:
     return unitBytes() + unitRows * tileCols * 2 * static_cast<int64_t>(sizeof(float)) + sourceRows;
   }
 
-  Status make(int64_t unit, std::vector<std::byte> &bytes, SafetensorsWriter &out) const {
+  Status make(int64_t unit, std::vector<std::byte> &bytes, WeightFiles &out) const {
     int64_t matrix = unit / unitsPerMatrix, index = unit % unitsPerMatrix;
     bytes.assign(unitBytes(), std::byte(0));
     int64_t size = unitBytes();
@@ -80,7 +80,7 @@ public:
       size = rows * block.cols * byteSize(job.dtype);
       MOEC_CHECK(makeRows(block, matrix, row, rows, bytes));
     }
-    MOEC_CHECK(out.write(job.name, unit * unitBytes() - skipped(matrix), bytes.data(), size));
+    MOEC_CHECK(out.write(number, unit * unitBytes() - skipped(matrix), bytes.data(), size));
     // Scales are small and shared by many panels: they are released with the whole weight.
     if (!mlir::isa_and_nonnull<steps::PackBlockScalesAttr>(recipe.pack)) {
       int64_t first = index * lanesPerBlock();
@@ -96,7 +96,8 @@ public:
   }
 
 private:
-  WeightWriter(const WeightJob &job, RecipeBlocks recipe) : job(job), recipe(std::move(recipe)) {}
+  WeightWriter(const WeightJob &job, size_t number, RecipeBlocks recipe)
+      : job(job), number(number), recipe(std::move(recipe)) {}
 
   int64_t lanesPerBlock() const { return unitRows / static_cast<int64_t>(recipe.blocks.size()); }
   int64_t unitBytes() const { return unitRows * cols * byteSize(job.dtype); }
@@ -193,6 +194,7 @@ private:
   }
 
   const WeightJob &job;
+  size_t number; ///< of the job, and of the weight in the files
   RecipeBlocks recipe;
   int64_t batch = 1, cols = 1;
   int64_t unitRows = plainRows; ///< output rows (lanes) of a unit
@@ -216,13 +218,14 @@ struct Work {
 
 } // namespace
 
-Status moec::materialize(const std::vector<WeightJob> &jobs, const TensorSource &from, SafetensorsWriter &out,
+Status moec::materialize(const std::vector<WeightJob> &jobs, const TensorSource &from, WeightFiles &out,
                          const MaterializeOptions &options) {
   Work work;
   for (const WeightJob &job : jobs)
     work.total += job.bytes();
-  for (const WeightJob &job : jobs) {
-    MOEC_TRY(WeightWriter writer, WeightWriter::open(job, from));
+  for (size_t number = 0; number < jobs.size(); ++number) {
+    const WeightJob &job = jobs[number];
+    MOEC_TRY(WeightWriter writer, WeightWriter::open(job, number, from));
     uint64_t perThread = std::max<int64_t>(1, writer.memoryPerUnit());
     if (perThread > options.maxMemory)
       return Error{"weight '" + job.name + "' needs tiles of " + std::to_string(perThread >> 20) +

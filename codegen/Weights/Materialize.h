@@ -8,7 +8,7 @@
 #ifndef MOEC_CODEGEN_WEIGHTS_MATERIALIZE_H
 #define MOEC_CODEGEN_WEIGHTS_MATERIALIZE_H
 
-#include "runtime/Support/Safetensors.h"
+#include "codegen/Weights/WeightFiles.h"
 #include "runtime/Support/TensorSource.h"
 
 #include "mlir/IR/BuiltinAttributes.h"
@@ -43,10 +43,10 @@ struct MaterializeOptions {
   std::function<void(uint64_t doneBytes, uint64_t totalBytes, const std::string &weight)> progress;
 };
 
-/// Makes every weight and writes it to `out`, whose tensors are the jobs'
-/// names, types and shapes. Each output byte is written once, and equals what
+/// Makes every weight and writes it to `out`, whose weights are the jobs'
+/// names, types and shapes in the same order. Each output byte is written once, and equals what
 /// the reference interpreter's recipes give. On an error, `out` is unfinished.
-Status materialize(const std::vector<WeightJob> &jobs, const TensorSource &from, SafetensorsWriter &out,
+Status materialize(const std::vector<WeightJob> &jobs, const TensorSource &from, WeightFiles &out,
                    const MaterializeOptions &options);
 
 } // namespace moec

@@ -218,18 +218,15 @@ Status Compilation::writeWeights(const std::string &directory, Json &manifest) {
   std::vector<TensorSpec> specs;
   for (const WeightJob &job : jobs)
     specs.push_back({job.name, job.dtype, job.shape});
-  const std::string file = "weights-00001.safetensors";
-  std::string path = directory + "/" + file;
-  MOEC_TRY(SafetensorsWriter writer, SafetensorsWriter::create(path, specs));
+  MOEC_TRY(WeightFiles files, WeightFiles::create(directory, specs, options.maxFileSize));
   MaterializeOptions materializing;
   materializing.threads = threads();
   materializing.maxMemory = options.maxMemory;
   materializing.progress = options.progress;
-  MOEC_CHECK(materialize(jobs, source.checkpoint, writer, materializing));
-  MOEC_CHECK(writer.finish());
-  MOEC_TRY(std::string hash, xxh3HexOfFile(path));
-  std::error_code error;
-  manifest["weights"].push_back({{"file", file}, {"bytes", std::filesystem::file_size(path, error)}, {"xxh3", hash}});
+  MOEC_CHECK(materialize(jobs, source.checkpoint, files, materializing));
+  MOEC_TRY(std::vector<WeightFileEntry> entries, files.finish());
+  for (const WeightFileEntry &entry : entries)
+    manifest["weights"].push_back({{"file", entry.file}, {"bytes", entry.bytes}, {"xxh3", entry.xxh3}});
   return success();
 }
 

@@ -38,6 +38,8 @@ struct CompileOptions {
   int64_t maxTokens = 512;
   /// Bounds the materializer's tiles and mapped source pages, in bytes.
   uint64_t maxMemory = 2ull << 30;
+  /// Weights go into files of at most so many bytes each, whole tensors at a time.
+  uint64_t maxFileSize = 4ull << 30;
   unsigned threads = 0; ///< 0: as many as there are processors
   /// Called on each pass manager before it runs: IR printing, timing.
   std::function<void(mlir::PassManager &)> configure;

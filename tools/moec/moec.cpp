@@ -30,7 +30,7 @@ namespace {
 
 struct Arguments {
   CompileOptions compile;
-  std::string output, emit, level, maxMemory = "2GiB", artifact, tokens;
+  std::string output, emit, level, maxMemory = "2GiB", maxFileSize = "4GiB", artifact, tokens;
   bool explain = false, json = false, verify = false, optimized = false, float64 = false, printAfterAll = false;
 };
 
@@ -77,6 +77,7 @@ Status compile(Arguments &arguments) {
   auto start = std::chrono::steady_clock::now();
   CompileOptions &options = arguments.compile;
   MOEC_TRY(options.maxMemory, parseSize(arguments.maxMemory));
+  MOEC_TRY(options.maxFileSize, parseSize(arguments.maxFileSize));
   if (arguments.emit.empty() && arguments.output.empty())
     return Error{"give the artifact a name with -o, or use --emit to print a stage"};
   options.configure = [&](mlir::PassManager &manager) {
@@ -169,6 +170,10 @@ int main(int argc, char **argv) {
       ->check(CLI::Range(int64_t(1), int64_t(1) << 16))
       ->capture_default_str();
   compileCommand->add_option("--max-memory", arguments.maxMemory, "bound on the memory that making weights takes")
+      ->capture_default_str();
+  compileCommand
+      ->add_option("--max-file-size", arguments.maxFileSize,
+                   "size at which weights go on in another file, after whole tensors")
       ->capture_default_str();
   compileCommand->add_option("--threads", options.threads, "threads (default: one per processor)")
       ->check(CLI::Range(1u, 1024u));

@@ -84,14 +84,13 @@ protected:
 
   /// The bytes of the weight as the materializer writes them.
   Result<std::vector<std::byte>> make(const WeightJob &job, unsigned threads = 1, uint64_t memory = 1 << 30) {
-    std::string path = (directory / "w.safetensors").string();
-    MOEC_TRY(auto writer, SafetensorsWriter::create(path, {{job.name, job.dtype, job.shape}}));
+    MOEC_TRY(auto files, WeightFiles::create(directory, {{job.name, job.dtype, job.shape}}, 1 << 30));
     MaterializeOptions options;
     options.threads = threads;
     options.maxMemory = memory;
-    MOEC_CHECK(materialize({job}, source, writer, options));
-    MOEC_CHECK(writer.finish());
-    MOEC_TRY(auto file, SafetensorsFile::open(path));
+    MOEC_CHECK(materialize({job}, source, files, options));
+    MOEC_TRY(auto entries, files.finish());
+    MOEC_TRY(auto file, SafetensorsFile::open(directory / entries.front().file));
     const TensorInfo &info = file.tensors().at(job.name);
     return std::vector<std::byte>(file.data(info), file.data(info) + info.bytes);
   }
@@ -238,6 +237,37 @@ TEST_F(MaterializeTest, ScaleMustBeFinite) {
   auto packed = make(job({"s"}, "[#moe.pack_block_scales<32, 8, 8>]", DType::F32, {1, 1, 1, 32}));
   ASSERT_FALSE(packed.ok());
   EXPECT_THAT(packed.message(), HasSubstr("not finite"));
+}
+
+TEST_F(MaterializeTest, WeightsFillFilesInOrder) {
+  std::vector<WeightJob> jobs;
+  std::vector<TensorSpec> specs;
+  // 100, 100 and 56 bytes fit a file of 256; 300 go alone, and the file after them has room for 256.
+  for (int64_t rows : {100, 100, 56, 1, 300, 0, 256, 1}) {
+    std::string name = "t" + std::to_string(jobs.size());
+    source.add(name, DType::F8E4M3, {rows, 1});
+    jobs.push_back({name, {name}, recipe("[]"), DType::F8E4M3, {rows, 1}});
+    specs.push_back({name, DType::F8E4M3, {rows, 1}});
+  }
+  auto files = WeightFiles::create(directory, specs, 256);
+  ASSERT_TRUE(files.ok()) << files.message();
+  ASSERT_TRUE(materialize(jobs, source, *files, {}).ok());
+  auto entries = files->finish();
+  ASSERT_TRUE(entries.ok()) << entries.message();
+  std::vector<std::vector<std::string>> found;
+  for (const WeightFileEntry &entry : *entries) {
+    auto file = SafetensorsFile::open(directory / entry.file);
+    ASSERT_TRUE(file.ok()) << file.message();
+    EXPECT_EQ(entry.bytes, file->mapping().size());
+    found.emplace_back();
+    for (const auto &[name, info] : file->tensors()) {
+      found.back().push_back(name);
+      EXPECT_EQ(std::vector<std::byte>(file->data(info), file->data(info) + info.bytes), source.bytes(name));
+    }
+  }
+  using Names = std::vector<std::string>;
+  EXPECT_THAT(found,
+              testing::ElementsAre(Names{"t0", "t1", "t2"}, Names{"t3"}, Names{"t4"}, Names{"t5", "t6"}, Names{"t7"}));
 }
 
 TEST_F(MaterializeTest, MemoryIsBounded) {
