@@ -36,6 +36,7 @@ Result<Checkpoint> Checkpoint::open(const std::string &directory) {
     MOEC_CHECK(result.readIndex(index));
   else
     return Error{directory + ": holds neither model.safetensors nor model.safetensors.index.json"};
+  MOEC_CHECK(result.unpackExperts());
   return result;
 }
 
@@ -83,12 +84,66 @@ Status Checkpoint::readIndex(const std::string &path) {
   return success();
 }
 
+Status Checkpoint::unpackExperts() {
+  constexpr std::string_view gateUp = ".experts.gate_up_proj", down = ".experts.down_proj";
+  // Far more than any model has; what a header may claim is worse.
+  constexpr int64_t maxExperts = 1 << 20;
+  int64_t total = 0;
+  std::vector<std::string> packed;
+  for (const auto &[name, stored] : table) {
+    const std::vector<int64_t> &shape = stored.shape;
+    bool isGateUp = name.ends_with(gateUp);
+    if ((isGateUp || name.ends_with(down)) && shape.size() == 3 && places.find(name)->second.info->bytes > 0 &&
+        (!isGateUp || shape[1] % 2 == 0) &&
+        (stored.dtype == DType::F32 || stored.dtype == DType::F16 || stored.dtype == DType::BF16)) {
+      packed.push_back(name);
+      // Each has bytes of its own, so the sum cannot overflow.
+      if ((total += shape[0]) > maxExperts)
+        return Error{std::string(stored.file) + ": tensor " + quote(name) + " is " + shapeToString(shape) +
+                     ", but more than " + std::to_string(maxExperts) + " packed experts are not supported"};
+    }
+  }
+  for (const std::string &name : packed) {
+    const std::vector<int64_t> shape = table.at(name).shape;
+    const int64_t experts = shape[0], rows = shape[1], cols = shape[2];
+    // Its bytes are in the file, so they can be counted.
+    const uint64_t matrix = static_cast<uint64_t>(rows) * cols * byteSize(table.at(name).dtype);
+    if (name.ends_with(down)) {
+      MOEC_CHECK(addMembers(name, "down_proj", 0, matrix, experts, {rows, cols}));
+    } else {
+      MOEC_CHECK(addMembers(name, "gate_proj", 0, matrix, experts, {rows / 2, cols}));
+      MOEC_CHECK(addMembers(name, "up_proj", matrix / 2, matrix, experts, {rows / 2, cols}));
+    }
+    table.erase(name);
+    places.erase(name);
+  }
+  return success();
+}
+
+Status Checkpoint::addMembers(const std::string &packed, std::string_view name, uint64_t offset, uint64_t stride,
+                              int64_t count, std::vector<int64_t> shape) {
+  const Place whole = places.find(packed)->second;
+  const std::string &path = shards[whole.shard]->path();
+  const std::string prefix = packed.substr(0, packed.rfind('.') + 1);
+  for (int64_t e = 0; e < count; ++e) {
+    std::string member = prefix + std::to_string(e) + "." + std::string(name) + ".weight";
+    auto [place, added] = places.try_emplace(member, Place{whole.shard, whole.info, offset + e * stride, shape});
+    if (!added)
+      return Error{path + ": tensor " + quote(member) + ", a part of " + quote(packed) + ", is also in " +
+                   shards[place->second.shard]->path()};
+    // The name of the whole lives as long as its shard.
+    std::string_view wholeName = shards[whole.shard]->tensors().find(packed)->first;
+    table.emplace(member, StoredTensor{whole.info->dtype, shape, path, wholeName});
+  }
+  return success();
+}
+
 Result<TensorView> Checkpoint::tensor(const std::string &name) const {
   auto place = places.find(name);
   if (place == places.end())
     return Error{dir + ": the checkpoint has no tensor " + quote(name)};
-  const TensorInfo &info = *place->second.info;
-  return TensorView{info.dtype, info.shape, shards[place->second.shard]->data(info)};
+  const auto &[shard, info, offset, shape] = place->second;
+  return TensorView{info->dtype, shape.empty() ? info->shape : shape, shards[shard]->data(*info) + offset};
 }
 
 void Checkpoint::release(const TensorView &view) const {

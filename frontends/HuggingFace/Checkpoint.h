@@ -22,6 +22,8 @@ struct StoredTensor {
   DType dtype = DType::F32;
   std::vector<int64_t> shape;
   std::string_view file; ///< path of the shard, for messages
+  /// The packed tensor that this one is a part of, for messages; empty if it is stored by itself.
+  std::string_view packedIn = {};
 };
 
 /// Tensors by name, sorted.
@@ -33,6 +35,10 @@ using TensorTable = std::map<std::string, StoredTensor>;
 /// duplicate keys, shard names that are not plain file names, absent shards, tensors that the index promises and the
 /// shard lacks, and tensors in two shards. Tensors that shards hold and the index forgot are kept: headers are the
 /// truth.
+///
+/// The experts of a layer may be packed as transformers 5 does it: `X.experts.gate_up_proj`, [E, 2 I, H] with the rows
+/// of gate before those of up, and `X.experts.down_proj`, [E, H, I]. In F32, F16 and BF16 they are seen as the tensors
+/// `X.experts.<e>.gate_proj.weight` and so on that they hold, and not under their own names.
 class Checkpoint final : public TensorSource {
 public:
   static Result<Checkpoint> open(const std::string &directory);
@@ -47,10 +53,17 @@ private:
   struct Place {
     size_t shard;
     const TensorInfo *info;
+    uint64_t offset = 0;             ///< bytes from the start of what `info` describes
+    std::vector<int64_t> shape = {}; ///< empty: that of `info`
   };
 
   Status addShard(const std::string &path);
   Status readIndex(const std::string &path);
+  Status unpackExperts();
+  /// Makes the `count` matrices of `shape` that lie in `packed`, one in every `stride` bytes from `offset` on,
+  /// tensors called "<e>.`name`.weight" beside it.
+  Status addMembers(const std::string &packed, std::string_view name, uint64_t offset, uint64_t stride, int64_t count,
+                    std::vector<int64_t> shape);
 
   std::string dir;
   // Behind pointers: the table's views and the places point into them.

@@ -3,10 +3,12 @@
 
 #include "frontends/HuggingFace/Checkpoint.h"
 #include "Support.h"
+#include "runtime/Support/Text.h"
 
 #include <gmock/gmock.h>
 
 #include <cstring>
+#include <tuple>
 
 using namespace moec;
 using namespace moec::hf;
@@ -73,6 +75,83 @@ TEST(Checkpoint, ShardsByIndexThroughLinks) {
   float value;
   std::memcpy(&value, moved.tensor("b")->data, 4);
   EXPECT_EQ(value, 10.0f);
+}
+
+/// A safetensors file of tensors whose elements are 0, 1, 2, ... from the first tensor's first to the last one's last.
+std::string counting(const std::vector<std::pair<std::string, std::vector<int64_t>>> &tensors,
+                     const std::string &dtype = "F32") {
+  std::string header = "{";
+  size_t end = 0, size = dtype == "F32" ? 4 : 1;
+  for (const auto &[name, shape] : tensors) {
+    size_t begin = end, count = size;
+    for (int64_t dim : shape)
+      count *= dim;
+    end = begin + count;
+    header += (begin || header.size() > 1 ? ",\"" : "\"") + name + "\":{\"dtype\":\"" + dtype +
+              "\",\"shape\":" + shapeToString(shape) + ",\"data_offsets\":[" + std::to_string(begin) + "," +
+              std::to_string(end) + "]}";
+  }
+  header += "}";
+  uint64_t length = header.size();
+  std::string bytes = std::string(reinterpret_cast<const char *>(&length), 8) + header;
+  for (size_t i = 0; i < end / size; ++i) {
+    float value = i;
+    bytes.append(reinterpret_cast<const char *>(&value), size);
+  }
+  return bytes;
+}
+
+TEST(Checkpoint, PackedExpertsAreSeenApart) {
+  ScratchDir dir;
+  dir.write("model.safetensors", counting({{"x.experts.gate_up_proj", {2, 6, 2}}, {"x.experts.down_proj", {2, 2, 3}}}));
+  Result<Checkpoint> checkpoint = Checkpoint::open(dir.path());
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.message();
+  EXPECT_EQ(checkpoint->tensors().size(), 6u);
+  EXPECT_EQ(checkpoint->tensors().at("x.experts.1.up_proj.weight").packedIn, "x.experts.gate_up_proj");
+  Checkpoint moved = std::move(*checkpoint);
+  const std::tuple<const char *, std::vector<int64_t>, float> members[] = {
+      {"x.experts.0.gate_proj.weight", {3, 2}, 0},  {"x.experts.0.up_proj.weight", {3, 2}, 6},
+      {"x.experts.1.gate_proj.weight", {3, 2}, 12}, {"x.experts.1.up_proj.weight", {3, 2}, 18},
+      {"x.experts.0.down_proj.weight", {2, 3}, 24}, {"x.experts.1.down_proj.weight", {2, 3}, 30},
+  };
+  for (const auto &[name, shape, first] : members) {
+    Result<TensorView> view = moved.tensor(name);
+    ASSERT_TRUE(view.ok()) << view.message();
+    EXPECT_EQ(view->dtype, DType::F32);
+    EXPECT_EQ(view->shape, shape) << name;
+    float values[6];
+    std::memcpy(values, view->data, sizeof(values));
+    for (int i = 0; i < 6; ++i)
+      EXPECT_EQ(values[i], first + i) << name;
+    moved.release(*view);
+  }
+  EXPECT_FALSE(moved.tensor("x.experts.down_proj").ok()) << "each byte has one name";
+}
+
+TEST(Checkpoint, OtherTensorsWithTheNamesOfPackedExperts) {
+  ScratchDir dir;
+  dir.write("model.safetensors", counting({{"a.experts.gate_up_proj", {2, 5, 2}},
+                                           {"b.experts.gate_up_proj", {4, 2}},
+                                           {"c.experts.gate_up_proj", {1099511627776, 0, 2}}}));
+  Result<Checkpoint> checkpoint = Checkpoint::open(dir.path());
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.message();
+  EXPECT_EQ(checkpoint->tensors().size(), 3u);
+  dir.write("model.safetensors", counting({{"x.experts.gate_up_proj", {2, 4, 2}}}, "F8_E4M3"));
+  checkpoint = Checkpoint::open(dir.path());
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.message();
+  EXPECT_EQ(checkpoint->tensors().size(), 1u) << "FP8 needs scales";
+}
+
+TEST(Checkpoint, PackedExpertsThatAreAlsoStoredApart) {
+  ScratchDir dir;
+  dir.write("model.safetensors",
+            counting({{"x.experts.gate_up_proj", {2, 6, 2}}, {"x.experts.1.up_proj.weight", {3, 2}}}));
+  std::string path = dir / "model.safetensors";
+  EXPECT_EQ(problem(dir),
+            path + ": tensor 'x.experts.1.up_proj.weight', a part of 'x.experts.gate_up_proj', is also in " + path);
+  dir.write("model.safetensors", counting({{"x.experts.down_proj", {1048577, 1, 1}}}));
+  EXPECT_EQ(problem(dir), path + ": tensor 'x.experts.down_proj' is [1048577, 1, 1], but more than 1048576 packed "
+                                 "experts are not supported");
 }
 
 TEST(Checkpoint, NothingThere) {
