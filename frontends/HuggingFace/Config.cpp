@@ -14,13 +14,14 @@ using namespace moec::hf;
 
 namespace {
 
-// Wider than any published model by a factor of ten, and small enough that element counts fit 63 bits.
+// Wider than any published model by a factor of ten, and small enough that element counts fit 63 bits and byte counts
+// 64, scales included.
 constexpr int64_t maxVocab = int64_t{1} << 24;
 constexpr int64_t maxWidth = int64_t{1} << 18;
 constexpr int64_t maxLayers = 1024;
 constexpr int64_t maxHeads = 1 << 12;
 constexpr int64_t maxHeadDim = 1 << 12;
-constexpr int64_t maxExperts = 1 << 14;
+constexpr int64_t maxExperts = 1 << 13;
 constexpr int64_t maxPositionsLimit = int64_t{1} << 31;
 constexpr int64_t maxMtpLayers = 64;
 
@@ -42,9 +43,14 @@ public:
   Status read() {
     MOEC_CHECK(readType());
     MOEC_CHECK(readShape());
-    MOEC_CHECK(readExperts());
-    MOEC_CHECK(readRope());
-    MOEC_CHECK(readQuantization());
+    if (isV4()) {
+      MOEC_CHECK(readV4());
+    } else {
+      MOEC_CHECK(readLatentAttention());
+      MOEC_CHECK(readExperts());
+      MOEC_CHECK(readRope());
+    }
+    MOEC_CHECK(readStorage());
     MOEC_CHECK(readRefusals());
     MOEC_TRY(out.tiedEmbeddings, in.booleanOr("tie_word_embeddings", false));
     return readTokens(in);
@@ -86,13 +92,16 @@ private:
     return number >= min && number <= max;
   }
   bool isV2() const { return out.type == "deepseek_v2"; }
+  bool isV4() const { return out.type == "deepseek_v4"; }
 
   Status readType() {
     MOEC_TRY(out.type, in.string("model_type"));
-    if (out.type != "deepseek_v2" && out.type != "deepseek_v3" && out.type != "kimi_k2")
-      return wrong(in, "model_type",
-                   "is " + quote(out.type) + ", but only deepseek_v2, deepseek_v3 and kimi_k2 are supported");
-    return success();
+    for (const char *known : {"deepseek_v2", "deepseek_v3", "deepseek_v32", "deepseek_v4", "kimi_k2"})
+      if (out.type == known)
+        return success();
+    return wrong(in, "model_type",
+                 "is " + quote(out.type) +
+                     ", but only deepseek_v2, deepseek_v3, deepseek_v32 and kimi_k2 are supported");
   }
 
   Status readShape() {
@@ -100,11 +109,7 @@ private:
     MOEC_TRY(out.hidden, in.integer("hidden_size", 1, maxWidth));
     MOEC_TRY(out.layers, in.integer("num_hidden_layers", 1, maxLayers));
     MOEC_TRY(out.heads, in.integer("num_attention_heads", 1, maxHeads));
-    MOEC_TRY(out.qLoraRank, in.integerOr("q_lora_rank", 0, maxWidth, 0));
-    MOEC_TRY(out.kvLoraRank, in.integer("kv_lora_rank", 1, maxWidth));
-    MOEC_TRY(out.nopeDim, in.integer("qk_nope_head_dim", 1, maxHeadDim));
     MOEC_TRY(out.ropeDim, in.integer("qk_rope_head_dim", 2, maxHeadDim));
-    MOEC_TRY(out.valueDim, in.integer("v_head_dim", 1, maxHeadDim));
     if (out.ropeDim % 2 != 0)
       return wrong(in, "qk_rope_head_dim",
                    "is " + std::to_string(out.ropeDim) + ", but channels rotate in pairs, so it must be even");
@@ -119,6 +124,95 @@ private:
     return success();
   }
 
+  Status readLatentAttention() {
+    MOEC_TRY(out.qLoraRank, in.integerOr("q_lora_rank", 0, maxWidth, 0));
+    MOEC_TRY(out.kvLoraRank, in.integer("kv_lora_rank", 1, maxWidth));
+    MOEC_TRY(out.nopeDim, in.integer("qk_nope_head_dim", 1, maxHeadDim));
+    MOEC_TRY(out.valueDim, in.integer("v_head_dim", 1, maxHeadDim));
+    if (out.type != "deepseek_v32")
+      return success();
+    if (out.qLoraRank == 0)
+      return wrong(in, "q_lora_rank", "is absent, but the indexer of deepseek_v32 reads the query latent");
+    return readIndexer();
+  }
+
+  Status readIndexer() {
+    IndexerConfig indexer;
+    MOEC_TRY(indexer.heads, in.integer("index_n_heads", 1, maxHeads));
+    MOEC_TRY(indexer.headDim, in.integer("index_head_dim", 1, maxHeadDim));
+    MOEC_TRY(indexer.topk, in.integer("index_topk", 1, maxPositionsLimit));
+    if (indexer.headDim < out.ropeDim)
+      return wrong(in, "index_head_dim",
+                   "is " + std::to_string(indexer.headDim) +
+                       ", but 'qk_rope_head_dim' of its channels rotate: " + std::to_string(out.ropeDim));
+    out.indexer = indexer;
+    return success();
+  }
+
+  Status readV4() {
+    V4Config v4;
+    MOEC_TRY(out.qLoraRank, in.integer("q_lora_rank", 1, maxWidth));
+    MOEC_TRY(v4.headDim, in.integer("head_dim", 2, maxHeadDim));
+    if (v4.headDim < out.ropeDim)
+      return wrong(in, "head_dim",
+                   "is " + std::to_string(v4.headDim) + ", but 'qk_rope_head_dim' is " + std::to_string(out.ropeDim));
+    MOEC_TRY(v4.oLoraRank, in.integer("o_lora_rank", 1, maxWidth));
+    MOEC_TRY(v4.oGroups, in.integer("o_groups", 1, maxHeads));
+    if (out.heads % v4.oGroups != 0)
+      return wrong(in, "o_groups",
+                   "is " + std::to_string(v4.oGroups) + ", which does not divide the " + std::to_string(out.heads) +
+                       " heads of 'num_attention_heads'");
+    MOEC_TRY(v4.streams, in.integer("hc_mult", 1, 64));
+    MOEC_CHECK(readIndexer());
+    MOEC_CHECK(readRatios(v4));
+
+    // Without any dense layer.
+    out.isMoe.assign(out.layers, true);
+    MOEC_TRY(out.experts, in.integer("n_routed_experts", 1, maxExperts));
+    MOEC_CHECK(readExpertShapes());
+    MOEC_TRY(v4.hashLayers, in.integerOr("num_hash_layers", 0, out.layers, 0));
+    MOEC_TRY(std::string scoring, in.stringOr("scoring_func", "sqrtsoftplus"));
+    if (scoring != "sqrtsoftplus")
+      return wrong(in, "scoring_func", "is " + quote(scoring) + ", but deepseek_v4 routers score with sqrtsoftplus");
+    MOEC_TRY(std::string method, in.stringOr("topk_method", "noaux_tc"));
+    if (method != "noaux_tc")
+      return wrong(in, "topk_method", "is " + quote(method) + ", but deepseek_v4 routers choose by noaux_tc");
+    out.router = ModelConfig::Router::SqrtSoftplus;
+    MOEC_CHECK(readRouterWeights());
+
+    MOEC_TRY(std::string storage, in.stringOr("expert_dtype", ""));
+    if (!storage.empty() && storage != "fp4" && storage != "fp8")
+      return wrong(in, "expert_dtype", "is " + quote(storage) + ", but only fp4 and fp8 are known");
+    v4.fp4Experts = storage == "fp4";
+    for (auto [key, width] :
+         {std::pair{"hidden_size", out.hidden}, std::pair{"moe_intermediate_size", out.expertWidth}})
+      if (v4.fp4Experts && width % V4Config::fp4Block != 0)
+        return wrong(in, key,
+                     "is " + std::to_string(width) + ", but FP4 experts have one scale for each " +
+                         std::to_string(V4Config::fp4Block) + " elements of a row");
+    v4.hasDraftBlocks = in.has("dspark_block_size");
+    out.v4 = std::move(v4);
+    return success();
+  }
+
+  /// `compress_ratios` goes on with the MTP layers; those entries are not kept. The schedule differs from model to
+  /// model, so there is no default.
+  Status readRatios(V4Config &v4) {
+    MOEC_TRY(const Json *ratios, in.array("compress_ratios"));
+    if (static_cast<int64_t>(ratios->size()) < out.layers)
+      return wrong(in, "compress_ratios",
+                   "lists " + std::to_string(ratios->size()) + " layers, but 'num_hidden_layers' is " +
+                       std::to_string(out.layers));
+    for (int64_t layer = 0; layer < out.layers; ++layer) {
+      const Json &entry = (*ratios)[layer];
+      int64_t ratio = entry.is_number_integer() && inRange(entry, 0, 128) ? entry.get<int64_t>() : -1;
+      if (ratio != 0 && ratio != 4 && ratio != 128)
+        return wrong(in, "compress_ratios", "holds " + describe(entry) + ", expected 0, 4 or 128 for each layer");
+      v4.ratios.push_back(ratio);
+    }
+    return success();
+  }
+
   Status readExperts() {
     MOEC_TRY(out.experts, in.integerOr("n_routed_experts", 0, maxExperts, 0));
     MOEC_CHECK(readMoeLayers());
@@ -127,13 +221,18 @@ private:
     }
     if (out.experts == 0 || (out.moeLayers() == 0 && out.mtpLayers == 0))
       return success();
+    MOEC_CHECK(readExpertShapes());
+    return readRouter();
+  }
+
+  Status readExpertShapes() {
     MOEC_TRY(out.expertWidth, in.integer("moe_intermediate_size", 1, maxWidth));
     MOEC_TRY(out.sharedExperts, in.integerOr("n_shared_experts", 0, 256, 0));
     MOEC_TRY(out.topk, in.integer("num_experts_per_tok", 1, maxExperts));
     if (out.topk > out.experts)
       return wrong(in, "num_experts_per_tok",
                    "is " + std::to_string(out.topk) + ", but 'n_routed_experts' is " + std::to_string(out.experts));
-    return readRouter();
+    return success();
   }
 
   Status readMoeLayers() {
@@ -192,7 +291,10 @@ private:
     }
     if (out.router != ModelConfig::Router::SoftmaxGreedy)
       MOEC_CHECK(readGroups());
+    return readRouterWeights();
+  }
 
+  Status readRouterWeights() {
     MOEC_TRY(bool normalize, in.booleanOr("norm_topk_prob", false));
     MOEC_TRY(double scale, in.numberOr("routed_scaling_factor", 1.0));
     if (!(scale > 0 && scale <= 1e6))
@@ -303,6 +405,16 @@ private:
     return success();
   }
 
+  Status readStorage() {
+    MOEC_TRY(std::string dtype, in.stringOr(in.has("dtype") ? "dtype" : "torch_dtype", "bfloat16"));
+    // Other names are left to the headers.
+    if (dtype == "float32")
+      out.dtype = DType::F32;
+    else if (dtype == "float16")
+      out.dtype = DType::F16;
+    return readQuantization();
+  }
+
   Status readQuantization() {
     if (!in.has("quantization_config"))
       return success();
@@ -359,6 +471,29 @@ private:
 } // namespace
 
 int64_t ModelConfig::moeLayers() const { return std::count(isMoe.begin(), isMoe.end(), true); }
+
+int64_t ModelConfig::longestContext() const { return indexer ? std::min(maxPositions, indexer->topk) : maxPositions; }
+
+std::vector<std::string> ModelConfig::missing() const {
+  if (!v4)
+    return {};
+  std::vector<std::string> parts = {"hyper-connections", "compressed attention with a window and sinks"};
+  if (v4->hashLayers > 0)
+    parts.push_back("hash routing");
+  if (v4->fp4Experts)
+    parts.push_back("FP4 experts");
+  return parts;
+}
+
+Status ModelConfig::importable() const {
+  std::vector<std::string> parts = missing();
+  if (parts.empty())
+    return success();
+  std::string list;
+  for (size_t i = 0; i < parts.size(); ++i)
+    list += (i == 0 ? "" : i + 1 == parts.size() ? " and " : ", ") + parts[i];
+  return Error{path + ": 'model_type' is " + quote(type) + ", which needs what is not built yet: " + list};
+}
 
 Result<ModelConfig> ModelConfig::parse(const Json &config, const std::string &path, const Json *generation,
                                        const std::string &generationPath) {

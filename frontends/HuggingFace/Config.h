@@ -10,6 +10,7 @@
 #ifndef MOEC_FRONTENDS_HUGGINGFACE_CONFIG_H
 #define MOEC_FRONTENDS_HUGGINGFACE_CONFIG_H
 
+#include "runtime/Support/DType.h"
 #include "runtime/Support/Json.h"
 #include "runtime/Support/Result.h"
 
@@ -39,19 +40,40 @@ struct RopeConfig {
   bool truncate = true;
 };
 
-/// FP8 e4m3 weights with one f32 scale for each block of `rows` x `cols`.
+/// FP8 e4m3 weights with one scale for each block of `rows` x `cols`.
 struct Fp8Config {
   int64_t rows = 128, cols = 128;
   /// Scales are powers of two, so that a dequantised weight is exact in bf16.
   bool powerOfTwoScales = false;
 };
 
-/// A model of family A: multi-head latent attention, mixture-of-experts feed-forward networks.
+/// The indexer of sparse attention: it picks the `topk` entries of the context that a token attends to.
+struct IndexerConfig {
+  int64_t heads = 0, headDim = 0, topk = 0;
+};
+
+/// What only deepseek_v4 has: one key that is also the value and is shared by all heads, compressed context, several
+/// residual streams. Read so that its tensors can be listed; nothing of it is imported.
+struct V4Config {
+  int64_t headDim = 0;         ///< of queries and of the shared key; its last `ropeDim` channels rotate
+  int64_t oLoraRank = 0;       ///< width of each group's part of the output latent
+  int64_t oGroups = 1;         ///< groups of heads that are projected apart
+  int64_t hashLayers = 0;      ///< the first layers, whose experts are looked up by token
+  int64_t streams = 1;         ///< copies of the residual state (`hc_mult`)
+  std::vector<int64_t> ratios; ///< tokens per compressed entry of each layer: 0 (none), 4 or 128; `layers` entries
+  bool fp4Experts = false;     ///< two e2m1 codes to a byte, one e8m0 scale for each row of 32
+  bool hasDraftBlocks = false; ///< DSpark blocks instead of one MTP layer; their tensors are not described anywhere
+  static constexpr int64_t fp4Block = 32;
+};
+
+/// A DeepSeek-architecture model: multi-head latent attention (or V4's successor of it) and mixture-of-experts
+/// feed-forward networks. Not every model that can be described can be imported: see `missing`.
 struct ModelConfig {
   enum class Router : uint8_t {
     SoftmaxGreedy,  ///< deepseek_v2, plain top-k
     SoftmaxGrouped, ///< deepseek_v2, groups scored by their best expert
     SigmoidGrouped, ///< deepseek_v3, `noaux_tc`: selection bias, groups scored by their two best experts
+    SqrtSoftplus,   ///< deepseek_v4: selection bias, no groups
   };
 
   std::string path; ///< the file this came from, for messages
@@ -80,7 +102,11 @@ struct ModelConfig {
   RopeConfig rope;
   int64_t maxPositions = 0;
   bool tiedEmbeddings = false;
+  /// `dtype` or `torch_dtype`: of tensors that are not quantised. A prediction only: headers are the truth.
+  DType dtype = DType::BF16;
   std::optional<Fp8Config> fp8;
+  std::optional<IndexerConfig> indexer; ///< deepseek_v32 and deepseek_v4
+  std::optional<V4Config> v4;           ///< deepseek_v4; latent ranks and head widths other than `ropeDim` are 0 then
   std::optional<int64_t> bos;
   std::vector<int64_t> eos;
 
@@ -93,6 +119,14 @@ struct ModelConfig {
 
   int64_t queryDim() const { return nopeDim + ropeDim; }
   int64_t moeLayers() const;
+
+  /// The longest context that can be compiled: `max_position_embeddings`, and at most `index_topk` where an indexer
+  /// chooses what is attended to. Up to there it chooses everything, so that dense attention is the same.
+  int64_t longestContext() const;
+  /// What this model needs and moec lacks, as noun phrases; empty if it can be imported.
+  std::vector<std::string> missing() const;
+  /// An error that names what is missing.
+  Status importable() const;
 };
 
 } // namespace moec::hf

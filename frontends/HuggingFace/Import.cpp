@@ -237,6 +237,7 @@ private:
 
 moec::Result<moec::hf::SourceModel> moec::hf::SourceModel::open(const std::string &directory) {
   MOEC_TRY(ModelConfig config, ModelConfig::load(directory));
+  MOEC_CHECK(config.importable());
   MOEC_TRY(Checkpoint checkpoint, Checkpoint::open(directory));
   MOEC_TRY(Inventory inventory, Inventory::check(config, checkpoint.tensors(), directory));
   return SourceModel{std::move(config), std::move(checkpoint), std::move(inventory)};
@@ -246,11 +247,18 @@ FailureOr<OwningOpRef<ModuleOp>> moec::hf::importModel(MLIRContext &context, con
                                                        const Inventory &inventory, const ImportOptions &options) {
   context.loadDialect<MoeDialect, func::FuncDialect>();
   OpBuilder b(&context);
+  if (moec::Status importable = config.importable(); !importable.ok())
+    return emitError(b.getUnknownLoc()) << importable.message(), failure();
   if (options.maxContext < 0 || options.maxContext > config.maxPositions)
     return emitError(b.getUnknownLoc()) << "a context of " << options.maxContext << " tokens is asked for, but "
                                         << config.path << " has 'max_position_embeddings' " << config.maxPositions,
            failure();
-  int64_t maxContext = options.maxContext ? options.maxContext : std::min(config.maxPositions, defaultMaxContext);
+  if (options.maxContext > config.longestContext())
+    return emitError(b.getUnknownLoc()) << "a context of " << options.maxContext << " tokens is asked for, but "
+                                        << config.path << " has 'index_topk' " << config.indexer->topk
+                                        << ": beyond that many tokens attention is sparse, which is not built yet",
+           failure();
+  int64_t maxContext = options.maxContext ? options.maxContext : std::min(config.longestContext(), defaultMaxContext);
 
   OwningOpRef<ModuleOp> module = ModuleOp::create(b, NameLoc::get(b.getStringAttr(config.name)));
   SmallVector<NamedAttribute> facts = {

@@ -27,7 +27,7 @@ struct SourceModel {
 };
 
 struct ImportOptions {
-  /// Longest context in tokens; 0 stands for `max_position_embeddings`, at most 32768.
+  /// Longest context in tokens, at most `ModelConfig::longestContext`; 0 stands for that, at most 32768.
   int64_t maxContext = 0;
 };
 
@@ -39,7 +39,8 @@ struct ImportOptions {
 /// - `func.func @step(tokens, positions, slots: tensor<?xi32>, rows: tensor<?xi32>) -> tensor<?xVxf32>`.
 ///
 /// Each op's location is a name such as "layers.3.self_attn.q_a_proj". Weights appear by name and recipe only; the size
-/// of the module grows with the number of layers and with nothing else. Failures are emitted as diagnostics.
+/// of the module grows with the number of layers and with nothing else. Attention is dense: of V3.2 nothing of the
+/// indexer is imported. Failures are emitted as diagnostics.
 mlir::FailureOr<mlir::OwningOpRef<mlir::ModuleOp>> importModel(mlir::MLIRContext &context, const ModelConfig &config,
                                                                const Inventory &inventory,
                                                                const ImportOptions &options = {});

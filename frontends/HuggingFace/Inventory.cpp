@@ -5,6 +5,7 @@
 #include "runtime/Support/Text.h"
 
 #include <algorithm>
+#include <cassert>
 #include <charconv>
 #include <optional>
 #include <string_view>
@@ -13,80 +14,54 @@
 using namespace moec;
 using namespace moec::hf;
 
-using Kind = ExpectedTensor::Kind;
+std::string_view hf::toString(Part part) {
+  switch (part) {
+  case Part::Embeddings:
+    return "embeddings";
+  case Part::Attention:
+    return "attention";
+  case Part::Indexer:
+    return "indexer";
+  case Part::Dense:
+    return "dense";
+  case Part::Router:
+    return "router";
+  case Part::Experts:
+    return "experts";
+  case Part::SharedExperts:
+    return "shared experts";
+  case Part::Norms:
+    return "norms";
+  case Part::HyperConnections:
+    return "hyper-connections";
+  case Part::Head:
+    return "head";
+  case Part::Mtp:
+    return "mtp";
+  case Part::Buffers:
+    return "buffers";
+  }
+  return "";
+}
 
-static const std::string layerPrefix = "model.layers.";
+/// What stands before "N." in the names of a layer's tensors.
+static std::string_view layerPrefix(const ModelConfig &config) { return config.v4 ? "layers." : "model.layers."; }
+static std::string layerName(const ModelConfig &config, int64_t layer) {
+  return std::string(layerPrefix(config)) + std::to_string(layer) + ".";
+}
 
-std::string ExpectedTensor::member(int64_t index) const {
+static std::string memberOf(const std::string &name, int64_t index) {
   size_t hole = name.find("{e}");
   if (hole == std::string::npos)
     return name;
   return name.substr(0, hole) + std::to_string(index) + name.substr(hole + 3);
 }
 
-static void addSwiglu(std::vector<ExpectedTensor> &list, const std::string &prefix, int64_t hidden, int64_t width,
-                      int64_t members = 1) {
-  list.push_back({prefix + "gate_proj.weight", {width, hidden}, Kind::Linear, members});
-  list.push_back({prefix + "up_proj.weight", {width, hidden}, Kind::Linear, members});
-  list.push_back({prefix + "down_proj.weight", {hidden, width}, Kind::Linear, members});
-}
+std::string ExpectedTensor::member(int64_t index) const { return memberOf(name, index); }
 
-static void addLayer(std::vector<ExpectedTensor> &list, const ModelConfig &config, int64_t layer, bool isMoe) {
-  const std::string prefix = layerPrefix + std::to_string(layer) + ".", attention = prefix + "self_attn.";
-  const int64_t hidden = config.hidden, queries = config.heads * config.queryDim();
-  list.push_back({prefix + "input_layernorm.weight", {hidden}});
-  if (config.qLoraRank == 0) {
-    list.push_back({attention + "q_proj.weight", {queries, hidden}, Kind::Linear});
-  } else {
-    list.push_back({attention + "q_a_proj.weight", {config.qLoraRank, hidden}, Kind::Linear});
-    list.push_back({attention + "q_a_layernorm.weight", {config.qLoraRank}});
-    list.push_back({attention + "q_b_proj.weight", {queries, config.qLoraRank}, Kind::Linear});
-  }
-  list.push_back({attention + "kv_a_proj_with_mqa.weight", {config.kvLoraRank + config.ropeDim, hidden}, Kind::Linear});
-  list.push_back({attention + "kv_a_layernorm.weight", {config.kvLoraRank}});
-  list.push_back({attention + "kv_b_proj.weight",
-                  {config.heads * (config.nopeDim + config.valueDim), config.kvLoraRank},
-                  Kind::Linear});
-  list.push_back({attention + "o_proj.weight", {hidden, config.heads * config.valueDim}, Kind::Linear});
-  list.push_back({prefix + "post_attention_layernorm.weight", {hidden}});
-  if (!isMoe)
-    return addSwiglu(list, prefix + "mlp.", hidden, config.denseWidth);
-  list.push_back({prefix + "mlp.gate.weight", {config.experts, hidden}});
-  if (config.router == ModelConfig::Router::SigmoidGrouped)
-    list.push_back({prefix + "mlp.gate.e_score_correction_bias", {config.experts}});
-  addSwiglu(list, prefix + "mlp.experts.{e}.", hidden, config.expertWidth, config.experts);
-  if (config.sharedExperts > 0)
-    addSwiglu(list, prefix + "mlp.shared_experts.", hidden, config.sharedExperts * config.expertWidth);
-}
-
-std::vector<ExpectedTensor> hf::expectedTensors(const ModelConfig &config) {
-  std::vector<ExpectedTensor> list;
-  list.push_back({"model.embed_tokens.weight", {config.vocab, config.hidden}});
-  for (int64_t layer = 0; layer < config.layers; ++layer)
-    addLayer(list, config, layer, config.isMoe[layer]);
-  list.push_back({"model.norm.weight", {config.hidden}});
-  if (!config.tiedEmbeddings)
-    list.push_back({"lm_head.weight", {config.vocab, config.hidden}});
-  return list;
-}
-
-std::vector<ExpectedTensor> hf::expectedMtpTensors(const ModelConfig &config) {
-  std::vector<ExpectedTensor> list;
-  for (int64_t layer = config.layers; layer < config.layers + config.mtpLayers; ++layer) {
-    const std::string prefix = layerPrefix + std::to_string(layer) + ".";
-    list.push_back({prefix + "embed_tokens.weight", {config.vocab, config.hidden}});
-    list.push_back({prefix + "enorm.weight", {config.hidden}});
-    list.push_back({prefix + "hnorm.weight", {config.hidden}});
-    list.push_back({prefix + "eh_proj.weight", {config.hidden, 2 * config.hidden}});
-    addLayer(list, config, layer, config.experts > 0);
-    list.push_back({prefix + "shared_head.norm.weight", {config.hidden}});
-    list.push_back({prefix + "shared_head.head.weight", {config.vocab, config.hidden}});
-  }
-  return list;
-}
-
-std::vector<int64_t> hf::scaleShape(const Fp8Config &fp8, const std::vector<int64_t> &weight) {
-  return {(weight[0] + fp8.rows - 1) / fp8.rows, (weight[1] + fp8.cols - 1) / fp8.cols};
+std::string ExpectedTensor::scaleMember(int64_t index) const {
+  assert(scale && "only quantised tensors have scales");
+  return memberOf(scale->name, index);
 }
 
 static int64_t countElements(const std::vector<int64_t> &shape) {
@@ -96,20 +71,280 @@ static int64_t countElements(const std::vector<int64_t> &shape) {
   return count;
 }
 
-TensorTotals hf::expectedTotals(const ModelConfig &config) {
-  TensorTotals totals;
-  std::vector<ExpectedTensor> all = expectedTensors(config);
-  std::vector<ExpectedTensor> mtp = expectedMtpTensors(config);
-  all.insert(all.end(), mtp.begin(), mtp.end());
-  for (const ExpectedTensor &tensor : all) {
-    totals.tensors += tensor.members;
-    totals.elements += tensor.members * countElements(tensor.shape);
-    if (tensor.kind == Kind::Linear && config.fp8) {
-      totals.tensors += tensor.members;
-      totals.elements += tensor.members * countElements(scaleShape(*config.fp8, tensor.shape));
+TensorTotals &TensorTotals::operator+=(const TensorTotals &other) {
+  tensors += other.tensors;
+  elements += other.elements;
+  parameters += other.parameters;
+  bytes += other.bytes;
+  return *this;
+}
+
+TensorTotals ExpectedTensor::totals() const {
+  const int64_t own = members * countElements(shape);
+  const bool learnt = dtype != DType::I64 && part != Part::Buffers;
+  TensorTotals sum{members, own, learnt ? own * packed : 0, static_cast<uint64_t>(own) * byteSize(dtype)};
+  if (scale) {
+    const int64_t scales = members * countElements(scale->shape);
+    sum += {members, scales, 0, static_cast<uint64_t>(scales) * byteSize(scale->dtype)};
+  }
+  return sum;
+}
+
+namespace {
+
+/// Lists tensors in the order of the forward pass; each member function lists one subject. `prefix` ends in a dot.
+class Lister {
+public:
+  /// With `all`, every tensor counts as that part.
+  explicit Lister(const ModelConfig &config, std::optional<Part> all = std::nullopt) : config(config), all(all) {}
+
+  std::vector<ExpectedTensor> take() { return std::move(list); }
+
+  void tensor(Part part, std::string name, std::vector<int64_t> shape, DType dtype) {
+    list.push_back({std::move(name), std::move(shape), all.value_or(part), dtype});
+  }
+  void plain(Part part, const std::string &name, std::vector<int64_t> shape) {
+    tensor(part, name + ".weight", std::move(shape), config.dtype);
+  }
+  void norm(const std::string &name, int64_t width) {
+    // V3.2 keeps the weights of norms in f32.
+    tensor(Part::Norms, name + ".weight", {width}, config.type == "deepseek_v32" ? DType::F32 : config.dtype);
+  }
+  void linear(Part part, const std::string &name, int64_t rows, int64_t cols, int64_t members = 1) {
+    ExpectedTensor result{name + ".weight", {rows, cols}, all.value_or(part), config.dtype, members};
+    if (config.fp8) {
+      result.dtype = DType::F8E4M3;
+      result.scale = scaleOf(name, scaleShape(*config.fp8, result.shape));
+    }
+    list.push_back(std::move(result));
+  }
+
+  void swiglu(Part part, const std::string &prefix, int64_t width, int64_t members = 1) {
+    const int64_t hidden = config.hidden;
+    linear(part, prefix + "gate_proj", width, hidden, members);
+    linear(part, prefix + "up_proj", width, hidden, members);
+    linear(part, prefix + "down_proj", hidden, width, members);
+  }
+
+  /// One layer of multi-head latent attention.
+  void layer(int64_t index, bool isMoe) {
+    const std::string prefix = layerName(config, index);
+    const std::string attention = prefix + "self_attn.", mlp = prefix + "mlp.";
+    const int64_t hidden = config.hidden, queries = config.heads * config.queryDim();
+    norm(prefix + "input_layernorm", hidden);
+    if (config.qLoraRank == 0) {
+      linear(Part::Attention, attention + "q_proj", queries, hidden);
+    } else {
+      linear(Part::Attention, attention + "q_a_proj", config.qLoraRank, hidden);
+      norm(attention + "q_a_layernorm", config.qLoraRank);
+      linear(Part::Attention, attention + "q_b_proj", queries, config.qLoraRank);
+    }
+    linear(Part::Attention, attention + "kv_a_proj_with_mqa", config.kvLoraRank + config.ropeDim, hidden);
+    norm(attention + "kv_a_layernorm", config.kvLoraRank);
+    linear(Part::Attention, attention + "kv_b_proj", config.heads * (config.nopeDim + config.valueDim),
+           config.kvLoraRank);
+    linear(Part::Attention, attention + "o_proj", hidden, config.heads * config.valueDim);
+    if (config.indexer)
+      indexer(attention + "indexer.");
+    norm(prefix + "post_attention_layernorm", hidden);
+    if (!isMoe)
+      return swiglu(Part::Dense, mlp, config.denseWidth);
+    plain(Part::Router, mlp + "gate", {config.experts, hidden});
+    if (config.router == ModelConfig::Router::SigmoidGrouped)
+      tensor(Part::Router, mlp + "gate.e_score_correction_bias", {config.experts}, DType::F32);
+    swiglu(Part::Experts, mlp + "experts.{e}.", config.expertWidth, config.experts);
+    if (config.sharedExperts > 0)
+      swiglu(Part::SharedExperts, mlp + "shared_experts.", config.sharedExperts * config.expertWidth);
+  }
+
+  /// The indexer of V3.2.
+  void indexer(const std::string &prefix) {
+    const IndexerConfig &shape = *config.indexer;
+    linear(Part::Indexer, prefix + "wq_b", shape.heads * shape.headDim, config.qLoraRank);
+    linear(Part::Indexer, prefix + "wk", shape.headDim, config.hidden);
+    tensor(Part::Indexer, prefix + "k_norm.weight", {shape.headDim}, DType::F32);
+    tensor(Part::Indexer, prefix + "k_norm.bias", {shape.headDim}, DType::F32);
+    plain(Part::Indexer, prefix + "weights_proj", {shape.heads, config.hidden});
+  }
+
+  //===------------------------------------------------------------------===//
+  // V4
+  //===------------------------------------------------------------------===//
+
+  /// One layer of V4, or the layer inside its MTP module (`ratio` 0, not hashed).
+  void v4Layer(const std::string &prefix, int64_t ratio, bool hashed) {
+    const V4Config &v4 = *config.v4;
+    const std::string attention = prefix + "attn.";
+    const int64_t hidden = config.hidden, queries = config.heads * v4.headDim, streams = v4.streams;
+    const Part part = Part::Attention;
+    for (const char *site : {"attn", "ffn"}) {
+      norm(prefix + site + "_norm", hidden);
+      // Weights into the sublayer and out of it, one for each stream, and a matrix between the streams.
+      mixer(prefix + "hc_" + site, streams * (2 + streams), 3);
+    }
+    linear(part, attention + "wq_a", config.qLoraRank, hidden);
+    norm(attention + "q_norm", config.qLoraRank);
+    linear(part, attention + "wq_b", queries, config.qLoraRank);
+    linear(part, attention + "wkv", v4.headDim, hidden);
+    norm(attention + "kv_norm", v4.headDim);
+    tensor(part, attention + "attn_sink", {config.heads}, DType::F32);
+    linear(part, attention + "wo_a", v4.oGroups * v4.oLoraRank, queries / v4.oGroups);
+    linear(part, attention + "wo_b", hidden, v4.oGroups * v4.oLoraRank);
+    if (ratio > 0)
+      compressor(part, attention + "compressor.", ratio, v4.headDim);
+    if (ratio == overlapping) {
+      const IndexerConfig &indexer = *config.indexer;
+      linear(Part::Indexer, attention + "indexer.wq_b", indexer.heads * indexer.headDim, config.qLoraRank);
+      plain(Part::Indexer, attention + "indexer.weights_proj", {indexer.heads, hidden});
+      compressor(Part::Indexer, attention + "indexer.compressor.", ratio, indexer.headDim);
+    }
+
+    plain(Part::Router, prefix + "ffn.gate", {config.experts, hidden});
+    if (hashed)
+      tensor(Part::Router, prefix + "ffn.gate.tid2eid", {config.vocab, config.topk}, DType::I64);
+    else
+      tensor(Part::Router, prefix + "ffn.gate.bias", {config.experts}, DType::F32);
+    const int64_t shared = config.sharedExperts * config.expertWidth;
+    for (auto [name, isDown] : {std::pair{"w1", false}, std::pair{"w3", false}, std::pair{"w2", true}}) {
+      v4Expert(prefix + "ffn.experts.{e}." + name, isDown ? hidden : config.expertWidth,
+               isDown ? config.expertWidth : hidden);
+      if (shared > 0)
+        linear(Part::SharedExperts, prefix + "ffn.shared_experts." + name, isDown ? hidden : shared,
+               isDown ? shared : hidden);
     }
   }
-  return totals;
+
+  void v4Expert(const std::string &name, int64_t rows, int64_t cols) {
+    if (!config.v4->fp4Experts)
+      return linear(Part::Experts, name, rows, cols, config.experts);
+    list.push_back({name + ".weight",
+                    {rows, cols / 2},
+                    all.value_or(Part::Experts),
+                    DType::I8,
+                    config.experts,
+                    scaleOf(name, {rows, cols / V4Config::fp4Block}),
+                    /*packed=*/2});
+  }
+
+  /// Softmax-weighted sums of `ratio` tokens.
+  void compressor(Part part, const std::string &prefix, int64_t ratio, int64_t headDim) {
+    const int64_t channels = ratio == overlapping ? 2 * headDim : headDim;
+    tensor(part, prefix + "ape", {ratio, channels}, DType::F32);
+    plain(part, prefix + "wkv", {channels, config.hidden});
+    plain(part, prefix + "wgate", {channels, config.hidden});
+    plain(part, prefix + "norm", {headDim});
+  }
+
+  /// A hyper-connection with `outputs` mixing weights.
+  void mixer(const std::string &prefix, int64_t outputs, int64_t scales) {
+    tensor(Part::HyperConnections, prefix + "_fn", {outputs, config.v4->streams * config.hidden}, DType::F32);
+    tensor(Part::HyperConnections, prefix + "_base", {outputs}, DType::F32);
+    tensor(Part::HyperConnections, prefix + "_scale", {scales}, DType::F32);
+  }
+
+  /// From the residual streams to one: at the end of the model, and of its MTP module.
+  void collapse(const std::string &prefix) {
+    mixer(prefix + "hc_head", config.v4->streams, 1);
+    norm(prefix + "norm", config.hidden);
+  }
+
+private:
+  /// Windows of this many tokens overlap by half and are chosen by the indexer.
+  static constexpr int64_t overlapping = 4;
+
+  ExpectedScale scaleOf(const std::string &name, std::vector<int64_t> shape) const {
+    if (config.v4)
+      return {name + ".scale", std::move(shape), DType::F8E8M0};
+    return {name + ".weight_scale_inv", std::move(shape), DType::F32};
+  }
+
+  const ModelConfig &config;
+  std::optional<Part> all;
+  std::vector<ExpectedTensor> list;
+};
+
+} // namespace
+
+static std::vector<ExpectedTensor> expectedV4Tensors(const ModelConfig &config) {
+  Lister list(config);
+  list.plain(Part::Embeddings, "embed", {config.vocab, config.hidden});
+  for (int64_t layer = 0; layer < config.layers; ++layer)
+    list.v4Layer(layerName(config, layer), config.v4->ratios[layer], layer < config.v4->hashLayers);
+  list.collapse("");
+  if (!config.tiedEmbeddings)
+    list.plain(Part::Head, "head", {config.vocab, config.hidden});
+  return list.take();
+}
+
+std::vector<ExpectedTensor> hf::expectedTensors(const ModelConfig &config) {
+  if (config.v4)
+    return expectedV4Tensors(config);
+  Lister list(config);
+  list.plain(Part::Embeddings, "model.embed_tokens", {config.vocab, config.hidden});
+  for (int64_t layer = 0; layer < config.layers; ++layer)
+    list.layer(layer, config.isMoe[layer]);
+  list.norm("model.norm", config.hidden);
+  if (!config.tiedEmbeddings)
+    list.plain(Part::Head, "lm_head", {config.vocab, config.hidden});
+  return list.take();
+}
+
+static std::vector<ExpectedTensor> expectedV4MtpTensors(const ModelConfig &config) {
+  Lister list(config, Part::Mtp);
+  for (int64_t index = 0; index < config.mtpLayers && !config.v4->hasDraftBlocks; ++index) {
+    const std::string prefix = "mtp." + std::to_string(index) + ".";
+    list.norm(prefix + "enorm", config.hidden);
+    list.norm(prefix + "hnorm", config.hidden);
+    list.linear(Part::Mtp, prefix + "e_proj", config.hidden, config.hidden);
+    list.linear(Part::Mtp, prefix + "h_proj", config.hidden, config.hidden);
+    list.v4Layer(prefix, /*ratio=*/0, /*hashed=*/false);
+    list.collapse(prefix);
+  }
+  return list.take();
+}
+
+std::vector<ExpectedTensor> hf::expectedExtraTensors(const ModelConfig &config) {
+  if (config.v4)
+    return expectedV4MtpTensors(config);
+  Lister list(config, Part::Mtp);
+  for (int64_t layer = config.layers; layer < config.layers + config.mtpLayers; ++layer) {
+    const std::string prefix = layerName(config, layer);
+    list.plain(Part::Mtp, prefix + "embed_tokens", {config.vocab, config.hidden});
+    list.norm(prefix + "enorm", config.hidden);
+    list.norm(prefix + "hnorm", config.hidden);
+    list.plain(Part::Mtp, prefix + "eh_proj", {config.hidden, 2 * config.hidden});
+    list.layer(layer, config.experts > 0);
+    list.norm(prefix + "shared_head.norm", config.hidden);
+    list.plain(Part::Mtp, prefix + "shared_head.head", {config.vocab, config.hidden});
+  }
+  std::vector<ExpectedTensor> extras = list.take();
+  // Kimi-K2's are those of a model whose heads rotate as a whole; nobody reads them.
+  if (config.type == "kimi_k2")
+    for (int64_t layer = 0; layer < config.layers; ++layer)
+      extras.push_back({layerName(config, layer) + "self_attn.rotary_emb.inv_freq",
+                        {config.hidden / config.heads / 2},
+                        Part::Buffers,
+                        DType::F32});
+  return extras;
+}
+
+std::vector<int64_t> hf::scaleShape(const Fp8Config &fp8, const std::vector<int64_t> &weight) {
+  return {(weight[0] + fp8.rows - 1) / fp8.rows, (weight[1] + fp8.cols - 1) / fp8.cols};
+}
+
+std::map<Part, TensorTotals> hf::expectedTotalsByPart(const ModelConfig &config) {
+  std::map<Part, TensorTotals> parts;
+  for (const auto &list : {expectedTensors(config), expectedExtraTensors(config)})
+    for (const ExpectedTensor &tensor : list)
+      parts[tensor.part] += tensor.totals();
+  return parts;
+}
+
+TensorTotals hf::expectedTotals(const ModelConfig &config) {
+  TensorTotals sum;
+  for (const auto &[part, totals] : expectedTotalsByPart(config))
+    sum += totals;
+  return sum;
 }
 
 static bool isFloat(DType type) { return type == DType::F32 || type == DType::F16 || type == DType::BF16; }
@@ -123,27 +358,39 @@ public:
       : config(config), table(table), directory(directory) {}
 
   Status expect(const ExpectedTensor &tensor, std::map<std::string, DType> &dtypes) {
-    std::optional<DType> dtype;
+    const StoredTensor *first = nullptr;
     for (int64_t index = 0; index < tensor.members; ++index) {
       std::string name = tensor.member(index);
       MOEC_TRY(const StoredTensor *stored, find(name, tensor.shape, expectedTypes(tensor)));
-      if (!isFloat(stored->dtype) && !(tensor.kind == Kind::Linear && config.fp8 && stored->dtype == DType::F8E4M3))
+      if (!accepts(tensor, stored->dtype))
         return Error{std::string(stored->file) + ": tensor " + quote(name) + " is " +
                      std::string(toString(stored->dtype)) + ", expected " + expectedTypes(tensor) +
                      (stored->dtype == DType::F8E4M3 && !config.fp8
                           ? " (" + config.path + " has no 'quantization_config')"
                           : std::string())};
-      if (!dtype)
-        dtype = stored->dtype;
-      else if (*dtype != stored->dtype)
-        return Error{std::string(stored->file) + ": tensor " + quote(name) + " is " +
+      if (!first)
+        first = stored;
+      else if (first->dtype != stored->dtype)
+        return Error{std::string(stored->file) + ": " + nameOf(name, *stored) + " is " +
                      std::string(toString(stored->dtype)) + ", but '" + tensor.member(0) + "' is " +
-                     std::string(toString(*dtype)) + "; the experts of a layer must be stored alike"};
-      if (stored->dtype == DType::F8E4M3)
-        MOEC_CHECK(expectScale(name + "_scale_inv", tensor.shape));
+                     std::string(toString(first->dtype)) + "; the experts of a layer must be stored alike"};
+      if (tensor.scale && !isFloat(stored->dtype))
+        MOEC_CHECK(expectScale(tensor.scaleMember(index), *tensor.scale));
     }
-    dtypes.emplace(tensor.name, *dtype);
+    if (tensor.scale && isFloat(first->dtype) && !unquantised)
+      unquantised = {tensor.member(0), first};
+    anyQuantised |= tensor.scale && !isFloat(first->dtype);
+    dtypes.emplace(tensor.name, first->dtype);
     return success();
+  }
+
+  /// Some layers may stay as they were; not all.
+  Status expectQuantised() const {
+    if (!unquantised || anyQuantised)
+      return success();
+    const auto &[name, stored] = *unquantised;
+    return Error{config.path + ": 'quantization_config' declares fp8, but no tensor is F8_E4M3: " + quote(name) +
+                 " in " + std::string(stored->file) + " is " + std::string(toString(stored->dtype))};
   }
 
   /// Counts what nothing asked for and may stay; the first other tensor is the error.
@@ -162,8 +409,37 @@ public:
   int64_t numUsed() const { return static_cast<int64_t>(used.size()); }
 
 private:
-  std::string expectedTypes(const ExpectedTensor &tensor) const {
-    return tensor.kind == Kind::Linear && config.fp8 ? "F8_E4M3, BF16, F16 or F32" : "BF16, F16 or F32";
+  static std::string nameOf(const std::string &name, const StoredTensor &stored) {
+    return "tensor " + quote(name) + (stored.packedIn.empty() ? "" : " in " + quote(stored.packedIn));
+  }
+
+  static std::string describe(const StoredTensor &stored) {
+    return std::string(toString(stored.dtype)) + " " + shapeToString(stored.shape);
+  }
+
+  /// Whoever saves a checkpoint again may widen its tensors, and leave linear layers unquantised.
+  static bool accepts(const ExpectedTensor &tensor, DType dtype) {
+    switch (tensor.dtype) {
+    case DType::I8:
+      return dtype == DType::I8 || dtype == DType::U8;
+    case DType::I64:
+      return dtype == DType::I64 || dtype == DType::I32;
+    default:
+      return isFloat(dtype) || dtype == tensor.dtype;
+    }
+  }
+
+  static std::string expectedTypes(const ExpectedTensor &tensor) {
+    switch (tensor.dtype) {
+    case DType::I8:
+      return "I8 or U8";
+    case DType::I64:
+      return "I64 or I32";
+    case DType::F8E4M3:
+      return "F8_E4M3, BF16, F16 or F32";
+    default:
+      return "BF16, F16 or F32";
+    }
   }
 
   /// The tensor `name`, its shape checked.
@@ -173,27 +449,30 @@ private:
     if (entry == table.end())
       return missing(name, shape, types);
     if (entry->second.shape != shape)
-      return Error{std::string(entry->second.file) + ": tensor " + quote(name) + " is " +
+      return Error{std::string(entry->second.file) + ": " + nameOf(name, entry->second) + " is " +
                    shapeToString(entry->second.shape) + ", but " + config.path + " asks for " + shapeToString(shape)};
     used.insert(&entry->second);
     return &entry->second;
   }
 
-  Status expectScale(const std::string &name, const std::vector<int64_t> &weightShape) {
-    std::vector<int64_t> shape = scaleShape(*config.fp8, weightShape);
-    MOEC_TRY(const StoredTensor *stored, find(name, shape, "F32"));
-    if (stored->dtype != DType::F32)
+  Status expectScale(const std::string &name, const ExpectedScale &scale) {
+    MOEC_TRY(const StoredTensor *stored, find(name, scale.shape, std::string(toString(scale.dtype))));
+    if (stored->dtype != scale.dtype)
       return Error{std::string(stored->file) + ": tensor " + quote(name) + " is " +
-                   std::string(toString(stored->dtype)) + ", expected F32"};
+                   std::string(toString(stored->dtype)) + ", expected " + std::string(toString(scale.dtype))};
     return success();
   }
 
   Error missing(const std::string &name, const std::vector<int64_t> &shape, const std::string &types) const {
     std::string hint;
     size_t experts = name.find(".mlp.experts.");
-    if (experts != std::string::npos && table.count(name.substr(0, experts) + ".mlp.experts.gate_up_proj"))
-      hint = "; the experts are stored in one packed tensor, which is not supported: save the model with "
-             "save_original_format=True";
+    if (experts != std::string::npos) {
+      const std::string prefix = name.substr(0, experts) + ".mlp.experts.";
+      for (const char *projection : {"gate_up_proj", "down_proj"})
+        if (auto packed = table.find(prefix + projection); packed != table.end())
+          hint = "; packed experts are read only as BF16, F16 or F32 [experts, rows, columns], and " +
+                 quote(packed->first) + " is " + describe(packed->second);
+    }
     return Error{directory + ": tensor " + quote(name) + " is missing, expected " + types + " " + shapeToString(shape) +
                  " from " + config.path + hint};
   }
@@ -203,15 +482,16 @@ private:
     if (std::optional<int64_t> layer = layerOf(name); layer && *layer >= config.layers)
       hint = "but " + config.path + " has 'num_hidden_layers' " + std::to_string(config.layers) +
              " and 'num_nextn_predict_layers' " + std::to_string(config.mtpLayers);
-    return Error{std::string(stored.file) + ": unexpected tensor " + quote(name) + " (" +
-                 std::string(toString(stored.dtype)) + " " + shapeToString(stored.shape) + "), " + hint};
+    return Error{std::string(stored.file) + ": unexpected " + nameOf(name, stored) + " (" + describe(stored) + "), " +
+                 hint};
   }
 
   /// `N` of `model.layers.N.…`.
-  static std::optional<int64_t> layerOf(std::string_view name) {
-    if (name.substr(0, layerPrefix.size()) != layerPrefix)
+  std::optional<int64_t> layerOf(std::string_view name) const {
+    std::string_view prefix = layerPrefix(config);
+    if (!name.starts_with(prefix))
       return std::nullopt;
-    name.remove_prefix(layerPrefix.size());
+    name.remove_prefix(prefix.size());
     int64_t layer = 0;
     auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), layer);
     if (error != std::errc() || end == name.data() + name.size() || *end != '.')
@@ -220,18 +500,17 @@ private:
   }
 
   bool isTolerated(std::string_view name, const StoredTensor &stored) const {
-    auto endsWith = [&](std::string_view tail) {
-      return name.size() > tail.size() && name.substr(name.size() - tail.size()) == tail;
-    };
-    if (name == "lm_head.weight")
+    if (config.v4 && name.starts_with("mtp."))
+      return true;
+    if (name == (config.v4 ? "head.weight" : "lm_head.weight"))
       return config.tiedEmbeddings && stored.shape == std::vector<int64_t>{config.vocab, config.hidden};
     std::optional<int64_t> layer = layerOf(name);
     if (!layer || *layer < 0)
       return false;
     // Checkpoints re-saved without `num_nextn_predict_layers` may still hold the one layer of V3.
     if (*layer >= config.layers)
-      return *layer < config.layers + std::max<int64_t>(config.mtpLayers, 1);
-    if (endsWith(".self_attn.rotary_emb.inv_freq"))
+      return !config.v4 && *layer < config.layers + std::max<int64_t>(config.mtpLayers, 1);
+    if (name.ends_with(".self_attn.rotary_emb.inv_freq"))
       return true;
     // transformers writes the shared expert of width 0 that its classes build.
     return config.sharedExperts == 0 && config.isMoe[*layer] &&
@@ -242,26 +521,35 @@ private:
   const TensorTable &table;
   const std::string &directory;
   std::unordered_set<const StoredTensor *> used;
+  /// The first linear layer that could have been quantised and is not.
+  std::optional<std::pair<std::string, const StoredTensor *>> unquantised;
+  bool anyQuantised = false;
 };
+
+/// Whether the imported module reads it: attention is dense.
+bool isImported(const ExpectedTensor &tensor) { return tensor.part != Part::Indexer; }
 
 } // namespace
 
 Result<Inventory> Inventory::check(const ModelConfig &config, const TensorTable &table, const std::string &directory) {
   Inventory result;
   Check check(config, table, directory);
-  for (const ExpectedTensor &tensor : expectedTensors(config))
+  for (const ExpectedTensor &tensor : expectedTensors(config)) {
+    const int64_t before = check.numUsed();
     MOEC_CHECK(check.expect(tensor, result.dtypes));
-  MOEC_TRY(result.numSetAside, check.sweep());
-  result.numUsed = check.numUsed();
+    (isImported(tensor) ? result.numUsed : result.numSetAside) += check.numUsed() - before;
+  }
+  MOEC_CHECK(check.expectQuantised());
+  MOEC_TRY(int64_t tolerated, check.sweep());
+  result.numSetAside += tolerated;
   return result;
 }
 
-Inventory Inventory::assume(const ModelConfig &config, DType plain) {
+Inventory Inventory::assume(const ModelConfig &config, std::optional<DType> plain) {
   Inventory result;
   for (const ExpectedTensor &tensor : expectedTensors(config)) {
-    bool fp8 = tensor.kind == Kind::Linear && config.fp8;
-    result.dtypes.emplace(tensor.name, fp8 ? DType::F8E4M3 : plain);
-    result.numUsed += tensor.members * (fp8 ? 2 : 1);
+    result.dtypes.emplace(tensor.name, tensor.scale ? tensor.dtype : plain.value_or(tensor.dtype));
+    (isImported(tensor) ? result.numUsed : result.numSetAside) += tensor.totals().tensors;
   }
   return result;
 }

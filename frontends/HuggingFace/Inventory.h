@@ -3,6 +3,9 @@
 
 /// \file
 /// The tensors that a config asks for, in closed form, and the check of a checkpoint against them.
+///
+/// Names, shapes and element types are those of the published checkpoints, so that counts and bytes follow from a
+/// config alone: `docs/deepseek-models.md`, sections 3.2 and 3.4.
 
 #ifndef MOEC_FRONTENDS_HUGGINGFACE_INVENTORY_H
 #define MOEC_FRONTENDS_HUGGINGFACE_INVENTORY_H
@@ -11,53 +14,94 @@
 #include "frontends/HuggingFace/Config.h"
 
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
 namespace moec::hf {
 
+/// What a tensor is for.
+enum class Part : uint8_t {
+  Embeddings,
+  Attention,        ///< projections, V4's compressors and sinks; not the norms between them
+  Indexer,          ///< of V3.2 and V4, with its own norms and compressor
+  Dense,            ///< feed-forward networks of dense layers
+  Router,           ///< gate, selection bias, V4's table of experts by token
+  Experts,          ///< routed; of `n_routed_experts` a token uses `num_experts_per_tok`
+  SharedExperts,    ///< used by every token
+  Norms,            ///< of the residual stream and of latents
+  HyperConnections, ///< of V4
+  Head,
+  Mtp,     ///< everything of the multi-token-prediction layers
+  Buffers, ///< what a program computes itself: the `inv_freq` of Kimi-K2
+};
+/// "embeddings", "shared experts", ...
+std::string_view toString(Part part);
+
+/// How many tensors there are and what they hold, scales included.
+struct TensorTotals {
+  int64_t tensors = 0;
+  int64_t elements = 0;   ///< as stored: one packed byte is one
+  int64_t parameters = 0; ///< learnt numbers: two to a byte of FP4; neither scales nor tables nor buffers
+  uint64_t bytes = 0;
+
+  TensorTotals &operator+=(const TensorTotals &other);
+};
+
+/// The block scales that go with a quantised tensor.
+struct ExpectedScale {
+  std::string name;
+  std::vector<int64_t> shape;
+  DType dtype = DType::F32;
+};
+
 /// One tensor, or the `members` tensors that `{e}` = 0 .. members-1 in the name stands for.
 struct ExpectedTensor {
-  enum class Kind : uint8_t {
-    Plain,  ///< F32, F16 or BF16
-    Linear, ///< the same, or FP8 with `<name>_scale_inv` where the config says so
-  };
-
   std::string name;
-  std::vector<int64_t> shape; ///< of one member
-  Kind kind = Kind::Plain;
+  std::vector<int64_t> shape; ///< of one member, as stored
+  Part part = Part::Attention;
+  DType dtype = DType::BF16; ///< in the published checkpoint
   int64_t members = 1;
+  /// Of one member; present where the config says that this tensor is quantised.
+  std::optional<ExpectedScale> scale = std::nullopt;
+  int64_t packed = 1; ///< weights in one stored element: 2 for FP4, else 1
 
+  /// The names of member `index`; only a quantised tensor has a scale.
   std::string member(int64_t index) const;
+  std::string scaleMember(int64_t index) const;
+  /// Of all members and their scales.
+  TensorTotals totals() const;
 };
 
 /// What the model itself needs, in the order of the forward pass. Its length grows with the layers only.
 std::vector<ExpectedTensor> expectedTensors(const ModelConfig &config);
-/// What its multi-token-prediction layers hold; set aside on import.
-std::vector<ExpectedTensor> expectedMtpTensors(const ModelConfig &config);
+/// What the published checkpoint holds besides: multi-token-prediction layers, Kimi-K2's rotary buffers. Set aside on
+/// import, and no checkpoint must have them. V4's DSpark blocks are not listed.
+std::vector<ExpectedTensor> expectedExtraTensors(const ModelConfig &config);
 
 /// `[ceil(rows / block), ceil(cols / block)]`.
 std::vector<int64_t> scaleShape(const Fp8Config &fp8, const std::vector<int64_t> &weight);
 
-struct TensorTotals {
-  int64_t tensors = 0, elements = 0;
-};
-/// Tensors and elements of a complete checkpoint, MTP layers and FP8 scales included.
+/// A complete checkpoint by part, extras included; parts that the model lacks are absent.
+std::map<Part, TensorTotals> expectedTotalsByPart(const ModelConfig &config);
+/// The sum of all parts.
 TensorTotals expectedTotals(const ModelConfig &config);
 
 /// The outcome of a check: each expected tensor is there, with the right shape and a usable element type.
 class Inventory {
 public:
-  /// Compares `table` with what `config` asks for; the first difference is the error. `directory` names the
-  /// checkpoint where no file can be named. Rotary `inv_freq` buffers, MTP layers, a stored `lm_head` beside tied
-  /// embeddings and the empty tensors of an absent shared expert are tolerated.
+  /// Compares `table` with what `config` asks for; the first difference is the error, and so is a
+  /// `quantization_config` that no tensor follows. `directory` names the checkpoint where no file can be named. Rotary
+  /// `inv_freq` buffers, MTP layers, a stored `lm_head` beside tied embeddings and the empty tensors of an absent
+  /// shared expert are tolerated.
   static Result<Inventory> check(const ModelConfig &config, const TensorTable &table, const std::string &directory);
-  /// As if each tensor were stored in `plain`, linear layers in FP8 where the config says so: IR without a checkpoint.
-  static Inventory assume(const ModelConfig &config, DType plain);
+  /// As if each tensor were stored as published, or those that are not quantised in `plain`: IR without a checkpoint.
+  static Inventory assume(const ModelConfig &config, std::optional<DType> plain = std::nullopt);
 
   /// Element type of an expected tensor or family, by its name with `{e}`.
   DType dtype(const std::string &name) const;
   int64_t used() const { return numUsed; }
+  /// Tensors that the imported module does not read, the checked ones of an indexer among them.
   int64_t setAside() const { return numSetAside; }
 
 private:

@@ -5,6 +5,9 @@
 
 #include <gmock/gmock.h>
 
+#include <algorithm>
+#include <tuple>
+
 using namespace moec;
 using namespace moec::hf;
 using testing::ElementsAre;
@@ -70,6 +73,46 @@ TEST(Config, KimiAndMoonlightHaveOneGroup) {
   EXPECT_EQ(moonlight.rope.type, RopeConfig::Type::Plain);
   EXPECT_EQ(moonlight.rope.theta, 50000.0);
   EXPECT_EQ(moonlight.rmsEps, 1e-5);
+}
+
+TEST(Config, V32IsDenseUpToWhatItsIndexerPicks) {
+  ModelConfig config = publishedConfig("deepseek-v3-2");
+  ASSERT_TRUE(config.indexer.has_value());
+  EXPECT_EQ(config.indexer->heads, 64);
+  EXPECT_EQ(config.indexer->headDim, 128);
+  EXPECT_EQ(config.longestContext(), 2048);
+  EXPECT_TRUE(config.importable().ok());
+  EXPECT_EQ(good(patched(publishedJson("deepseek-v3-2"), {{"max_position_embeddings", 1000}})).longestContext(), 1000);
+  EXPECT_EQ(publishedConfig("deepseek-v3").longestContext(), 163840);
+  // A stray key does not make an indexer.
+  EXPECT_FALSE(good(patched(publishedJson("deepseek-v3"), {{"index_topk", 2048}})).indexer.has_value());
+}
+
+TEST(Config, V4IsDescribedButNotImportable) {
+  for (auto [name, csa, hca] : {std::tuple{"deepseek-v4-flash", 21, 20}, std::tuple{"deepseek-v4-pro", 30, 31}}) {
+    ModelConfig config = publishedConfig(name);
+    ASSERT_TRUE(config.v4.has_value());
+    EXPECT_EQ(static_cast<int64_t>(config.v4->ratios.size()), config.layers);
+    EXPECT_EQ(std::count(config.v4->ratios.begin(), config.v4->ratios.end(), 4), csa) << name;
+    EXPECT_EQ(std::count(config.v4->ratios.begin(), config.v4->ratios.end(), 128), hca) << name;
+    EXPECT_EQ(config.moeLayers(), config.layers);
+    EXPECT_EQ(config.router, Router::SqrtSoftplus);
+    EXPECT_EQ(config.importable().message(),
+              "config.json: 'model_type' is 'deepseek_v4', which needs what is not built yet: hyper-connections, "
+              "compressed attention with a window and sinks, hash routing and FP4 experts");
+  }
+  ModelConfig base =
+      good(patched(publishedJson("deepseek-v4-flash"), {{"expert_dtype", "fp8"}, {"num_hash_layers", 0}}));
+  EXPECT_THAT(base.missing(), ElementsAre("hyper-connections", "compressed attention with a window and sinks"));
+  EXPECT_TRUE(good(patched(publishedJson("deepseek-v4-flash"), {{"dspark_block_size", 5}})).v4->hasDraftBlocks);
+}
+
+TEST(Config, TheTypeOfPlainTensors) {
+  Json base = publishedJson("deepseek-v2-lite");
+  EXPECT_EQ(good(base).dtype, DType::BF16);
+  EXPECT_EQ(good(patched(base, {{"torch_dtype", "float32"}})).dtype, DType::F32);
+  EXPECT_EQ(good(patched(base, {{"torch_dtype", "<absent>"}})).dtype, DType::BF16);
+  EXPECT_EQ(good(patched(base, {{"dtype", "float16"}})).dtype, DType::F16) << "the newer key wins";
 }
 
 TEST(Config, BothSpellingsOfRopeParametersAreOne) {
@@ -205,18 +248,72 @@ Json fp8With(const char *key, Json value) {
 INSTANTIATE_TEST_SUITE_P(
     Table, BadConfig,
     testing::Values(
-        Bad{"V32",
+        Bad{"V32WithoutIndexer",
             "deepseek-v3",
             {{"model_type", "deepseek_v32"}},
-            "config.json: 'model_type' is 'deepseek_v32', but only deepseek_v2, deepseek_v3 and kimi_k2 are supported"},
-        Bad{"V4",
-            "deepseek-v3",
-            {{"model_type", "deepseek_v4"}},
-            "config.json: 'model_type' is 'deepseek_v4', but only deepseek_v2, deepseek_v3 and kimi_k2 are supported"},
+            "config.json: 'index_n_heads' is missing, expected an integer from 1 to 4096"},
+        Bad{"V32WithoutQueryLatent",
+            "deepseek-v3-2",
+            {{"q_lora_rank", nullptr}},
+            "config.json: 'q_lora_rank' is absent, but the indexer of deepseek_v32 reads the query latent"},
+        Bad{"V32NarrowIndexer",
+            "deepseek-v3-2",
+            {{"index_head_dim", 32}},
+            "config.json: 'index_head_dim' is 32, but 'qk_rope_head_dim' of its channels rotate: 64"},
+        Bad{"V32ZeroTopk",
+            "deepseek-v3-2",
+            {{"index_topk", 0}},
+            "config.json: 'index_topk' is 0, expected an integer from 1 to 2147483648"},
+        Bad{"V4NoRatios",
+            "deepseek-v4-flash",
+            {{"compress_ratios", "<absent>"}},
+            "config.json: 'compress_ratios' is missing, expected an array"},
+        Bad{"V4FewRatios",
+            "deepseek-v4-flash",
+            {{"compress_ratios", {0, 0, 4}}},
+            "config.json: 'compress_ratios' lists 3 layers, but 'num_hidden_layers' is 43"},
+        Bad{"V4OddRatio",
+            "deepseek-v4-flash",
+            {{"num_hidden_layers", 3}, {"compress_ratios", {0, 2, 4}}},
+            "config.json: 'compress_ratios' holds 2, expected 0, 4 or 128 for each layer"},
+        Bad{"V4HugeRatio",
+            "deepseek-v4-flash",
+            {{"num_hidden_layers", 3}, {"compress_ratios", {0, 18446744073709551615u, 4}}},
+            "config.json: 'compress_ratios' holds 18446744073709551615, expected 0, 4 or 128 for each layer"},
+        Bad{"V4Groups",
+            "deepseek-v4-flash",
+            {{"o_groups", 7}},
+            "config.json: 'o_groups' is 7, which does not divide the 64 heads of 'num_attention_heads'"},
+        Bad{"V4Head",
+            "deepseek-v4-flash",
+            {{"head_dim", 32}},
+            "config.json: 'head_dim' is 32, but 'qk_rope_head_dim' is 64"},
+        Bad{"V4Sigmoid",
+            "deepseek-v4-flash",
+            {{"scoring_func", "sigmoid"}},
+            "config.json: 'scoring_func' is 'sigmoid', but deepseek_v4 routers score with sqrtsoftplus"},
+        Bad{"V4Greedy",
+            "deepseek-v4-flash",
+            {{"topk_method", "greedy"}},
+            "config.json: 'topk_method' is 'greedy', but deepseek_v4 routers choose by noaux_tc"},
+        Bad{"V4Experts",
+            "deepseek-v4-flash",
+            {{"expert_dtype", "fp6"}},
+            "config.json: 'expert_dtype' is 'fp6', but only fp4 and fp8 are known"},
+        Bad{"V4Ragged",
+            "deepseek-v4-flash",
+            {{"moe_intermediate_size", 2040}},
+            "config.json: 'moe_intermediate_size' is 2040, but FP4 experts have one scale for each 32 elements of a "
+            "row"},
+        Bad{"V4HashLayers",
+            "deepseek-v4-flash",
+            {{"num_hash_layers", 44}},
+            "config.json: 'num_hash_layers' is 44, expected an integer from 0 to 43"},
         Bad{"Llama",
             "deepseek-v3",
             {{"model_type", "llama"}},
-            "config.json: 'model_type' is 'llama', but only deepseek_v2, deepseek_v3 and kimi_k2 are supported"},
+            "config.json: 'model_type' is 'llama', but only deepseek_v2, deepseek_v3, deepseek_v32 and kimi_k2 are "
+            "supported"},
         Bad{"NoType",
             "deepseek-v3",
             {{"model_type", "<absent>"}},
@@ -240,7 +337,7 @@ INSTANTIATE_TEST_SUITE_P(
         Bad{"NegativeExperts",
             "deepseek-v3",
             {{"n_routed_experts", -1}},
-            "config.json: 'n_routed_experts' is -1, expected an integer from 0 to 16384"},
+            "config.json: 'n_routed_experts' is -1, expected an integer from 0 to 8192"},
         Bad{"NegativeQueryLora",
             "deepseek-v3",
             {{"q_lora_rank", -5}},
@@ -261,7 +358,7 @@ INSTANTIATE_TEST_SUITE_P(
         Bad{"NoTopkGroup",
             "deepseek-v3",
             {{"topk_group", nullptr}},
-            "config.json: 'topk_group' is null, expected an integer from 1 to 16384"},
+            "config.json: 'topk_group' is null, expected an integer from 1 to 8192"},
         Bad{"GroupsTooSmallForTopk",
             "deepseek-v3",
             {{"n_group", 128}, {"topk_group", 3}},
@@ -362,8 +459,8 @@ INSTANTIATE_TEST_SUITE_P(
         Bad{"HostileName",
             "deepseek-v3",
             {{"model_type", "a\x1b[2J\n"}},
-            "config.json: 'model_type' is 'a\\x1b[2J\\x0a', but only deepseek_v2, deepseek_v3 and kimi_k2 are "
-            "supported"}),
+            "config.json: 'model_type' is 'a\\x1b[2J\\x0a', but only deepseek_v2, deepseek_v3, deepseek_v32 and "
+            "kimi_k2 are supported"}),
     [](const testing::TestParamInfo<Bad> &info) { return info.param.label; });
 
 TEST(Config, NonFiniteAndMalformedFilesAreRefused) {

@@ -3,6 +3,7 @@
 
 #include "frontends/HuggingFace/Import.h"
 #include "Support.h"
+#include "runtime/Support/Safetensors.h"
 
 #include "mlir/IR/Diagnostics.h"
 #include "mlir/IR/MLIRContext.h"
@@ -10,6 +11,8 @@
 #include "llvm/Support/raw_ostream.h"
 
 #include <gmock/gmock.h>
+
+#include <map>
 
 using namespace moec;
 using namespace moec::hf;
@@ -158,6 +161,133 @@ TEST_F(Import, WithoutSharedExperts) {
   std::string ir = importAssumed(config);
   EXPECT_EQ(count(ir, "moe.swiglu"), 1u);
   EXPECT_THAT(ir, Not(HasSubstr("shared_experts")));
+}
+
+/// Nothing of the indexer reaches the module, and the context ends where it would begin to matter.
+TEST_F(Import, V32IsDense) {
+  ModelConfig config = publishedConfig("deepseek-v3-2");
+  Inventory inventory = Inventory::assume(config);
+  std::string ir = import(config, inventory);
+  EXPECT_THAT(ir, HasSubstr("max_context = 2048 : i64"));
+  EXPECT_THAT(ir, HasSubstr("type = \"deepseek_v32\""));
+  EXPECT_THAT(ir, Not(HasSubstr("indexer")));
+  EXPECT_THAT(ir, HasSubstr("moe.weight [\"model.norm.weight\"] : tensor<7168xf32>"));
+  EXPECT_EQ(count(ir, "moe.attention"), 61u);
+  EXPECT_THAT(import(config, inventory, {.maxContext = 100}), HasSubstr("max_context = 100 : i64"));
+  EXPECT_EQ(import(config, inventory, {.maxContext = 2049}),
+            "error: a context of 2049 tokens is asked for, but config.json has 'index_topk' 2048: beyond that many "
+            "tokens attention is sparse, which is not built yet");
+  EXPECT_EQ(import(config, inventory, {.maxContext = 163841}),
+            "error: a context of 163841 tokens is asked for, but config.json has 'max_position_embeddings' 163840");
+}
+
+/// tiny-shakespeare with indexers beside its own tensors is the same program, but for its name and its context.
+TEST_F(Import, V32FromACheckpoint) {
+  const std::string plain = MOEC_TEST_DIR "/models/tiny-shakespeare";
+  ScratchDir dir;
+  Result<Json> json = readJsonFile(plain + "/config.json");
+  ASSERT_TRUE(json.ok()) << json.message();
+  Json edited = patched(*json, {{"model_type", "deepseek_v32"},
+                                {"num_nextn_predict_layers", 0},
+                                {"index_n_heads", 2},
+                                {"index_head_dim", 32},
+                                {"index_topk", 200}});
+  dir.write("config.json", edited.dump());
+  std::filesystem::create_symlink(plain + "/model.safetensors", dir / "model-00001-of-00002.safetensors");
+  Result<ModelConfig> config = ModelConfig::load(dir.path());
+  ASSERT_TRUE(config.ok()) << config.message();
+  std::vector<TensorSpec> specs;
+  for (const ExpectedTensor &tensor : expectedTensors(*config))
+    if (tensor.part == Part::Indexer)
+      specs.push_back({tensor.name, tensor.dtype, tensor.shape});
+  ASSERT_EQ(specs.size(), 4u * 5);
+  Result<SafetensorsWriter> writer = SafetensorsWriter::create(dir / "model-00002-of-00002.safetensors", specs);
+  ASSERT_TRUE(writer.ok()) << writer.message();
+  ASSERT_TRUE(writer->finish().ok());
+  dir.write("model.safetensors.index.json",
+            R"({"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors", ")" + specs[0].name +
+                R"(": "model-00002-of-00002.safetensors"}})");
+
+  Result<SourceModel> model = SourceModel::open(dir.path());
+  ASSERT_TRUE(model.ok()) << model.message();
+  std::string ir = import(model->config, model->inventory), expected = importDirectory("tiny-shakespeare");
+  EXPECT_THAT(ir, HasSubstr("max_context = 200 : i64"));
+  // After the line of the module's own attributes.
+  EXPECT_EQ(ir.substr(ir.find("moe.cache @")), expected.substr(expected.find("moe.cache @")));
+}
+
+/// tiny-shakespeare as transformers 5 would pack it is the same program over the same bytes.
+TEST_F(Import, PackedExpertsFromACheckpoint) {
+  const std::string plain = MOEC_TEST_DIR "/models/tiny-shakespeare";
+  ScratchDir dir;
+  dir.write("config.json", readText(plain + "/config.json"));
+  Result<SourceModel> apart = SourceModel::open(plain);
+  ASSERT_TRUE(apart.ok()) << apart.message();
+  std::vector<TensorSpec> specs;
+  std::map<std::string, std::vector<std::string>> parts; ///< what each packed tensor holds, in order
+  for (const ExpectedTensor &tensor : expectedTensors(apart->config)) {
+    const DType dtype = apart->inventory.dtype(tensor.name);
+    size_t hole = tensor.name.find("{e}.");
+    if (hole == std::string::npos) {
+      specs.push_back({tensor.name, dtype, tensor.shape});
+      parts[tensor.name] = {tensor.name};
+      continue;
+    }
+    const std::string prefix = tensor.name.substr(0, hole);
+    const int64_t rows = tensor.shape[0], cols = tensor.shape[1];
+    if (tensor.name.ends_with("gate_proj.weight"))
+      specs.push_back({prefix + "gate_up_proj", dtype, {tensor.members, 2 * rows, cols}});
+    else if (tensor.name.ends_with("down_proj.weight"))
+      specs.push_back({prefix + "down_proj", dtype, {tensor.members, rows, cols}});
+    else
+      continue;
+    for (int64_t e = 0; e < tensor.members; ++e) {
+      const std::string expert = prefix + std::to_string(e) + ".";
+      if (tensor.name.ends_with("gate_proj.weight")) {
+        parts[specs.back().name].push_back(expert + "gate_proj.weight");
+        parts[specs.back().name].push_back(expert + "up_proj.weight");
+      } else {
+        parts[specs.back().name].push_back(expert + "down_proj.weight");
+      }
+    }
+  }
+  Result<SafetensorsWriter> writer = SafetensorsWriter::create(dir / "model.safetensors", specs);
+  ASSERT_TRUE(writer.ok()) << writer.message();
+  auto bytesOf = [](const SourceModel &model, const std::string &name) {
+    Result<TensorView> view = model.checkpoint.tensor(name);
+    EXPECT_TRUE(view.ok()) << name;
+    size_t size = byteSize(view->dtype);
+    for (int64_t dim : view->shape)
+      size *= dim;
+    return std::string(reinterpret_cast<const char *>(view->data), size);
+  };
+  for (const auto &[name, members] : parts) {
+    std::string bytes;
+    for (const std::string &member : members)
+      bytes += bytesOf(*apart, member);
+    ASSERT_TRUE(writer->write(name, 0, bytes.data(), bytes.size()).ok());
+  }
+  ASSERT_TRUE(writer->finish().ok());
+
+  Result<SourceModel> packed = SourceModel::open(dir.path());
+  ASSERT_TRUE(packed.ok()) << packed.message();
+  packed->config.name = apart->config.name;
+  EXPECT_EQ(import(packed->config, packed->inventory), import(apart->config, apart->inventory));
+  for (const ExpectedTensor &tensor : expectedTensors(apart->config))
+    for (int64_t e = 0; e < tensor.members; ++e)
+      EXPECT_EQ(bytesOf(*packed, tensor.member(e)), bytesOf(*apart, tensor.member(e))) << tensor.member(e);
+}
+
+TEST_F(Import, V4IsRefused) {
+  ModelConfig config = publishedConfig("deepseek-v4-pro");
+  EXPECT_EQ(import(config, Inventory::assume(config)),
+            "error: config.json: 'model_type' is 'deepseek_v4', which needs what is not built yet: hyper-connections, "
+            "compressed attention with a window and sinks, hash routing and FP4 experts");
+  ScratchDir dir;
+  dir.write("config.json", publishedJson("deepseek-v4-flash").dump());
+  Result<SourceModel> model = SourceModel::open(dir.path());
+  ASSERT_FALSE(model.ok()) << "before any shard is looked for";
+  EXPECT_THAT(model.message(), HasSubstr("which needs what is not built yet: hyper-connections"));
 }
 
 TEST_F(Import, MaxContext) {
