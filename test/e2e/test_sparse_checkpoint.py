@@ -24,9 +24,6 @@ CONFIGS = Path(__file__).parent.parent / "frontends" / "configs"
 MIB = 1 << 20
 
 
-V32 = {"model_type": "deepseek_v32", "index_n_heads": 64, "index_head_dim": 128, "index_topk": 2048}
-
-
 def published(name: str, **changes) -> dict:
     return dict(json.loads((CONFIGS / f"{name}.json").read_text()), **changes)
 
@@ -95,7 +92,7 @@ PUBLISHED = {
     "v2": (published("deepseek-v2"), 29_102, pytest.approx(235.74e9, abs=5e6), pytest.approx(2 * 235.74e9, abs=1e7)),
     "v3": (published("deepseek-v3"), 91_991, 684_531_386_000, 688_574_839_360),
     "v3.1": (published("deepseek-v3-1"), 91_991, 684_531_386_000, 688_574_839_360),
-    "v3.2": (published("deepseek-v3-1", **V32), 92_425, 685_396_921_376, pytest.approx(642.12 * 2**30, abs=5e6)),
+    "v3.2": (published("deepseek-v3-2"), 92_425, 685_396_921_376, pytest.approx(642.12 * 2**30, abs=5e6)),
     "kimi-k2": (published("kimi-k2"), 139_644, 1_026_470_731_056, None),
 }
 
@@ -157,7 +154,15 @@ def test_import_of_v3(moec, v3, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, shards", [("deepseek-v2-lite", 4), ("deepseek-v2", 55), ("deepseek-v3-1", 163), ("kimi-k2", 61), ("moonlight-16b", 27)]
+    "name, shards",
+    [
+        ("deepseek-v2-lite", 4),
+        ("deepseek-v2", 55),
+        ("deepseek-v3-1", 163),
+        ("deepseek-v3-2", 163),
+        ("kimi-k2", 61),
+        ("moonlight-16b", 27),
+    ],
 )
 def test_import_of_published_models(moec, sparse_dir, tmp_path, name, shards):
     """The compiler's own list of tensors, against this one: a name, shape or type that differs is refused."""
