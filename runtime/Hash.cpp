@@ -3,8 +3,6 @@
 
 #include "runtime/Hash.h"
 
-#include "runtime/Support/File.h"
-
 #include <algorithm>
 #include <cstdio>
 
@@ -21,18 +19,36 @@ static std::string toHex(XXH64_hash_t hash) {
 
 std::string xxh3Hex(const void *data, size_t size) { return toHex(XXH3_64bits(data, size)); }
 
-Result<std::string> xxh3HexOfFile(const std::string &path) {
-  MOEC_TRY(MappedFile file, MappedFile::open(path));
-  // In pieces, so that a file larger than memory does not push everything else out of it.
-  constexpr uint64_t piece = 64u << 20;
-  XXH3_state_t state;
-  XXH3_64bits_reset(&state);
-  for (uint64_t at = 0; at < file.size(); at += piece) {
-    uint64_t size = std::min(piece, file.size() - at);
-    XXH3_64bits_update(&state, file.data() + at, size);
+struct Xxh3::State {
+  XXH3_state_t xxh3;
+};
+
+Xxh3::Xxh3() : state(std::make_unique<State>()) { XXH3_64bits_reset(&state->xxh3); }
+Xxh3::Xxh3(const Xxh3 &other) : state(std::make_unique<State>()) { XXH3_copyState(&state->xxh3, &other.state->xxh3); }
+Xxh3 &Xxh3::operator=(const Xxh3 &other) {
+  XXH3_copyState(&state->xxh3, &other.state->xxh3);
+  return *this;
+}
+Xxh3::~Xxh3() = default;
+
+void Xxh3::update(const void *data, size_t size) { XXH3_64bits_update(&state->xxh3, data, size); }
+
+void Xxh3::update(const MappedFile &file, uint64_t begin, uint64_t end) {
+  constexpr uint64_t piece = 1u << 20;
+  for (uint64_t at = begin; at < end; at += piece) {
+    uint64_t size = std::min(piece, end - at);
+    update(file.data() + at, size);
     file.release(at, size);
   }
-  return toHex(XXH3_64bits_digest(&state));
+}
+
+std::string Xxh3::hex() const { return toHex(XXH3_64bits_digest(&state->xxh3)); }
+
+Result<std::string> xxh3HexOfFile(const std::string &path) {
+  MOEC_TRY(MappedFile file, MappedFile::open(path));
+  Xxh3 hash;
+  hash.update(file, 0, file.size());
+  return hash.hex();
 }
 
 } // namespace moec

@@ -186,7 +186,11 @@ public:
         out[r * rect.cols + c] = lines[c * rect.rows + r];
     return success();
   }
-  void release(int64_t, int64_t, int64_t) const override {} // every row of the input serves every row here
+  void release(int64_t batch, int64_t, int64_t rows) const override {
+    // Every row of the input serves every row here.
+    if (rows == this->rows)
+      input->release(batch, 0, input->rows);
+  }
 
 private:
   std::unique_ptr<Block> input;

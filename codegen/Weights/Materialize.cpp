@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <mutex>
 #include <span>
@@ -44,6 +45,9 @@ namespace {
 constexpr int64_t tileCols = 512;
 /// Rows of an unpacked weight handled at a time.
 constexpr int64_t plainRows = 32;
+/// Output that is made before the threads meet and what they made can be noted.
+constexpr int64_t pieceBytes = 32 << 20;
+constexpr auto progressInterval = std::chrono::milliseconds(100);
 
 /// One weight cut into units that are independent of each other: panels, or
 /// groups of rows. Units are numbered in the order of the output.
@@ -57,6 +61,8 @@ public:
   }
 
   int64_t units() const { return batch * unitsPerMatrix; }
+  /// Bytes of the weight that the units before this one fill.
+  int64_t begin(int64_t unit) const { return unit * unitBytes() - skipped(unit / unitsPerMatrix); }
 
   /// Bytes a thread holds while it makes a unit, sources included.
   int64_t memoryPerUnit() const {
@@ -69,7 +75,6 @@ public:
   Status make(int64_t unit, std::vector<std::byte> &bytes, WeightFiles &out) const {
     int64_t matrix = unit / unitsPerMatrix, index = unit % unitsPerMatrix;
     bytes.assign(unitBytes(), std::byte(0));
-    int64_t size = unitBytes();
     if (auto pack = mlir::dyn_cast_or_null<steps::PackPanelsAttr>(recipe.pack)) {
       MOEC_CHECK(makePanel(matrix, index, /*rowsPerSource=*/1, bytes));
     } else if (auto pack = mlir::dyn_cast_or_null<steps::PackBlockScalesAttr>(recipe.pack)) {
@@ -77,10 +82,9 @@ public:
     } else {
       const Block &block = *recipe.blocks.front();
       int64_t row = index * plainRows, rows = std::min(plainRows, block.rows - row);
-      size = rows * block.cols * byteSize(job.dtype);
       MOEC_CHECK(makeRows(block, matrix, row, rows, bytes));
     }
-    MOEC_CHECK(out.write(number, unit * unitBytes() - skipped(matrix), bytes.data(), size));
+    MOEC_CHECK(out.write(number, begin(unit), bytes.data(), begin(unit + 1) - begin(unit)));
     // Scales are small and shared by many panels: they are released with the whole weight.
     if (!mlir::isa_and_nonnull<steps::PackBlockScalesAttr>(recipe.pack)) {
       int64_t first = index * lanesPerBlock();
@@ -207,7 +211,8 @@ struct Work {
   std::mutex mutex;
   std::atomic<bool> failed = false;
   Error error;
-  uint64_t done = 0, total = 0;
+  std::atomic<uint64_t> done = 0;
+  uint64_t total = 0;
 
   void fail(Error reason) {
     std::lock_guard lock(mutex);
@@ -221,39 +226,60 @@ struct Work {
 Status moec::materialize(const std::vector<WeightJob> &jobs, const TensorSource &from, WeightFiles &out,
                          const MaterializeOptions &options) {
   Work work;
-  for (const WeightJob &job : jobs)
-    work.total += job.bytes();
+  for (size_t number = 0; number < jobs.size(); ++number) {
+    work.total += jobs[number].bytes();
+    work.done += out.present(number);
+  }
+  auto shown = std::chrono::steady_clock::now();
   for (size_t number = 0; number < jobs.size(); ++number) {
     const WeightJob &job = jobs[number];
+    auto present = static_cast<int64_t>(out.present(number));
+    if (job.bytes() == present)
+      continue; // empty ones too, which have no units
     MOEC_TRY(WeightWriter writer, WeightWriter::open(job, number, from));
     uint64_t perThread = std::max<int64_t>(1, writer.memoryPerUnit());
     if (perThread > options.maxMemory)
       return Error{"weight '" + job.name + "' needs tiles of " + std::to_string(perThread >> 20) +
                    " MiB, but --max-memory allows " + std::to_string(options.maxMemory >> 20) + " MiB"};
     std::atomic<int64_t> next = 0;
-    auto run = [&] {
+    while (next < writer.units() && writer.begin(next + 1) <= present)
+      ++next;
+    work.done -= present - writer.begin(next); // half a unit is made again
+    auto run = [&](int64_t end, bool shows) {
       std::vector<std::byte> bytes;
-      for (int64_t unit; !work.failed && (unit = next++) < writer.units();)
+      for (int64_t unit; !work.failed && (unit = next++) < end;) {
         if (Status status = writer.make(unit, bytes, out); !status.ok())
           work.fail(status.takeError());
+        work.done += writer.begin(unit + 1) - writer.begin(unit);
+        auto now = std::chrono::steady_clock::now();
+        if (shows && options.progress && now - shown >= progressInterval) {
+          shown = now;
+          options.progress(work.done, work.total, job.name);
+        }
+      }
     };
     uint64_t fitting = options.maxMemory / perThread;
     auto count = static_cast<unsigned>(
         std::min<uint64_t>({std::max(1u, options.threads), fitting, static_cast<uint64_t>(writer.units())}));
-    std::vector<std::thread> threads;
-    for (unsigned i = 1; i < count; ++i)
-      threads.emplace_back(run);
-    run();
-    for (std::thread &thread : threads)
-      thread.join();
-    if (work.failed)
-      return std::move(work.error);
+    int64_t unitsPerPiece = std::max<int64_t>(1, pieceBytes / std::max<int64_t>(1, writer.begin(1)));
+    while (next < writer.units()) {
+      int64_t end = std::min(next + unitsPerPiece, writer.units());
+      {
+        std::vector<std::jthread> threads; // joined also when `progress` throws
+        for (unsigned i = 1; i < count; ++i)
+          threads.emplace_back(run, end, /*shows=*/false);
+        run(end, /*shows=*/true);
+      }
+      next = end; // each thread took a number too many
+      if (work.failed)
+        return std::move(work.error);
+      MOEC_CHECK(out.advance(number, writer.begin(end)));
+    }
     // Sources that no unit could release alone (transposed ones, scales).
     for (const std::string &source : job.sources)
       if (source.find('{') == std::string::npos)
         if (auto view = from.tensor(source); view.ok())
           from.release(*view);
-    work.done += job.bytes();
     if (options.progress)
       options.progress(work.done, work.total, job.name);
   }

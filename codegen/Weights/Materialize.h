@@ -39,12 +39,13 @@ struct MaterializeOptions {
   unsigned threads = 1;
   /// Bounds tiles and mapped source pages together, in bytes.
   uint64_t maxMemory = 2ull << 30;
-  /// Called now and then, from any thread, one call at a time.
+  /// Called now and then, from the thread that called `materialize`.
   std::function<void(uint64_t doneBytes, uint64_t totalBytes, const std::string &weight)> progress;
 };
 
 /// Makes every weight and writes it to `out`, whose weights are the jobs'
-/// names, types and shapes in the same order. Each output byte is written once, and equals what
+/// names, types and shapes in the same order, but for the bytes that are there
+/// already. Each output byte is written once, and equals what
 /// the reference interpreter's recipes give. On an error, `out` is unfinished.
 Status materialize(const std::vector<WeightJob> &jobs, const TensorSource &from, WeightFiles &out,
                    const MaterializeOptions &options);

@@ -106,6 +106,8 @@ struct Target {
 };
 
 constexpr const char *temporary = ".moec-tmp.";
+/// A directory that is being filled.
+constexpr const char *part = ".moec-part";
 /// An earlier output that a file system without atomic exchange had us move aside.
 constexpr const char *aside = ".moec-old.";
 
@@ -166,14 +168,14 @@ struct Temporary {
   Descriptor fd;
 };
 
-/// Makes a locked file or directory under a new temporary name. `make` returns
-/// an open descriptor, or -1 with errno.
-template <typename Make> Result<Temporary> makeTemporary(const Target &target, Make make) {
+/// Makes a locked file under a new temporary name.
+Result<Temporary> makeTemporary(const Target &target) {
   static std::atomic<uint64_t> counter{0};
   for (;;) {
     std::string path = target.directory + "/" + target.prefix(temporary) + std::to_string(::getpid()) + "." +
                        std::to_string(counter.fetch_add(1));
-    Descriptor fd(make(path));
+    // Not mkstemp, which ignores the user's umask.
+    Descriptor fd(retry([&] { return ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666); }));
     if (fd.get() < 0) {
       if (errno == EEXIST)
         continue;
@@ -293,14 +295,27 @@ Result<OutputFile> OutputFile::create(const std::string &path) {
   if (target.exists && !S_ISREG(target.mode))
     return Error{path + ": exists and is " + kindOf(target.mode) + ", expected a regular file or nothing"};
   sweep(target.directory, target.prefix(temporary));
-  // Not mkstemp, which ignores the user's umask.
-  MOEC_TRY(Temporary made, makeTemporary(target, [](const std::string &name) {
-             return retry([&] { return ::open(name.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666); });
-           }));
+  MOEC_TRY(Temporary made, makeTemporary(target));
   OutputFile file;
   file.finalPath = target.finalPath;
   file.tempPath = std::move(made.path);
   file.fd = made.fd.release();
+  return file;
+}
+
+Result<OutputFile> OutputFile::reopen(const std::string &path, uint64_t keep) {
+  OutputFile file;
+  file.finalPath = path;
+  // O_NONBLOCK: a pipe must not make us wait.
+  file.fd = retry(
+      [&] { return ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, 0666); });
+  struct stat info;
+  if (file.fd < 0 || ::fstat(file.fd, &info) != 0)
+    return failed(path, "opened");
+  if (!S_ISREG(info.st_mode))
+    return Error{path + ": is " + kindOf(info.st_mode) + ", expected a regular file or nothing"};
+  if (static_cast<uint64_t>(info.st_size) > keep && retry([&] { return ::ftruncate(file.fd, keep); }) != 0)
+    return failed(path, "cut");
   return file;
 }
 
@@ -356,11 +371,17 @@ Status OutputFile::writeAt(uint64_t offset, const void *data, uint64_t size) {
   return success();
 }
 
+Status OutputFile::sync() {
+  if (retry([&] { return ::fdatasync(fd); }) != 0)
+    return failed(finalPath, "synced to disk");
+  return success();
+}
+
 Status OutputFile::commit() {
   assert(fd >= 0 && "commit was called before");
   if (retry([&] { return ::fsync(fd); }) != 0)
     return failed(finalPath, "synced to disk");
-  if (::rename(tempPath.c_str(), finalPath.c_str()) != 0)
+  if (!tempPath.empty() && ::rename(tempPath.c_str(), finalPath.c_str()) != 0)
     return failed(finalPath, "given its final name");
   tempPath.clear();
   // Only now, because the lock on the temporary name goes with the descriptor.
@@ -403,6 +424,13 @@ Status writeFile(const std::string &path, std::string_view content) {
   return file.commit();
 }
 
+Status syncFile(const std::string &path) {
+  MOEC_TRY(OpenFile file, openRegular(path));
+  if (retry([&] { return ::fdatasync(file.fd.get()); }) != 0)
+    return failed(path, "synced to disk");
+  return success();
+}
+
 //===----------------------------------------------------------------------===//
 // OutputDirectory
 //===----------------------------------------------------------------------===//
@@ -425,31 +453,46 @@ Result<OutputDirectory> OutputDirectory::create(const std::string &path, std::st
   output.finalPath = target.finalPath;
   output.marker = marker;
   MOEC_CHECK(output.checkReplaceable());
-  sweep(target.directory, target.prefix(temporary));
   // While the final name is free, what was moved aside is the only copy.
   if (target.exists)
     sweep(target.directory, target.prefix(aside));
-  MOEC_TRY(Temporary made, makeTemporary(target, [](const std::string &name) {
-             if (::mkdir(name.c_str(), 0777) != 0)
-               return -1;
-             int fd = retry([&] { return ::open(name.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW); });
-             if (fd < 0 && errno == ENOENT)
-               errno = EEXIST; // somebody's sweep was quicker: take another name
-             return fd;
-           }));
-  output.tempPath = std::move(made.path);
-  output.lock = made.fd.release();
+  std::string partPath = target.directory + "/" + target.prefix(part);
+  for (;;) {
+    if (::mkdir(partPath.c_str(), 0777) != 0 && errno != EEXIST)
+      return failed(target.finalPath, "created");
+    Descriptor fd(retry([&] { return ::open(partPath.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW); }));
+    if (fd.get() < 0 && errno == ENOENT)
+      continue; // whoever had it has just finished
+    struct stat ours, named;
+    if (fd.get() < 0 || ::fstat(fd.get(), &ours) != 0)
+      return failed(partPath, "opened");
+    // Whoever made it could change it under our hands.
+    if (ours.st_uid != ::geteuid())
+      return Error{partPath + ": belongs to another user, expected what an earlier run of yours left, or nothing"};
+    // A file system without locks fails with another error: there, nobody is kept from running twice.
+    if (retry([&] { return ::flock(fd.get(), LOCK_EX | LOCK_NB); }) != 0 && errno == EWOULDBLOCK)
+      return Error{target.finalPath + ": is being written by another process"};
+    if (::lstat(partPath.c_str(), &named) != 0 || named.st_ino != ours.st_ino || named.st_dev != ours.st_dev)
+      continue; // it went between our two calls
+    output.partPath = partPath;
+    output.outputPath = partPath + "/output";
+    output.lock = fd.release();
+    break;
+  }
+  // From here on, the destructor removes what does not work.
+  if (::mkdir(output.outputPath.c_str(), 0777) != 0 && errno != EEXIST)
+    return failed(output.outputPath, "created");
   return output;
 }
 
 OutputDirectory::OutputDirectory(OutputDirectory &&other) noexcept
-    : finalPath(std::move(other.finalPath)), tempPath(std::exchange(other.tempPath, {})),
-      marker(std::move(other.marker)), lock(std::exchange(other.lock, -1)) {}
+    : finalPath(std::move(other.finalPath)), partPath(std::exchange(other.partPath, {})),
+      outputPath(std::move(other.outputPath)), marker(std::move(other.marker)), lock(std::exchange(other.lock, -1)) {}
 
 OutputDirectory::~OutputDirectory() {
-  if (!tempPath.empty()) {
+  if (!partPath.empty()) {
     std::error_code ignored;
-    std::filesystem::remove_all(tempPath, ignored);
+    std::filesystem::remove_all(partPath, ignored);
   }
   if (lock >= 0)
     ::close(lock);
@@ -478,28 +521,27 @@ static Status syncTree(const std::string &root) {
 }
 
 Status OutputDirectory::commit() {
-  assert(!tempPath.empty() && "commit was called before");
-  MOEC_CHECK(syncTree(tempPath));
+  assert(!partPath.empty() && "commit was called before");
+  MOEC_CHECK(syncTree(outputPath));
   auto rename = [&](unsigned flags) {
-    return ::renameat2(AT_FDCWD, tempPath.c_str(), AT_FDCWD, finalPath.c_str(), flags);
+    return ::renameat2(AT_FDCWD, outputPath.c_str(), AT_FDCWD, finalPath.c_str(), flags);
   };
-  bool flagsKnown = true, replaced = false;
+  bool flagsKnown = true;
   if (rename(RENAME_NOREPLACE) != 0) {
     flagsKnown = errno != EINVAL && errno != ENOSYS;
     if (flagsKnown && errno != EEXIST)
       return failed(finalPath, "given its final name");
     // Again, because the name may have been taken meanwhile.
     MOEC_CHECK(checkReplaceable());
-    replaced = flagsKnown && rename(RENAME_EXCHANGE) == 0;
-    if (!replaced) {
+    if (!flagsKnown || rename(RENAME_EXCHANGE) != 0) {
       if (flagsKnown && errno != EINVAL && errno != ENOENT)
         return failed(finalPath, "given its final name");
-      std::string old = parentOf(tempPath) + "/." + finalPath.substr(finalPath.rfind('/') + 1).substr(0, 200) + aside +
+      std::string old = parentOf(finalPath) + "/." + finalPath.substr(finalPath.rfind('/') + 1).substr(0, 200) + aside +
                         std::to_string(::getpid());
       bool moved = ::rename(finalPath.c_str(), old.c_str()) == 0;
       if (!moved && errno != ENOENT)
         return failed(finalPath, "moved aside");
-      if (::rename(tempPath.c_str(), finalPath.c_str()) != 0) {
+      if (::rename(outputPath.c_str(), finalPath.c_str()) != 0) {
         Error error = failed(finalPath, "given its final name");
         if (moved)
           ::rename(old.c_str(), finalPath.c_str());
@@ -510,11 +552,9 @@ Status OutputDirectory::commit() {
         std::filesystem::remove_all(old, ignored);
     }
   }
-  if (replaced) { // the temporary name now holds the earlier output
-    std::error_code ignored;
-    std::filesystem::remove_all(tempPath, ignored);
-  }
-  tempPath.clear();
+  std::error_code ignored; // notes, and the earlier output where it was exchanged
+  std::filesystem::remove_all(partPath, ignored);
+  partPath.clear();
   ::close(std::exchange(lock, -1));
   return syncDirectory(parentOf(finalPath));
 }

@@ -43,7 +43,7 @@ private:
   uint64_t length = 0;
 };
 
-// Temporary names are `.<name>.moec-tmp.<unique>` beside the final name, and
+// Temporary names of files are `.<name>.moec-tmp.<unique>` beside the final name, and
 // whoever writes holds a lock (flock) on them. What a killed process left has
 // no lock, lies under no final name, and goes when the same output is next
 // created. A final name that is a symlink stands for what it points to.
@@ -54,6 +54,10 @@ private:
 class OutputFile {
 public:
   static Result<OutputFile> create(const std::string &path);
+  /// Goes on with the file `path` itself, or makes it: cuts it after `keep`
+  /// bytes. No temporary name, nothing is removed; for files inside an
+  /// OutputDirectory. Refuses symlinks and what is no regular file.
+  static Result<OutputFile> reopen(const std::string &path, uint64_t keep);
   OutputFile(OutputFile &&other) noexcept;
   OutputFile &operator=(OutputFile &&) = delete;
   ~OutputFile();
@@ -64,6 +68,8 @@ public:
   Status allocate(uint64_t size);
   /// Thread-safe for disjoint ranges; writes all or says why not.
   Status writeAt(uint64_t offset, const void *data, uint64_t size);
+  /// Makes what was written durable.
+  Status sync();
   /// Once; afterwards nothing else may be called.
   Status commit();
 
@@ -77,28 +83,37 @@ private:
 Result<std::string> readFile(const std::string &path, uint64_t limit = 64u << 20);
 /// Temporary name, fsync, rename.
 Status writeFile(const std::string &path, std::string_view content);
+/// Makes the bytes of a file durable, whoever wrote them.
+Status syncFile(const std::string &path);
 
-/// A directory being filled under a temporary name beside `path`. `commit`
-/// syncs everything in it and renames it to `path`, in one atomic exchange
-/// where an earlier output is replaced (on file systems without exchange: the
-/// earlier one is moved aside first); destruction without `commit` removes it.
+/// A directory being filled beside `path`, in `.<name>.moec-part/output`, a
+/// name that a later run finds again: what a killed process left there is
+/// still there, and the caller says what of it is good. One process at a time
+/// fills it; another one is refused. `commit` syncs everything in it and
+/// renames it to `path`, in one atomic exchange where an earlier output is
+/// replaced (on file systems without exchange: the earlier one is moved aside
+/// first); destruction without `commit` removes it.
 class OutputDirectory {
 public:
   /// Refuses a `path` that exists, unless it is a directory that holds a file
-  /// called `marker` (an earlier output of the same kind), which `commit` replaces.
+  /// called `marker` (an earlier output of the same kind), which `commit` replaces;
+  /// a `path` that a living process is filling; leftovers of another user.
   static Result<OutputDirectory> create(const std::string &path, std::string_view marker);
   OutputDirectory(OutputDirectory &&other) noexcept;
   OutputDirectory &operator=(OutputDirectory &&) = delete;
   ~OutputDirectory();
 
   /// Where to put files until `commit`.
-  const std::string &path() const { return tempPath; }
+  const std::string &path() const { return outputPath; }
+  /// A file for notes about what is in the directory; it goes where the
+  /// unfinished output goes, and is no part of the output.
+  std::string notesPath() const { return partPath + "/notes"; }
   Status commit();
 
 private:
   OutputDirectory() = default;
   Status checkReplaceable() const;
-  std::string finalPath, tempPath, marker;
+  std::string finalPath, partPath, outputPath, marker;
   int lock = -1;
 };
 

@@ -274,6 +274,17 @@ Result<SafetensorsFile> SafetensorsFile::open(const std::string &path) {
 
 Result<SafetensorsWriter> SafetensorsWriter::create(const std::string &path, const std::vector<TensorSpec> &tensors,
                                                     const std::map<std::string, std::string> &metadata) {
+  return open(path, tensors, metadata, std::nullopt);
+}
+
+Result<SafetensorsWriter> SafetensorsWriter::reopen(const std::string &path, const std::vector<TensorSpec> &tensors,
+                                                    uint64_t keep) {
+  return open(path, tensors, {}, keep);
+}
+
+Result<SafetensorsWriter> SafetensorsWriter::open(const std::string &path, const std::vector<TensorSpec> &tensors,
+                                                  const std::map<std::string, std::string> &metadata,
+                                                  std::optional<uint64_t> keep) {
   SafetensorsWriter writer;
   writer.path = path;
   // Not a Json tree: its keys are looked up one by one, and there may be 100,000.
@@ -313,7 +324,8 @@ Result<SafetensorsWriter> SafetensorsWriter::create(const std::string &path, con
     info.begin += lengthBytes + headerBytes;
     end = std::max(end, info.begin + info.bytes);
   }
-  MOEC_TRY(OutputFile file, OutputFile::create(path));
+  writer.fileSize = end;
+  MOEC_TRY(OutputFile file, keep ? OutputFile::reopen(path, *keep) : OutputFile::create(path));
   MOEC_CHECK(file.allocate(end));
   MOEC_CHECK(file.writeAt(0, &headerBytes, lengthBytes));
   MOEC_CHECK(file.writeAt(lengthBytes, header.data(), header.size()));

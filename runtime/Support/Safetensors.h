@@ -15,6 +15,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -87,14 +88,27 @@ public:
   static Result<SafetensorsWriter> create(const std::string &path, const std::vector<TensorSpec> &tensors,
                                           const std::map<std::string, std::string> &metadata = {});
 
+  /// The same in the file `path` itself, of which the first `keep` bytes are
+  /// what an earlier writer of the same tensors wrote (see OutputFile::reopen).
+  static Result<SafetensorsWriter> reopen(const std::string &path, const std::vector<TensorSpec> &tensors,
+                                          uint64_t keep);
+
   /// Places of the tensors in the file.
   const std::map<std::string, TensorInfo> &tensors() const { return infos; }
   /// Writes `size` bytes of tensor `name`, `offset` bytes from its begin. Thread-safe.
   Status write(const std::string &name, uint64_t offset, const void *data, uint64_t size);
+  /// Bytes of the whole file.
+  uint64_t size() const { return fileSize; }
   /// Makes the file durable and gives it its name.
   Status finish();
 
 private:
+  /// `keep` as for `reopen`; none: under a temporary name.
+  static Result<SafetensorsWriter> open(const std::string &path, const std::vector<TensorSpec> &tensors,
+                                        const std::map<std::string, std::string> &metadata,
+                                        std::optional<uint64_t> keep);
+
+  uint64_t fileSize = 0;
   std::string path;
   std::unique_ptr<OutputFile> file;
   std::map<std::string, TensorInfo> infos;

@@ -8,6 +8,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cerrno>
 #include <csignal>
 #include <cstddef>
@@ -177,6 +178,34 @@ TEST(OutputFile, AppearsOnlyAtCommit) {
   EXPECT_THAT(dir.list(), ElementsAre("f"));
 }
 
+TEST(OutputFile, GoesOnWithAFileAndCutsIt) {
+  TemporaryDirectory dir;
+  ASSERT_TRUE(writeFile(dir / "f", "abcdef"));
+  {
+    Result<OutputFile> file = OutputFile::reopen(dir / "f", 3);
+    ASSERT_TRUE(file) << file.message();
+    EXPECT_EQ(contentOf(dir / "f"), "abc");
+    ASSERT_TRUE(file->allocate(5));
+    ASSERT_TRUE(file->writeAt(4, "E", 1));
+    ASSERT_TRUE(file->sync());
+  }
+  EXPECT_EQ(contentOf(dir / "f"), std::string("abc\0E", 5));
+  ASSERT_TRUE(syncFile(dir / "f"));
+  Result<OutputFile> made = OutputFile::reopen(dir / "g", 100);
+  ASSERT_TRUE(made) << made.message();
+  ASSERT_TRUE(made->commit());
+  EXPECT_EQ(contentOf(dir / "g"), "");
+  EXPECT_THAT(dir.list(), ElementsAre("f", "g"));
+
+  ASSERT_EQ(::symlink("f", (dir / "link").c_str()), 0);
+  ASSERT_EQ(::mkfifo((dir / "p").c_str(), 0666), 0);
+  EXPECT_EQ(problem(OutputFile::reopen(dir / "link", 0)),
+            (dir / "link") + ": cannot be opened: too many levels of symbolic links");
+  EXPECT_EQ(problem(OutputFile::reopen(dir / "p", 0)), (dir / "p") + ": is a pipe, expected a regular file or nothing");
+  EXPECT_EQ(problem(syncFile(dir / "none")), (dir / "none") + ": cannot be opened: no such file or directory");
+  EXPECT_EQ(contentOf(dir / "f"), std::string("abc\0E", 5));
+}
+
 TEST(OutputFile, FollowsUmaskAndSymlinks) {
   TemporaryDirectory dir;
   ASSERT_EQ(::mkdir((dir / "real").c_str(), 0777), 0);
@@ -307,7 +336,11 @@ TEST(OutputDirectory, AppearsAtCommitAndReplacesAnEarlierOne) {
       ASSERT_TRUE(output) << output.message();
       ASSERT_TRUE(fill(output->path(), path));
       // Same file system, so that the rename is one.
-      EXPECT_TRUE(std::filesystem::equivalent(std::filesystem::path(output->path()).parent_path(), dir.path()));
+      struct stat ours, named;
+      ASSERT_EQ(::stat(output->path().c_str(), &ours), 0);
+      ASSERT_EQ(::stat(dir.path().c_str(), &named), 0);
+      EXPECT_EQ(ours.st_dev, named.st_dev);
+      ASSERT_TRUE(writeFile(output->notesPath(), "no part of the output"));
       EXPECT_EQ(contentOf(dir / "out/marker"), before);
       Status committed = output->commit();
       ASSERT_TRUE(committed) << committed.message();
@@ -327,6 +360,20 @@ TEST(OutputDirectory, LeavesNothingWithoutCommit) {
     ASSERT_TRUE(fill(output->path(), "x"));
   }
   EXPECT_THAT(dir.list(), IsEmpty());
+}
+
+TEST(OutputDirectory, TakesNoLeftoversThatAreNoDirectory) {
+  TemporaryDirectory dir;
+  ASSERT_EQ(::mkdir((dir / "elsewhere").c_str(), 0777), 0);
+  ASSERT_EQ(::symlink("elsewhere", (dir / ".out.moec-part").c_str()), 0);
+  EXPECT_THAT(problem(OutputDirectory::create(dir / "out", "marker")), HasSubstr(".out.moec-part: cannot be opened: "));
+  EXPECT_THAT(dir.list(), ElementsAre(".out.moec-part", "elsewhere"));
+  if (::geteuid() == 0) {
+    ASSERT_EQ(::mkdir((dir / ".a.moec-part").c_str(), 0777), 0);
+    ASSERT_EQ(::chown((dir / ".a.moec-part").c_str(), 1, 1), 0);
+    EXPECT_THAT(problem(OutputDirectory::create(dir / "a", "marker")), HasSubstr("belongs to another user"));
+    EXPECT_TRUE(std::filesystem::exists(dir / ".a.moec-part"));
+  }
 }
 
 TEST(OutputDirectory, NeverReplacesWhatIsNotOurs) {
@@ -439,16 +486,24 @@ TEST(Killed, LeavesNothingUnderTheFinalNamesAndTheNextRunCleansUp) {
     new OutputDirectory(std::move(*output)); // neither is destroyed: the kill comes first
     new OutputFile(std::move(*file));
   });
-  // Alive: a second writer of the same names leaves its temporaries alone.
+  // Alive: a second writer of the same file leaves its temporary alone, and one of the directory is refused.
   EXPECT_EQ(dir.list().size(), 3u);
   ASSERT_TRUE(writeFile(dir / "f", "mine"));
-  ASSERT_TRUE(writeDirectory(dir / "out", "mine"));
+  EXPECT_EQ(problem(writeDirectory(dir / "out", "mine")), (dir / "out") + ": is being written by another process");
   EXPECT_EQ(dir.list().size(), 4u);
   killChild(child);
-  EXPECT_EQ(contentOf(dir / "out/marker"), "mine");
+  EXPECT_EQ(contentOf(dir / "out/marker"), "old");
   EXPECT_EQ(contentOf(dir / "f"), "mine");
   EXPECT_EQ(dir.list().size(), 4u);
-  // Dead: the next writers of these names remove them.
+  {
+    // Dead: what it left is there for the next writer.
+    Result<OutputDirectory> output = OutputDirectory::create(dir / "out", "marker");
+    ASSERT_TRUE(output) << output.message();
+    EXPECT_EQ(contentOf(output->path() + "/marker"), "half");
+    ASSERT_TRUE(writeFile(output->notesPath(), "whole"));
+  }
+  // Without commit nothing is left of it; the next writer of the file removes its temporary.
+  EXPECT_EQ(dir.list().size(), 3u);
   ASSERT_TRUE(writeFile(dir / "f", "next"));
   ASSERT_TRUE(writeDirectory(dir / "out", "next"));
   EXPECT_THAT(dir.list(), ElementsAre("f", "out"));
@@ -479,6 +534,7 @@ TEST(Killed, AnywhereBetweenTwoOutputsLeavesOneOfThem) {
 
 TEST(Concurrent, WritersOfOneNameEachWriteAWholeOutput) {
   TemporaryDirectory dir;
+  std::atomic<int> directories = 0;
   std::vector<std::thread> threads;
   for (int t = 0; t < 4; ++t)
     threads.emplace_back([&, t] {
@@ -487,11 +543,15 @@ TEST(Concurrent, WritersOfOneNameEachWriteAWholeOutput) {
         Status written = writeFile(dir / "f", content);
         EXPECT_TRUE(written) << written.message();
         written = writeDirectory(dir / "out", content);
-        EXPECT_TRUE(written) << written.message();
+        if (written)
+          ++directories;
+        else
+          EXPECT_EQ(written.message(), (dir / "out") + ": is being written by another process");
       }
     });
   for (std::thread &thread : threads)
     thread.join();
+  EXPECT_GT(directories, 0);
   EXPECT_EQ(contentOf(dir / "f").size(), 1001u);
   EXPECT_EQ(contentOf(dir / "out/marker"), contentOf(dir / "out/sub/data"));
   EXPECT_THAT(dir.list(), ElementsAre("f", "out"));

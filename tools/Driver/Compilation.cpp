@@ -5,6 +5,7 @@
 
 #include "codegen/Artifact/Manifest.h"
 #include "codegen/Common/KernelSpec.h"
+#include "codegen/Weights/Journal.h"
 #include "codegen/Weights/Materialize.h"
 #include "dialects/Exec/ExecDialect.h"
 #include "dialects/Moe/MoeDialect.h"
@@ -21,10 +22,15 @@
 #include "mlir/Pass/PassManager.h"
 
 #include <algorithm>
+#include <cstring>
 #include <filesystem>
 #include <map>
 #include <numeric>
+#include <set>
 #include <thread>
+
+#include <dlfcn.h>
+#include <sys/stat.h>
 
 using namespace moec;
 
@@ -80,6 +86,25 @@ std::string formatReason(mlir::exec::WeightOp weight) {
       return "widened: too small to matter";
   }
   return "kept as stored";
+}
+
+/// Size and time of a file, as far as they tell that it is still the same.
+std::string fileState(const std::string &path) {
+  struct stat info;
+  if (::stat(path.c_str(), &info) != 0)
+    return "absent\n";
+  return path.substr(path.rfind('/') + 1) + " " + std::to_string(info.st_size) + " " +
+         std::to_string(info.st_mtim.tv_sec) + "." + std::to_string(info.st_mtim.tv_nsec) + "\n";
+}
+
+/// The same of the program or library that this code is in.
+std::string ownState() {
+  static const char here = 0;
+  Dl_info self;
+  if (::dladdr(&here, &self) == 0 || !self.dli_fname)
+    return "unknown\n";
+  // A program that was found through PATH goes by its bare name.
+  return fileState(std::strchr(self.dli_fname, '/') ? self.dli_fname : "/proc/self/exe");
 }
 
 } // namespace
@@ -192,39 +217,73 @@ std::string Compilation::explain() {
   return text;
 }
 
-Status Compilation::writeCode(const std::string &directory, Json &manifest) {
+std::string Compilation::fingerprint(const Json &program, const std::vector<WeightJob> &jobs) {
+  std::string text = std::string(MOEC_VERSION) + "\n" + options.target + "\n";
+  // Another build of the same version may make other code.
+  text += ownState();
+  text += program.dump() + "\n" + std::to_string(options.maxFileSize) + "\n";
+  llvm::raw_string_ostream stream(text);
+  for (const WeightJob &job : jobs) {
+    stream << job.name << " " << toString(job.dtype) << " " << job.recipe;
+    for (int64_t dim : job.shape)
+      stream << " " << dim;
+    for (const std::string &name : job.sources)
+      stream << " " << name;
+    stream << "\n";
+  }
+  std::set<std::string_view> shards;
+  for (const auto &[name, tensor] : source.checkpoint.tensors())
+    shards.insert(tensor.file);
+  for (std::string_view shard : shards)
+    stream << fileState(std::string(shard));
+  return xxh3Hex(text.data(), text.size());
+}
+
+Status Compilation::writeCode(const std::string &directory, Journal &journal, Json &manifest) {
   std::error_code error;
   std::filesystem::create_directory(directory + "/code", error);
   if (error)
     return Error{directory + "/code: cannot be made: " + error.message()};
   MOEC_TRY(std::vector<cpu::Kernel> list, kernels());
   for (const cpu::Level &level : cpu::levels()) {
-    MOEC_TRY(std::vector<std::string> objects, cpu::compileKernels(list, level, cpu::Output::Object));
     std::string file = "code/" + level.name.str() + ".so", path = directory + "/" + file;
-    MOEC_CHECK(cpu::linkShared(objects, path));
-    MOEC_TRY(std::string hash, xxh3HexOfFile(path));
-    uint64_t bytes = std::filesystem::file_size(path, error);
-    manifest["code"].push_back({{"level", level.name.str()}, {"file", file}, {"bytes", bytes}, {"xxh3", hash}});
+    MOEC_TRY(KnownFile known, journal.verify(file));
+    if (known.bytes == 0 || known.bytes != std::filesystem::file_size(path, error)) {
+      MOEC_TRY(std::vector<std::string> objects, cpu::compileKernels(list, level, cpu::Output::Object));
+      MOEC_CHECK(cpu::linkShared(objects, path));
+      known = {file, 0, {}};
+      MOEC_CHECK(journal.extend(known, std::filesystem::file_size(path, error)));
+    }
+    manifest["code"].push_back(
+        {{"level", level.name.str()}, {"file", file}, {"bytes", known.bytes}, {"xxh3", known.hash.hex()}});
   }
   return success();
 }
 
-Status Compilation::writeWeights(const std::string &directory, Json &manifest) {
-  std::vector<WeightJob> jobs;
-  for (auto op : ir->getOps<mlir::exec::WeightOp>()) {
-    MOEC_TRY(WeightJob job, WeightJob::from(op));
-    jobs.push_back(std::move(job));
-  }
+Status Compilation::writeWeights(const std::string &directory, const std::vector<WeightJob> &jobs, Journal &journal,
+                                 Json &manifest) {
   std::vector<TensorSpec> specs;
-  for (const WeightJob &job : jobs)
+  uint64_t total = 0;
+  for (const WeightJob &job : jobs) {
     specs.push_back({job.name, job.dtype, job.shape});
-  MOEC_TRY(WeightFiles files, WeightFiles::create(directory, specs, options.maxFileSize));
+    total += job.bytes();
+  }
+  auto verifying = [&](uint64_t bytes, const std::string &file) {
+    if (options.progress)
+      options.progress(std::min(bytes, total), total, "verifying " + file);
+  };
+  MOEC_TRY(auto files, WeightFiles::open(directory, specs, options.maxFileSize, journal, verifying));
+  uint64_t present = 0;
+  for (size_t i = 0; i < jobs.size(); ++i)
+    present += files->present(i);
+  if (present > 0 && options.resumed)
+    options.resumed(present, total);
   MaterializeOptions materializing;
   materializing.threads = threads();
   materializing.maxMemory = options.maxMemory;
   materializing.progress = options.progress;
-  MOEC_CHECK(materialize(jobs, source.checkpoint, files, materializing));
-  MOEC_TRY(std::vector<WeightFileEntry> entries, files.finish());
+  MOEC_CHECK(materialize(jobs, source.checkpoint, *files, materializing));
+  MOEC_TRY(std::vector<WeightFileEntry> entries, files->finish());
   for (const WeightFileEntry &entry : entries)
     manifest["weights"].push_back({{"file", entry.file}, {"bytes", entry.bytes}, {"xxh3", entry.xxh3}});
   return success();
@@ -248,6 +307,12 @@ Status Compilation::write(const std::string &output) {
   auto program = buildManifestProgram(*ir);
   if (mlir::failed(program))
     return diagnostics.error();
+  std::vector<WeightJob> jobs;
+  for (auto op : ir->getOps<mlir::exec::WeightOp>()) {
+    MOEC_TRY(WeightJob job, WeightJob::from(op));
+    jobs.push_back(std::move(job));
+  }
+  MOEC_TRY(Journal journal, Journal::open(directory.notesPath(), directory.path(), fingerprint(*program, jobs)));
 
   Json manifest;
   manifest["format"] = "moec-artifact";
@@ -260,8 +325,8 @@ Status Compilation::write(const std::string &output) {
   for (auto &[key, value] : program->items())
     manifest[key] = value;
   MOEC_CHECK(copyTokenizer(directory.path()));
-  MOEC_CHECK(writeCode(directory.path(), manifest));
-  MOEC_CHECK(writeWeights(directory.path(), manifest));
+  MOEC_CHECK(writeCode(directory.path(), journal, manifest));
+  MOEC_CHECK(writeWeights(directory.path(), jobs, journal, manifest));
   MOEC_CHECK(writeFile(directory.path() + "/manifest.json", manifest.dump(1) + "\n"));
   return directory.commit();
 }

@@ -29,6 +29,9 @@ class PassManager;
 
 namespace moec {
 
+class Journal;
+struct WeightJob;
+
 struct CompileOptions {
   std::string model;          ///< checkpoint directory
   std::string target = "cpu"; ///< the only one so far
@@ -43,8 +46,10 @@ struct CompileOptions {
   unsigned threads = 0; ///< 0: as many as there are processors
   /// Called on each pass manager before it runs: IR printing, timing.
   std::function<void(mlir::PassManager &)> configure;
-  /// Progress of the weights, from any thread, one call at a time.
-  std::function<void(uint64_t doneBytes, uint64_t totalBytes, const std::string &weight)> progress;
+  /// Progress of the weights: bytes that are there, and which weight (or file being verified) it is about.
+  std::function<void(uint64_t doneBytes, uint64_t totalBytes, const std::string &what)> progress;
+  /// Called where an interrupted compile is taken up again, once its bytes are verified.
+  std::function<void(uint64_t presentBytes, uint64_t totalBytes)> resumed;
 };
 
 /// Logits of the reference interpreter.
@@ -77,6 +82,8 @@ public:
 
   /// Generates code, makes the weights and writes the artifact; after `lower`.
   /// `output` appears whole or not at all; an earlier artifact there is replaced.
+  /// What a killed process made of the same output is verified and used; on an
+  /// error, nothing is left.
   Status write(const std::string &output);
 
   /// Runs the module, imported or optimized, in the reference interpreter: one
@@ -88,8 +95,11 @@ private:
   Status runPipeline(llvm::function_ref<void(mlir::PassManager &)> build);
   /// The kernels that the program launches.
   Result<std::vector<cpu::Kernel>> kernels();
-  Status writeCode(const std::string &directory, Json &manifest);
-  Status writeWeights(const std::string &directory, Json &manifest);
+  /// What the bytes of the artifact follow from, as a hash.
+  std::string fingerprint(const Json &program, const std::vector<WeightJob> &jobs);
+  Status writeCode(const std::string &directory, Journal &journal, Json &manifest);
+  Status writeWeights(const std::string &directory, const std::vector<WeightJob> &jobs, Journal &journal,
+                      Json &manifest);
   Status copyTokenizer(const std::string &directory);
   unsigned threads() const;
 

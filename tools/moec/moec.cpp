@@ -34,33 +34,45 @@ struct Arguments {
   bool explain = false, json = false, verify = false, optimized = false, float64 = false, printAfterAll = false;
 };
 
-/// Progress of the weights: one line that is rewritten on a terminal, else nothing until the end.
+/// Progress of the weights on stderr: one line that is rewritten on a terminal,
+/// else a line now and then, of which a quick compile prints none.
 class ProgressLine {
 public:
-  void show(uint64_t done, uint64_t total, const std::string &weight) {
-    if (!terminal)
-      return;
-    auto now = std::chrono::steady_clock::now();
-    if (done < total && now - last < std::chrono::milliseconds(100))
+  void show(uint64_t done, uint64_t total, const std::string &what) {
+    auto now = Clock::now();
+    if (now - last < (terminal ? std::chrono::milliseconds(100) : std::chrono::milliseconds(5000)))
       return;
     last = now;
     double seconds = std::chrono::duration<double>(now - start).count();
-    auto rate = static_cast<uint64_t>(static_cast<double>(done) / std::max(seconds, 1e-3));
-    uint64_t left = rate ? (total - done) / rate : 0;
-    std::fprintf(stderr, "\r\033[Kweights %3d %%  %s of %s  %s/s  %llu s left  %s",
+    auto rate = static_cast<uint64_t>(static_cast<double>(done - std::min(done, before)) / std::max(seconds, 1e-3));
+    std::string left = rate ? std::to_string((total - done) / rate) + " s left" : "";
+    std::fprintf(stderr, "%sweights %3d %%  %s of %s  %s/s  %s  %s%s", terminal ? "\r\033[K" : "",
                  static_cast<int>(100 * done / total), sizeText(done).c_str(), sizeText(total).c_str(),
-                 sizeText(rate).c_str(), static_cast<unsigned long long>(left), weight.c_str());
-    shown = true;
+                 sizeText(rate).c_str(), left.c_str(), what.c_str(), terminal ? "" : "\n");
+    shown = terminal;
   }
-  ~ProgressLine() {
-    if (shown)
-      std::fprintf(stderr, "\r\033[K");
+  /// Goes on where an earlier compile was interrupted: the rate counts what is made from now on.
+  void resume(uint64_t present, uint64_t total) {
+    clear();
+    std::fprintf(stderr, "weights: %s of %s were there and are intact\n", sizeText(present).c_str(),
+                 sizeText(total).c_str());
+    before = present;
+    start = last = Clock::now();
   }
+  ~ProgressLine() { clear(); }
 
 private:
+  using Clock = std::chrono::steady_clock;
+  void clear() {
+    if (shown)
+      std::fprintf(stderr, "\r\033[K");
+    shown = false;
+  }
+
   bool terminal = isatty(STDERR_FILENO);
   bool shown = false;
-  std::chrono::steady_clock::time_point start = std::chrono::steady_clock::now(), last;
+  uint64_t before = 0;
+  Clock::time_point start = Clock::now(), last = start;
 };
 
 Status writeText(const std::string &path, const std::string &text) {
@@ -88,6 +100,7 @@ Status compile(Arguments &arguments) {
   options.progress = [&](uint64_t done, uint64_t total, const std::string &weight) {
     progress.show(done, total, weight);
   };
+  options.resumed = [&](uint64_t present, uint64_t total) { progress.resume(present, total); };
 
   MOEC_TRY(auto compilation, Compilation::open(options));
   if (arguments.emit == "moe")

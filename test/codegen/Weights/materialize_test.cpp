@@ -72,7 +72,10 @@ protected:
     directory = std::filesystem::temp_directory_path() / ("moec-weights-" + std::to_string(getpid()));
     std::filesystem::create_directories(directory);
   }
-  ~MaterializeTest() override { std::filesystem::remove_all(directory); }
+  ~MaterializeTest() override {
+    std::filesystem::remove_all(directory);
+    std::filesystem::remove(directory.string() + ".notes");
+  }
 
   mlir::ArrayAttr recipe(const std::string &text) {
     return mlir::cast<mlir::ArrayAttr>(mlir::parseAttribute(text, &context));
@@ -82,14 +85,20 @@ protected:
     return {"w", std::move(sources), recipe(steps), dtype, std::move(shape)};
   }
 
+  /// A journal of a fingerprint of its own, so that nothing there counts.
+  Result<Journal> openJournal() {
+    return Journal::open(directory.string() + ".notes", directory, std::to_string(++journals));
+  }
+
   /// The bytes of the weight as the materializer writes them.
   Result<std::vector<std::byte>> make(const WeightJob &job, unsigned threads = 1, uint64_t memory = 1 << 30) {
-    MOEC_TRY(auto files, WeightFiles::create(directory, {{job.name, job.dtype, job.shape}}, 1 << 30));
+    MOEC_TRY(Journal journal, openJournal());
+    MOEC_TRY(auto files, WeightFiles::open(directory, {{job.name, job.dtype, job.shape}}, 1 << 30, journal));
     MaterializeOptions options;
     options.threads = threads;
     options.maxMemory = memory;
-    MOEC_CHECK(materialize({job}, source, files, options));
-    MOEC_TRY(auto entries, files.finish());
+    MOEC_CHECK(materialize({job}, source, *files, options));
+    MOEC_TRY(auto entries, files->finish());
     MOEC_TRY(auto file, SafetensorsFile::open(directory / entries.front().file));
     const TensorInfo &info = file.tensors().at(job.name);
     return std::vector<std::byte>(file.data(info), file.data(info) + info.bytes);
@@ -112,6 +121,7 @@ protected:
   mlir::MLIRContext context;
   RandomSource source;
   std::filesystem::path directory;
+  int journals = 0;
 };
 
 TEST_F(MaterializeTest, PlainTensorsOfEachType) {
@@ -249,10 +259,12 @@ TEST_F(MaterializeTest, WeightsFillFilesInOrder) {
     jobs.push_back({name, {name}, recipe("[]"), DType::F8E4M3, {rows, 1}});
     specs.push_back({name, DType::F8E4M3, {rows, 1}});
   }
-  auto files = WeightFiles::create(directory, specs, 256);
+  auto journal = openJournal();
+  ASSERT_TRUE(journal.ok()) << journal.message();
+  auto files = WeightFiles::open(directory, specs, 256, *journal);
   ASSERT_TRUE(files.ok()) << files.message();
-  ASSERT_TRUE(materialize(jobs, source, *files, {}).ok());
-  auto entries = files->finish();
+  ASSERT_TRUE(materialize(jobs, source, **files, {}).ok());
+  auto entries = (*files)->finish();
   ASSERT_TRUE(entries.ok()) << entries.message();
   std::vector<std::vector<std::string>> found;
   for (const WeightFileEntry &entry : *entries) {

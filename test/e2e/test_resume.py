@@ -1,0 +1,217 @@
+# Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+# SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+"""Compiles that are killed and started again: they go on, and end with the same bytes."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoints import write_safetensors
+
+TINY = Path(__file__).parent.parent / "models" / "tiny-shakespeare"
+VOCAB = 160_000  # two matrices of 78 MiB: five notes in the journal, and a moment of work
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """tiny-shakespeare with a vocabulary so large that its weights take a moment."""
+    out = Path(shutil.copytree(TINY, tmp_path_factory.mktemp("large") / "model"))
+    config = json.loads((TINY / "config.json").read_text()) | {"vocab_size": VOCAB, "num_nextn_predict_layers": 0}
+    (out / "config.json").write_text(json.dumps(config))
+    raw = (TINY / "model.safetensors").read_bytes()
+    begin = 8 + int.from_bytes(raw[:8], "little")
+    tensors = {}
+    for name, entry in json.loads(raw[8:begin]).items():
+        if name == "__metadata__" or name.startswith("model.layers.4."):
+            continue
+        first, last = entry["data_offsets"]
+        bits = np.uint32 if entry["dtype"] == "F32" else np.uint16
+        data = np.frombuffer(raw[begin + first : begin + last], bits).reshape(entry["shape"])
+        if entry["shape"] == [1280, 256]:  # bf16 of random signs and mantissas, near 1
+            data = np.random.PCG64(len(tensors)).random_raw(VOCAB * 64).view(np.uint16).reshape(VOCAB, 256)
+            data = (data & 0x807F) | 0x3F80
+        tensors[name] = (entry["dtype"], data)
+    write_safetensors(out / "model.safetensors", tensors)
+    return out
+
+
+@pytest.fixture(scope="module")
+def whole(model, compiled) -> dict[str, bytes]:
+    return content(compiled(model))
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    """Everything in an artifact, folders too."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes() if path.is_file() else b"" for path in directory.rglob("*")
+    }
+
+
+def part_of(out: Path) -> Path:
+    return out.parent / f".{out.name}.moec-part"
+
+
+def noted(out: Path) -> int:
+    """Bytes of weights that the journal says are there."""
+    try:
+        lines = (part_of(out) / "notes").read_text().splitlines()
+    except FileNotFoundError:
+        return 0
+    best: dict[str, int] = {}
+    for line in lines[1:]:
+        *_, size, name = line.split(" ")
+        best[name] = max(best.get(name, 0), int(size))
+    return sum(size for name, size in best.items() if name.startswith("weights"))
+
+
+def start(moec, model: Path, out: Path, *options) -> subprocess.Popen:
+    command = [str(moec.path), "compile", str(model), "-o", str(out), *options]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def halt(process: subprocess.Popen, out: Path, beyond: int, how: signal.Signals) -> bool:
+    """Sends the signal once more than `beyond` bytes are noted; False if the compile was over before that."""
+    while noted(out) <= beyond:
+        if process.poll() is not None:
+            return False
+        time.sleep(0.001)
+    process.send_signal(how)
+    return True
+
+
+def kill_once(moec, model: Path, out: Path, beyond: int = 0) -> None:
+    process = start(moec, model, out)
+    assert halt(process, out, beyond, signal.SIGKILL), process.stderr.read()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not out.exists(), "a killed compile has no artifact"
+
+
+def verified(stderr: str) -> int:
+    """Bytes that a run says it found intact."""
+    match = re.search(r"weights: ([\d.]+) MiB of [\d.]+ MiB were there and are intact", stderr)
+    return int(float(match[1]) * 2**20) if match else 0
+
+
+def finish(moec, model: Path, out: Path, *options) -> int:
+    """Runs to the end; bytes that were verified rather than made."""
+    done = moec.run("compile", model, "-o", out, *options)
+    assert os.listdir(out.parent) == [out.name], "something is left beside the artifact"
+    return verified(done.stderr.decode())
+
+
+def test_killed_again_and_again(model, moec, whole, tmp_path):
+    out = tmp_path / "out"
+    kills, before = 0, 0
+    while kills < 3:
+        process = start(moec, model, out)
+        killed = halt(process, out, before, signal.SIGKILL)
+        _, stderr = process.communicate()
+        if not killed:
+            break
+        assert process.returncode == -signal.SIGKILL
+        kills += 1
+        # It had taken up what the one before it left, but for half a MiB of rounding and headers.
+        assert verified(stderr) >= before - 2**19
+        before = noted(out)
+        assert os.listdir(tmp_path) == [part_of(out).name]
+    assert kills >= 2
+    assert finish(moec, model, out) >= before - 2**19
+    assert content(out) == whole
+
+
+def test_threads_and_memory_do_not_matter(model, moec, whole, tmp_path):
+    kill_once(moec, model, tmp_path / "out")
+    assert finish(moec, model, tmp_path / "out", "--threads", "3", "--max-memory", "64MiB") > 0
+    assert content(tmp_path / "out") == whole
+
+
+def test_what_was_damaged_is_made_again(model, moec, whole, tmp_path):
+    out = tmp_path / "out"
+    kill_once(moec, model, out, beyond=40 << 20)
+    before = noted(out)
+    with open(part_of(out) / "output" / "weights-00001.safetensors", "r+b") as file:
+        file.seek(before - 1000)
+        byte = file.read(1)
+        file.seek(before - 1000)
+        file.write(bytes([byte[0] ^ 1]))
+    code = part_of(out) / "output" / "code" / "x86-64-v3.so"
+    code.write_bytes(code.read_bytes()[:-1])
+    (part_of(out) / "output" / "stray").mkdir()
+    (part_of(out) / "output" / "stray" / "file").write_text("nobody noted me")
+    assert 0 < finish(moec, model, out) < before
+    assert content(out) == whole
+
+
+def cut_line(notes: bytes) -> bytes:
+    return notes[:-7]
+
+
+def broken_line(notes: bytes) -> bytes:
+    at = notes.rindex(b" ", 0, notes.rindex(b"weights"))
+    return notes[: at - 1] + bytes([notes[at - 1] ^ 1]) + notes[at:]
+
+
+@pytest.mark.parametrize("damage", [cut_line, broken_line])
+def test_damaged_journal(damage, model, moec, whole, tmp_path):
+    kill_once(moec, model, tmp_path / "out", beyond=40 << 20)
+    notes = part_of(tmp_path / "out") / "notes"
+    notes.write_bytes(damage(notes.read_bytes()))
+    resumed = finish(moec, model, tmp_path / "out")
+    # A line without its end is what a kill leaves: the lines before it count.
+    assert (resumed > 0) == (damage is cut_line)
+    assert content(tmp_path / "out") == whole
+
+
+def test_another_source_or_option_starts_afresh(model, moec, compiled, tmp_path):
+    out = tmp_path / "a" / "out"
+    out.parent.mkdir()
+    kill_once(moec, model, out)
+    assert finish(moec, model, out, "--max-file-size", "64MiB") == 0
+    assert content(out) == content(compiled(model, "--max-file-size", "64MiB"))
+    shutil.rmtree(out)
+
+    copy = Path(shutil.copytree(model, tmp_path / "copy"))
+    kill_once(moec, copy, out)
+    with open(copy / "model.safetensors", "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last[0] ^ 0x80]))
+    assert finish(moec, copy, out) == 0
+    assert content(out) == content(compiled(copy))
+
+
+def test_second_process_is_refused(model, moec, whole, tmp_path):
+    out = tmp_path / "out"
+    first = start(moec, model, out)
+    assert halt(first, out, 0, signal.SIGSTOP)
+    try:
+        message = moec.refuses("compile", model, "-o", out)
+        assert f"{out}: is being written by another process" in message
+    finally:
+        first.send_signal(signal.SIGCONT)
+    _, stderr = first.communicate()
+    assert first.returncode == 0, stderr
+    assert os.listdir(tmp_path) == ["out"]
+    assert content(out) == whole
+
+
+def test_bad_input_after_a_kill_leaves_nothing(model, moec, tmp_path):
+    out = tmp_path / "a" / "out"
+    out.parent.mkdir()
+    kill_once(moec, model, out)
+    done = subprocess.run(
+        ["bash", "-c", f"trap '' XFSZ; ulimit -f 4096; exec '{moec.path}' compile '{model}' -o '{out}'"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and "ulimit -f" in done.stderr
+    assert os.listdir(out.parent) == []
