@@ -265,16 +265,25 @@ private:
       MOEC_TRY(int64_t inGroup, groupAt(c, end));
       MOEC_TRY(float scale, scaleAt(outGroup, inGroup));
       MOEC_TRY(float zero, zeroAt(outGroup, inGroup));
-      for (; c < end; ++c) {
-        float value = values[run[c - col]] - zero; // small integers or a float less 0: exact
-        // Codes and small scales are short, so that the double product is exact and one rounding is left; where
-        // only the f32 global scale divides, the quotient of doubles that are floats rounds as the exact one does.
-        double product = static_cast<double>(value) * scale;
-        out[c - col] = static_cast<float>(format.globalDivides ? product / global : product * global);
-        if (std::isfinite(out[c - col]) && (scale != 0 || value == 0))
-          continue;
-        return wrongValue(row, c, run[c - col], scale, inGroup);
-      }
+      const uint8_t *from = run.data() + (c - col);
+      float *to = out + (c - col);
+      int64_t size = end - c;
+      // A code less its zero point is exact: small integers, or a float less 0. So the product is rounded once.
+      if (format.globalScale.empty())
+        for (int64_t i = 0; i < size; ++i)
+          to[i] = (values[from[i]] - zero) * scale;
+      // Codes and small scales are short, so that their product with a double is exact and one rounding is left;
+      // a quotient of floats that is rounded to a double rounds on to the float that the exact one gives.
+      else if (format.globalDivides)
+        for (int64_t i = 0; i < size; ++i)
+          to[i] = static_cast<float>(static_cast<double>((values[from[i]] - zero) * scale) / global);
+      else
+        for (int64_t i = 0; i < size; ++i)
+          to[i] = static_cast<float>(static_cast<double>((values[from[i]] - zero) * scale) * global);
+      for (int64_t i = 0; i < size; ++i)
+        if (!std::isfinite(to[i]) || (scale == 0 && values[from[i]] != zero))
+          return wrongValue(row, c + i, from[i], scale, inGroup);
+      c = end;
     }
     return success();
   }

@@ -159,8 +159,11 @@ TEST_P(Fixtures, EachTensorIsNeededInItsTypeAndShape) {
 
 TEST_P(Fixtures, ReleasedRowsCoverTheCodesOnce) {
   auto matrix = open(fixture.format, fixture.tensors, fixture.out, fixture.in);
-  for (int64_t row = 0; row < fixture.out; row += 3)
+  for (int64_t row = 0; row < fixture.out; row += 3) {
     matrix->release(row, std::min<int64_t>(3, fixture.out - row));
+    // Rows that share pages with others go with the last one.
+    EXPECT_EQ(fixture.tensors.released.empty(), fixture.format.packing.inMajor && row + 3 < fixture.out);
+  }
   int64_t at = 0;
   for (auto [offset, bytes] : fixture.tensors.released) {
     EXPECT_EQ(offset, at);
@@ -309,6 +312,9 @@ TEST(Codes, Nvfp4TimesEveryScale) {
     }
 }
 
+/// The nibble of each of eight columns in an AWQ word.
+const int nibble[] = {0, 4, 1, 5, 2, 6, 3, 7};
+
 /// How an integer format lays out its codes and zero points, as plain formulas.
 struct IntegerCase {
   const char *name;
@@ -324,7 +330,6 @@ struct IntegerCase {
 };
 
 TEST(Codes, EveryIntegerWithEveryZeroPoint) {
-  static const int nibble[] = {0, 4, 1, 5, 2, 6, 3, 7}; // of each of eight columns
   auto gptqCode = [](int bits) {
     return [bits](int64_t row, int64_t col, int64_t out, int64_t) {
       int64_t perWord = 32 / bits;
@@ -403,6 +408,38 @@ TEST(Codes, EverySymmetricInteger) {
   std::vector<float> values = readAll(*open(formats::intQuantized(1, 0), tensors, 1, 256));
   for (int code = 0; code < 256; ++code)
     ASSERT_EQ(values[code], 0.5f * static_cast<float>(code < 128 ? code : code - 256));
+}
+
+TEST(Codes, RowsLongerThanAStripe) {
+  // Side by side, rows are read in stripes of columns.
+  int64_t out = 16, in = 1000, group = 24;
+  int64_t groups = (in + group - 1) / group;
+  for (bool isAwq : {false, true}) {
+    std::vector<int64_t> shape = isAwq ? std::vector<int64_t>{in, out / 8} : std::vector<int64_t>{in / 8, out};
+    Stored codes{DType::I32, shape, std::string(out * in / 2, '\0')};
+    Stored zeros{DType::I32, {groups, out / 8}, std::string(groups * out / 2, '\0')};
+    std::vector<float> scales, expected(out * in);
+    for (int64_t i = 0; i < groups * out; ++i)
+      scales.push_back(0.5f * static_cast<float>(1 + i % 7));
+    for (int64_t row = 0; row < out; ++row)
+      for (int64_t col = 0; col < in; ++col) {
+        int64_t code = (row * 5 + col * 3 + col / 16) % 16;
+        int64_t bit = isAwq ? (col * 2 + row / 8) * 32 + nibble[row % 8] * 4 : (col / 8 * out + row) * 32 + col % 8 * 4;
+        putBits(codes.bytes, bit, 4, static_cast<unsigned>(code));
+        expected[row * in + col] = static_cast<float>(code) * scales[col / group * out + row];
+      }
+    MemoryTensors tensors;
+    tensors.tensors = {
+        {"m.qweight", codes}, {"m.qzeros", zeros}, {"m.scales", {DType::F32, {groups, out}, bytesOf(scales)}}};
+    Format format = isAwq ? formats::awq(group) : formats::gptq(4, group, false, 2, false);
+    auto matrix = open(format, tensors, out, in);
+    EXPECT_EQ(readAll(*matrix), expected);
+    std::vector<float> part(7 * 700);
+    ASSERT_TRUE(matrix->read(3, 7, 250, 700, part.data()));
+    for (int64_t r = 0; r < 7; ++r)
+      for (int64_t c = 0; c < 700; ++c)
+        ASSERT_EQ(part[r * 700 + c], expected[(r + 3) * in + c + 250]);
+  }
 }
 
 TEST(Codes, GroupIndexOfCompressedTensors) {
