@@ -11,6 +11,7 @@ bit generator whose stream NumPy guarantees.
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,30 @@ def build(model_dir: Path, out: Path) -> Path:
     write_safetensors(
         out / "model.safetensors", {name: (dtype, data) for name, (dtype, data, _) in tensors_of(model_dir).items()}
     )
+    return out
+
+
+def with_vocabulary(model_dir: Path, out: Path, vocab: int) -> Path:
+    """A copy of a bf16 checkpoint without its MTP layer, with random embeddings of another vocabulary."""
+    shutil.copytree(model_dir, out)
+    config = json.loads((model_dir / "config.json").read_text())
+    old, layers = config["vocab_size"], config["num_hidden_layers"]
+    (out / "config.json").write_text(json.dumps(config | {"vocab_size": vocab, "num_nextn_predict_layers": 0}))
+    raw = (model_dir / "model.safetensors").read_bytes()
+    begin = 8 + int.from_bytes(raw[:8], "little")
+    tensors = {}
+    for name, entry in json.loads(raw[8:begin]).items():
+        if name == "__metadata__" or name.startswith(f"model.layers.{layers}."):
+            continue
+        first, last = entry["data_offsets"]
+        bits = np.uint32 if entry["dtype"] == "F32" else np.uint16
+        data = np.frombuffer(raw[begin + first : begin + last], bits).reshape(entry["shape"])
+        if entry["shape"][0] == old:
+            width = entry["shape"][1]
+            data = np.random.PCG64(len(tensors)).random_raw(vocab * width // 4).view(np.uint16).reshape(vocab, width)
+            data = (data & 0x807F) | 0x3F80  # bf16 near 1, both signs
+        tensors[name] = (entry["dtype"], data)
+    write_safetensors(out / "model.safetensors", tensors)
     return out
 
 

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 """Compiles that are killed and started again: they go on, and end with the same bytes."""
 
-import json
 import os
 import re
 import shutil
@@ -11,9 +10,8 @@ import subprocess
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from checkpoints import write_safetensors
+from checkpoints import with_vocabulary
 
 TINY = Path(__file__).parent.parent / "models" / "tiny-shakespeare"
 VOCAB = 160_000  # two matrices of 78 MiB: five notes in the journal, and a moment of work
@@ -22,24 +20,7 @@ VOCAB = 160_000  # two matrices of 78 MiB: five notes in the journal, and a mome
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     """tiny-shakespeare with a vocabulary so large that its weights take a moment."""
-    out = Path(shutil.copytree(TINY, tmp_path_factory.mktemp("large") / "model"))
-    config = json.loads((TINY / "config.json").read_text()) | {"vocab_size": VOCAB, "num_nextn_predict_layers": 0}
-    (out / "config.json").write_text(json.dumps(config))
-    raw = (TINY / "model.safetensors").read_bytes()
-    begin = 8 + int.from_bytes(raw[:8], "little")
-    tensors = {}
-    for name, entry in json.loads(raw[8:begin]).items():
-        if name == "__metadata__" or name.startswith("model.layers.4."):
-            continue
-        first, last = entry["data_offsets"]
-        bits = np.uint32 if entry["dtype"] == "F32" else np.uint16
-        data = np.frombuffer(raw[begin + first : begin + last], bits).reshape(entry["shape"])
-        if entry["shape"] == [1280, 256]:  # bf16 of random signs and mantissas, near 1
-            data = np.random.PCG64(len(tensors)).random_raw(VOCAB * 64).view(np.uint16).reshape(VOCAB, 256)
-            data = (data & 0x807F) | 0x3F80
-        tensors[name] = (entry["dtype"], data)
-    write_safetensors(out / "model.safetensors", tensors)
-    return out
+    return with_vocabulary(TINY, tmp_path_factory.mktemp("large") / "model", VOCAB)
 
 
 @pytest.fixture(scope="module")
