@@ -124,6 +124,10 @@ Result<std::unique_ptr<Compilation>> Compilation::open(CompileOptions options) {
   if (options.target != "cpu")
     return Error{"unknown target '" + options.target + "', expected cpu"};
   MOEC_TRY(hf::SourceModel source, hf::SourceModel::open(options.model));
+  return of(std::move(options), std::move(source));
+}
+
+Result<std::unique_ptr<Compilation>> Compilation::of(CompileOptions options, hf::SourceModel source) {
   std::unique_ptr<Compilation> result(new Compilation(std::move(options), std::move(source)));
   DiagnosticSentence diagnostics(result->context);
   hf::ImportOptions import;

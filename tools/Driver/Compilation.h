@@ -64,9 +64,13 @@ class Compilation {
 public:
   /// Reads config and headers and imports the model; no weight is read.
   static Result<std::unique_ptr<Compilation>> open(CompileOptions options);
+  /// The same for a model that is known already; without a checkpoint only `write` and `interpret` fail.
+  static Result<std::unique_ptr<Compilation>> of(CompileOptions options, hf::SourceModel source);
   ~Compilation();
 
-  /// The module as it is now, as text.
+  /// The module as it is now.
+  mlir::ModuleOp program() { return *ir; }
+  /// The same as text.
   std::string text();
   const hf::ModelConfig &config() const { return source.config; }
 

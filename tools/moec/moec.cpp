@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 
 /// \file
-/// The compiler's command line: compile, inspect, interpret.
+/// The compiler's command line: compile, plan, inspect, interpret.
 
 #include "runtime/Support/File.h"
 #include "runtime/Support/Safetensors.h"
@@ -10,6 +10,7 @@
 #include "tools/Driver/Compilation.h"
 #include "tools/Driver/Text.h"
 #include "tools/moec/Inspect.h"
+#include "tools/moec/PlanCommand.h"
 
 #include "mlir/IR/AsmState.h"
 #include "mlir/Pass/PassManager.h"
@@ -202,6 +203,8 @@ int main(int argc, char **argv) {
   compileCommand->footer(
       "The --mlir-* options of MLIR's own tools (--mlir-print-ir-after-all, --mlir-timing, ...) work too.");
 
+  PlanCommand plan(app);
+
   CLI::App *inspectCommand = app.add_subcommand("inspect", "Show what is in an artifact");
   inspectCommand->add_option("ARTIFACT", arguments.artifact, "artifact directory")->required();
   inspectCommand->add_flag("--json", arguments.json, "print JSON");
@@ -248,6 +251,8 @@ int main(int argc, char **argv) {
     }
     return report(compile(arguments));
   }
+  if (plan.isChosen())
+    return report(plan.run());
   if (*inspectCommand)
     return report(inspect(arguments));
   return report(interpret(arguments));

@@ -1,0 +1,237 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+#include "tools/moec/PlanCommand.h"
+
+#include "runtime/Support/Json.h"
+#include "tools/Driver/Text.h"
+
+#include <CLI/CLI.hpp>
+
+#include <array>
+#include <cstdio>
+#include <iostream>
+
+using namespace moec;
+
+//===----------------------------------------------------------------------===//
+// For people
+//===----------------------------------------------------------------------===//
+
+namespace {
+
+template <typename... Args> std::string format(const char *pattern, Args... args) {
+  std::array<char, 128> text;
+  std::snprintf(text.data(), text.size(), pattern, args...);
+  return text.data();
+}
+
+/// "671.0 B" of parameters or operations.
+std::string countText(double count) {
+  static constexpr std::array units = {"", " k", " M", " B", " T"};
+  size_t unit = 0;
+  while (count >= 1000 && unit + 1 < units.size()) {
+    count /= 1000;
+    ++unit;
+  }
+  return format(unit ? "%.1f%s" : "%.0f%s", count, units[unit]);
+}
+
+std::string rateText(double tokens, bool byMemory) {
+  if (tokens <= 0)
+    return "";
+  return format(tokens < 10 ? "%.2f" : "%.0f", tokens) + (byMemory ? " (memory)" : " (arithmetic)");
+}
+
+std::string secondsText(double seconds) {
+  return seconds < 120 ? format("%.1f s", seconds) : format("%.1f minutes", seconds / 60);
+}
+
+std::string ratesText(const Chip &chip) {
+  return format("%.1f GB/s, ", chip.bandwidth / 1e9) + format("%.2f TFLOPS", chip.bf16 / 1e12);
+}
+
+void addPlace(Table &table, const PlanPlace &place) {
+  table.add({place.chip.name, sizeText(place.chip.memory), std::to_string(place.devices), place.fits ? "yes" : "no",
+             rateText(place.decode, place.decodeByMemory), rateText(place.prefill, place.prefillByMemory)});
+}
+
+void print(const Plan &plan, std::ostream &out) {
+  const hf::ModelConfig &config = plan.config;
+  out << config.name << " (" << config.type << "), " << config.layers << " layers, hidden " << config.hidden
+      << ", vocabulary " << config.vocab;
+  if (config.experts)
+    out << ", " << config.experts << " experts, " << config.topk << " a token";
+  out << "; from " << (plan.hasHeaders ? "config and headers" : "its config alone") << "\n";
+  for (const std::string &reason : plan.unsupported)
+    out << "not supported yet: " << reason << "\n";
+
+  const char *planned = plan.exactWeights ? "artifact" : "forecast";
+  Table parts({"part", "parameters", "a token", "checkpoint", planned, "a token"});
+  auto add = [&](const PlanPart &part) {
+    parts.add({part.name, countText(static_cast<double>(part.parameters)),
+               countText(static_cast<double>(part.activeParameters)), sizeText(part.checkpointBytes),
+               sizeText(part.bytes), sizeText(part.activeBytes)});
+  };
+  for (const PlanPart &part : plan.parts)
+    add(part);
+  PlanPart total = plan.total();
+  add(total);
+  out << "\n" << parts.text() << "\n";
+
+  const std::string exact = plan.exactMemory ? "" : " (forecast)";
+  Table memory({"memory", "bytes", ""});
+  auto bytes = [&](const std::string &what, uint64_t amount) {
+    memory.add({what, std::to_string(amount), sizeText(amount)});
+  };
+  bytes(plan.exactWeights ? "weights" : "weights (forecast)", total.bytes);
+  if (plan.arenaBytes)
+    bytes("arena, " + std::to_string(plan.maxTokens) + " tokens a run" + exact, plan.arenaBytes);
+  bytes("cache per token" + exact, plan.cacheBytesPerToken);
+  bytes("cache of " + std::to_string(plan.context) + " tokens" + exact, plan.cacheBytes);
+  bytes("compile reads", plan.readBytes);
+  bytes("compile writes", plan.writeBytes);
+  out << memory.text() << "a compile takes " << secondsText(plan.compileSeconds) << " if the disk reads and writes "
+      << sizeText(plan.diskRate) << "/s, and room for what it writes\n\n";
+
+  const Chip &chip = plan.place.chip;
+  if (chip.bandwidth > 0)
+    out << chip.description << ": " << ratesText(chip) << "\n";
+  else
+    out << chip.description << ": rates unknown, --measure takes them\n";
+  Table places({"where", "memory each", "devices", "fits", "decode tokens/s", "prefill tokens/s"});
+  addPlace(places, plan.place);
+  for (const PlanPlace &place : plan.others)
+    addPlace(places, place);
+  out << places.text() << "at most, for one sequence of " << plan.context
+      << " tokens: time for memory or arithmetic, whichever is more, and none for anything else\n";
+}
+
+//===----------------------------------------------------------------------===//
+// For programs
+//===----------------------------------------------------------------------===//
+
+Json toJson(const PlanPart &part) {
+  return {{"part", part.name},
+          {"parameters", part.parameters},
+          {"active_parameters", part.activeParameters},
+          {"checkpoint_bytes", part.checkpointBytes},
+          {"bytes", part.bytes},
+          {"active_bytes", part.activeBytes}};
+}
+
+Json toJson(const Chip &chip) {
+  Json json = {{"name", chip.name}, {"description", chip.description}, {"memory", chip.memory}};
+  json["bandwidth"] = chip.bandwidth > 0 ? Json(chip.bandwidth) : Json();
+  json["arithmetic"] = chip.bf16 > 0 ? Json(chip.bf16) : Json();
+  return json;
+}
+
+Json toJson(const PlanPlace &place) {
+  Json json = toJson(place.chip);
+  json["weight_bytes"] = place.weightBytes;
+  json["cache_bytes"] = place.cacheBytes;
+  json["arena_bytes"] = place.arenaBytes;
+  json["devices"] = place.devices;
+  json["fits"] = place.fits;
+  auto rate = [&](const char *key, double tokens, bool byMemory) {
+    json[key] =
+        tokens > 0 ? Json{{"tokens_per_second", tokens}, {"bound_by", byMemory ? "memory" : "arithmetic"}} : Json();
+  };
+  rate("decode", place.decode, place.decodeByMemory);
+  rate("prefill", place.prefill, place.prefillByMemory);
+  return json;
+}
+
+Json toJson(const Plan &plan) {
+  const hf::ModelConfig &config = plan.config;
+  const PlanPart total = plan.total();
+  Json json;
+  json["model"] = {{"type", config.type},
+                   {"name", config.name},
+                   {"layers", config.layers},
+                   {"hidden", config.hidden},
+                   {"vocab", config.vocab},
+                   {"experts", config.experts},
+                   {"experts_per_token", config.topk},
+                   {"max_positions", config.maxPositions}};
+  json["from_headers"] = plan.hasHeaders;
+  json["unsupported"] = plan.unsupported;
+  json["parameters"] = {{"total", total.parameters}, {"active", total.activeParameters}};
+  json["checkpoint"] = {{"tensors", plan.checkpointTensors}, {"bytes", total.checkpointBytes}};
+  Json parts = Json::array();
+  for (const PlanPart &part : plan.parts)
+    parts.push_back(toJson(part));
+  json["weights"] = {{"exact", plan.exactWeights},
+                     {"experts", plan.experts.empty() ? Json() : Json(plan.experts)},
+                     {"bytes", total.bytes},
+                     {"active_bytes", total.activeBytes},
+                     {"parts", std::move(parts)}};
+  json["arena"] = {{"exact", plan.exactMemory},
+                   {"max_tokens", plan.maxTokens},
+                   {"bytes", plan.arenaBytes ? Json(plan.arenaBytes) : Json()}};
+  json["cache"] = {{"exact", plan.exactMemory},
+                   {"bytes_per_token", plan.cacheBytesPerToken},
+                   {"context", plan.context},
+                   {"bytes", plan.cacheBytes}};
+  json["compile"] = {{"read_bytes", plan.readBytes},
+                     {"write_bytes", plan.writeBytes},
+                     {"disk_rate", plan.diskRate},
+                     {"seconds", plan.compileSeconds}};
+  json["target"] = toJson(plan.place);
+  json["chips"] = Json::array();
+  for (const PlanPlace &place : plan.others)
+    json["chips"].push_back(toJson(place));
+  return json;
+}
+
+} // namespace
+
+//===----------------------------------------------------------------------===//
+// The command
+//===----------------------------------------------------------------------===//
+
+PlanCommand::PlanCommand(CLI::App &app)
+    : command(app.add_subcommand("plan", "Say what a compile will need and what its result will do")) {
+  command->add_option("MODEL_DIR", options.model,
+                      "checkpoint directory, or a config.json; may be absent with --measure");
+  command->add_option("--target", options.target, "cpu (this machine), or one of " + chipNames())
+      ->capture_default_str();
+  std::string formats;
+  for (const WeightFormat &format : weightFormats())
+    formats += (formats.empty() ? "" : ", ") + std::string(format.name);
+  command->add_option("--experts", options.experts,
+                      "how routed experts are stored: " + formats + " (default: as a compile does)");
+  command->add_option("--devices", options.devices, "devices that share the model (default: as many as hold it)")
+      ->check(CLI::Range(int64_t(1), int64_t(1) << 20));
+  command->add_option("--context", options.context, "tokens in the sequence (default: as a compile)")
+      ->check(CLI::Range(int64_t(1), int64_t(1) << 31));
+  command->add_option("--max-tokens", options.maxTokens, "tokens in one run of the program")
+      ->check(CLI::Range(int64_t(1), int64_t(1) << 16))
+      ->capture_default_str();
+  command->add_option("--disk-rate", diskRate, "bytes a second that the disk reads and writes")->capture_default_str();
+  command->add_flag("--measure", options.measure, "measure this machine's memory and arithmetic first; takes a second");
+  command->add_flag("--json", json, "print JSON");
+}
+
+Status PlanCommand::run() {
+  MOEC_TRY(options.diskRate, parseSize(diskRate));
+  if (options.diskRate == 0)
+    return Error{"--disk-rate is 0, expected at least one byte a second"};
+  if (options.model.empty()) {
+    if (!options.measure || options.target != "cpu")
+      return Error{"give a checkpoint directory or a config.json, or --measure alone"};
+    MOEC_TRY(Chip chip, measureThisMachine());
+    if (json)
+      std::cout << Json{{"target", toJson(chip)}}.dump(2) << "\n";
+    else
+      std::cout << chip.description << ": " << ratesText(chip) << "\n";
+    return success();
+  }
+  MOEC_TRY(Plan plan, makePlan(options));
+  if (json)
+    std::cout << toJson(plan).dump(2) << "\n";
+  else
+    print(plan, std::cout);
+  return success();
+}
