@@ -5,6 +5,7 @@
 
 #include "codegen/Weights/Elements.h"
 #include "dialects/Moe/MoeDialect.h"
+#include "dialects/Moe/Recipe.h"
 #include "runtime/Support/Text.h"
 
 #include "llvm/ADT/TypeSwitch.h"
@@ -250,8 +251,6 @@ struct Item {
   bool family = false;
 };
 
-constexpr std::string_view placeholder = "{e}";
-
 /// Runs the steps over the list of tensors.
 class RecipeBuilder {
 public:
@@ -259,13 +258,13 @@ public:
 
   Status open(const std::vector<std::string> &sources, int64_t count) {
     for (const std::string &pattern : sources) {
-      Item item{pattern, {}, pattern.find(placeholder) != std::string::npos};
+      Item item{pattern, {}, pattern.find(steps::kFamilyMarker) != std::string::npos};
       if (item.family && count == 0)
         return Error{"weight source '" + pattern + "' is a family, but its recipe has no stack step"};
       for (int64_t e = 0; e < (item.family ? count : 1); ++e) {
         std::string name = pattern;
         if (item.family)
-          name.replace(name.find(placeholder), placeholder.size(), std::to_string(e));
+          name.replace(name.find(steps::kFamilyMarker), steps::kFamilyMarker.size(), std::to_string(e));
         MOEC_TRY(auto block, SourceBlock::open(name, from));
         item.members.push_back(std::move(block));
       }

@@ -7,6 +7,7 @@
 #include "codegen/Weights/Elements.h"
 #include "dialects/Exec/ExecDialect.h"
 #include "dialects/Moe/MoeDialect.h"
+#include "dialects/Moe/Recipe.h"
 #include "runtime/Support/Text.h"
 
 #include <algorithm>
@@ -277,7 +278,7 @@ Status moec::materialize(const std::vector<WeightJob> &jobs, const TensorSource 
     }
     // Sources that no unit could release alone (transposed ones, scales).
     for (const std::string &source : job.sources)
-      if (source.find('{') == std::string::npos)
+      if (source.find(steps::kFamilyMarker) == std::string::npos)
         if (auto view = from.tensor(source); view.ok())
           from.release(*view);
     if (options.progress)
