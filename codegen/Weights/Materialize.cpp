@@ -171,8 +171,9 @@ private:
       int64_t width = std::min(tileCols, cols - col);
       for (size_t b = 0; b < recipe.blocks.size(); ++b) {
         MOEC_CHECK(recipe.blocks[b]->read({matrix, row, rows, col, width}, lines.data()));
-        if (rowsPerSource > 1 && !std::ranges::all_of(std::span(lines.data(), rows * width),
-                                                      [](float value) { return std::isfinite(value); }))
+        if (mlir::isa<steps::PackBlockScalesAttr>(recipe.pack) &&
+            !std::ranges::all_of(std::span(lines.data(), rows * width),
+                                 [](float value) { return std::isfinite(value); }))
           return Error{"scale of tensor '" + job.sources[b] + "' is not finite"};
         for (int64_t lane = 0; lane < present; ++lane) {
           const float *line = &lines[((first + lane) / rowsPerSource - row) * width];

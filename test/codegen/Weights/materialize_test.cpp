@@ -247,6 +247,10 @@ TEST_F(MaterializeTest, ScaleMustBeFinite) {
   auto packed = make(job({"s"}, "[#moe.pack_block_scales<32, 8, 8>]", DType::F32, {1, 1, 1, 32}));
   ASSERT_FALSE(packed.ok());
   EXPECT_THAT(packed.message(), HasSubstr("not finite"));
+  // Blocks of one row are scales too.
+  auto rows = make(job({"s"}, "[#moe.pack_block_scales<32, 1, 1>]", DType::F32, {1, 1, 1, 32}));
+  ASSERT_FALSE(rows.ok());
+  EXPECT_THAT(rows.message(), HasSubstr("not finite"));
 }
 
 TEST_F(MaterializeTest, WeightsFillFilesInOrder) {
