@@ -7,6 +7,7 @@
 #ifndef MOEC_CODEGEN_WEIGHTS_ELEMENTS_H
 #define MOEC_CODEGEN_WEIGHTS_ELEMENTS_H
 
+#include "dialects/Moe/Recipe.h"
 #include "runtime/Support/DType.h"
 #include "runtime/Support/Result.h"
 
@@ -25,14 +26,8 @@ inline bool isWeightType(DType type) {
 
 /// The stored form of an MLIR element type.
 inline Result<DType> dtypeOf(mlir::Type type) {
-  if (type.isF32())
-    return DType::F32;
-  if (type.isF16())
-    return DType::F16;
-  if (type.isBF16())
-    return DType::BF16;
-  if (mlir::isa<mlir::Float8E4M3FNType>(type))
-    return DType::F8E4M3;
+  if (std::optional<DType> stored = mlir::moe::storedType(type))
+    return *stored;
   return Error{"no weight can be stored in this element type"};
 }
 

@@ -6,9 +6,19 @@
 #include "dialects/Moe/MoeDialect.h"
 
 #include "llvm/ADT/StringExtras.h"
+#include "llvm/ADT/TypeSwitch.h"
 
 using namespace mlir;
 using namespace mlir::moe;
+
+std::optional<moec::DType> mlir::moe::storedType(Type element) {
+  return llvm::TypeSwitch<Type, std::optional<moec::DType>>(element)
+      .Case([](Float32Type) { return moec::DType::F32; })
+      .Case([](Float16Type) { return moec::DType::F16; })
+      .Case([](BFloat16Type) { return moec::DType::BF16; })
+      .Case([](Float8E4M3FNType) { return moec::DType::F8E4M3; })
+      .Default(std::nullopt);
+}
 
 namespace {
 

@@ -8,14 +8,21 @@
 #ifndef MOEC_DIALECTS_MOE_RECIPE_H
 #define MOEC_DIALECTS_MOE_RECIPE_H
 
+#include "runtime/Support/DType.h"
+
 #include "mlir/IR/BuiltinAttributes.h"
 #include "mlir/IR/BuiltinTypeInterfaces.h"
 #include "mlir/IR/Diagnostics.h"
+
+#include <optional>
 
 namespace mlir::moe {
 
 /// What a source's name holds if it stands for one tensor per expert.
 inline constexpr llvm::StringLiteral kFamilyMarker = "{e}";
+
+/// How weights of an element type are stored: f32, f16, bf16, f8E4M3FN; none for others.
+std::optional<moec::DType> storedType(Type element);
 
 /// Checks `sources` and `recipe` against each other and against the static type
 /// `result`: (C1) to (C8) of `moe.weight`. `emitError` starts the one diagnostic.

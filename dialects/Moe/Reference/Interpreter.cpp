@@ -3,6 +3,7 @@
 
 #include "dialects/Moe/Reference/Interpreter.h"
 
+#include "dialects/Moe/Recipe.h"
 #include "dialects/Moe/Reference/Recipe.h"
 
 #include "mlir/Dialect/Func/IR/FuncOps.h"
@@ -124,7 +125,7 @@ template <typename T> FailureOr<std::shared_ptr<const Tensor<T>>> TypedMachine<T
   auto result = reference::evaluateRecipe(op.getSources(), op.getRecipe(), source);
   if (!result)
     return op.emitError(result.message());
-  auto elementType = reference::dtypeOf(cast<ShapedType>(type).getElementType());
+  auto elementType = storedType(cast<ShapedType>(type).getElementType());
   if (elementType != result->dtype || !fits(result->values.shape, type))
     return op.emitError() << "is " << StringRef(moec::toString(result->dtype)) << " " << print(result->values.shape)
                           << " in the checkpoint, but " << type << " in the program";

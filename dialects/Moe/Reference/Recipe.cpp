@@ -40,15 +40,6 @@ static std::string print(llvm::ArrayRef<int64_t> shape) {
 
 static std::string print(DType dtype) { return std::string(moec::toString(dtype)); }
 
-std::optional<DType> dtypeOf(Type type) {
-  return llvm::TypeSwitch<Type, std::optional<DType>>(type)
-      .Case([](Float32Type) { return DType::F32; })
-      .Case([](Float16Type) { return DType::F16; })
-      .Case([](BFloat16Type) { return DType::BF16; })
-      .Case([](Float8E4M3FNType) { return DType::F8E4M3; })
-      .Default(std::nullopt);
-}
-
 //===----------------------------------------------------------------------===//
 // Elements
 //===----------------------------------------------------------------------===//
@@ -157,7 +148,7 @@ static Result<Shape> batched(Attribute step, const std::string &name, const Stor
 
 static Result<StoredTensor> apply(DequantFp8BlockAttr step, const std::string &name, const StoredTensor &weight,
                                   const StoredTensor &scale) {
-  DType type = *dtypeOf(step.getType());
+  DType type = *storedType(step.getType());
   if (weight.dtype != DType::F8E4M3)
     return stepError(step, name, "is " + print(weight.dtype) + ", expected F8_E4M3");
   if (scale.dtype != DType::F32)
@@ -227,7 +218,7 @@ static Result<StoredTensor> apply(TransposeAttr step, const std::string &name, c
 }
 
 static Result<StoredTensor> apply(CastAttr step, const std::string &name, const StoredTensor &in) {
-  DType type = *dtypeOf(step.getType());
+  DType type = *storedType(step.getType());
   StoredTensor out{type, in.values};
   for (float &value : out.values.data)
     value = round(type, value);

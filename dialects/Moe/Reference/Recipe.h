@@ -24,9 +24,6 @@ struct StoredTensor {
   Tensor<float> values;
 };
 
-/// The stored type of an IR element type: f32, f16, bf16, f8E4M3FN; none for others.
-std::optional<moec::DType> dtypeOf(Type type);
-
 /// Evaluates the recipe of a `moe.weight` or `exec.weight`.
 ///
 /// The steps work on a list of tensors, at first the sources in order. A source whose name holds `{e}` is a family of

@@ -20,19 +20,6 @@ std::string SymbolNames::claim(const std::string &name, StringRef separator) {
   return unique;
 }
 
-/// Nothing for types that weights of the moe dialect cannot have.
-static std::optional<DType> dtypeOf(Type element) {
-  if (element.isF32())
-    return DType::F32;
-  if (element.isBF16())
-    return DType::BF16;
-  if (element.isF16())
-    return DType::F16;
-  if (isa<Float8E4M3FNType>(element))
-    return DType::F8E4M3;
-  return std::nullopt;
-}
-
 static FailureOr<moe::WeightOp> sourceOf(Operation *user, Value tensor) {
   if (auto weight = tensor.getDefiningOp<moe::WeightOp>())
     return weight;
@@ -140,7 +127,7 @@ FailureOr<WeightPacker::Panels> WeightPacker::pack(Operation *user, ValueRange t
   for (moe::WeightOp part : parts)
     llvm::append_range(sources, part.getSources().getValue());
   Type element = type.getElementType();
-  std::optional<DType> stored = dtypeOf(element);
+  std::optional<DType> stored = moe::storedType(element);
   // Bytes of FP8 mean nothing without scales, and those were taken care of above.
   if (!stored || *stored == DType::F8E4M3 || !target.hasGemm(*stored)) {
     element = builder.getF32Type();
@@ -149,7 +136,7 @@ FailureOr<WeightPacker::Panels> WeightPacker::pack(Operation *user, ValueRange t
   if (transposed)
     recipe.push_back(moe::TransposeAttr::get(context));
   recipe.push_back(moe::PackPanelsAttr::get(context, width));
-  result.type = *dtypeOf(element);
+  result.type = *moe::storedType(element);
   result.weight = make(sources, recipe, suffix, k, element);
   return result;
 }
@@ -176,12 +163,12 @@ FailureOr<WeightOp> WeightPacker::table(Operation *user, Value tensor, DType &ty
   auto tensorType = cast<RankedTensorType>(weight->getType());
   SmallVector<Attribute> recipe(weight->getRecipe().getValue());
   Type element = tensorType.getElementType();
-  std::optional<DType> stored = dtypeOf(element);
+  std::optional<DType> stored = moe::storedType(element);
   if (!stored || !target.hasTable(*stored)) {
     element = builder.getF32Type();
     recipe.push_back(moe::CastAttr::get(builder.getContext(), element));
   }
-  type = *dtypeOf(element);
+  type = *moe::storedType(element);
   return getOrCreate(weight->getLoc(), nameOf(*weight), weight->getSources().getValue(), recipe, tensorType.getShape(),
                      element);
 }
