@@ -185,4 +185,63 @@ def Moe_PackBlockScalesAttr : Moe_StepAttr<"PackBlockScales", "pack_block_scales
   let genVerifyDecl = 1;
 }
 
+def Moe_CodeFormat : I32EnumAttr<"CodeFormat", "what a quantized weight is stored as", [
+    I32EnumAttrCase<"Int4", 0, "int4">]> {
+  let cppNamespace = "::mlir::moe";
+  let genSpecializedAttr = 0;
+}
+
+def Moe_QuantizeAttr : Moe_StepAttr<"Quantize", "quantize"> {
+  let summary = "Round to codes with one scale for each group of columns; gives the values they stand for";
+  let description = [{
+    Each row is cut into groups of `group` columns. `int4`: with `m` the element of largest
+    magnitude in a group (of two, the negative one),
+
+    ```
+    scale     = m / -8 + 0, rounded to nearest even in `scale`
+    code[i]   = the integer nearest to x[i] * f32(1 / scale), ties to even, within -8 .. 7; 0 if scale is 0
+    y[i]      = code[i] * scale                                 // exact in f32
+    ```
+
+    so that all 16 codes are used, as ggml's Q4_0 does it. Results are f32; where a target has a
+    kernel for the codes, `pack_groups` stores them instead. It acts on each tensor.
+
+    - (C1) `group` is a positive multiple of 32.
+    - (C2) `scale` is bf16 or f16.
+  }];
+  let parameters = (ins EnumParameter<Moe_CodeFormat>:$codes, "int64_t":$group, "::mlir::Type":$scale);
+  let assemblyFormat = "`<` $codes `,` `group` `=` $group `,` `scale` `=` $scale `>`";
+  let genVerifyDecl = 1;
+  let extraClassDeclaration = [{
+    /// Groups are whole blocks of this many columns.
+    static constexpr int64_t columnsPerBlock = 32;
+    /// Bytes of one group of a panel of `width` lanes: see `pack_groups`.
+    int64_t packedBytes(int64_t width) const {
+      return width * (getScale().getIntOrFloatBitWidth() / 8) + width * getGroup() / 2;
+    }
+  }];
+}
+
+def Moe_PackGroupsAttr : Moe_StepAttr<"PackGroups", "pack_groups"> {
+  let summary = "Lay out codes and scales in panels, group by group, as one stream of bytes";
+  let description = [{
+    One quantized tensor `[(B,) N, K]`, or two (gate, up) that share panels as in `pack_panels`,
+    -> bytes `[B, panels, K / group, width * sizeof(scale) + group * width / 2]`. Those of a
+    panel and group are the scales of its lanes, then for each 32 columns `t`, each `q` = 0 .. 3,
+    each lane and each `j` = 0 .. 3 the byte
+
+    ```
+    (code[32 t + 4 q + j] + 8) | (code[32 t + 16 + 4 q + j] + 8) << 4
+    ```
+
+    so that a 32-bit lane holds four consecutive columns in its low nibbles and four in its high
+    ones. Lanes past `N` are zeros that were quantized. `B` is 1 for matrices.
+
+    - (C1) `width` is positive.
+  }];
+  let parameters = (ins "int64_t":$width);
+  let assemblyFormat = "`<` $width `>`";
+  let genVerifyDecl = 1;
+}
+
 #endif

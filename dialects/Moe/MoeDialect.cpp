@@ -131,6 +131,20 @@ LogicalResult PackPanelsAttr::verify(EmitError emitError, int64_t width) {
   return checkPositive(emitError, "width", width); // C1
 }
 
+LogicalResult QuantizeAttr::verify(EmitError emitError, CodeFormat, int64_t group, Type scale) {
+  // C1
+  if (group <= 0 || group % columnsPerBlock != 0)
+    return emitError() << "group is " << group << ", expected a positive multiple of " << columnsPerBlock;
+  // C2
+  if (!scale.isBF16() && !scale.isF16())
+    return emitError() << "scales are " << scale << ", expected bf16 or f16";
+  return success();
+}
+
+LogicalResult PackGroupsAttr::verify(EmitError emitError, int64_t width) {
+  return checkPositive(emitError, "width", width); // C1
+}
+
 LogicalResult PackBlockScalesAttr::verify(EmitError emitError, int64_t width, int64_t n, int64_t rows) {
   // C1
   return success(succeeded(checkPositive(emitError, "width", width)) && succeeded(checkPositive(emitError, "n", n)) &&

@@ -42,9 +42,9 @@ def Moe_WeightOp : Moe_Op<"weight", [Pure, DeclareOpInterfaceMethods<OpAsmOpInte
     result = the only tensor of list
     ```
     A recipe works on a list of tensors. `stack` stacks every family of the list;
-    `dequant_fp8_block` consumes pairs (weight, scale); `head_rows`, `transpose`, `cast` and `pad`
-    act on each tensor; `pack_panels` and `pack_block_scales` consume one or two tensors and give
-    one. A source whose name holds `{e}` is a family of tensors, one for each expert.
+    `dequant_fp8_block` consumes pairs (weight, scale); `head_rows`, `transpose`, `cast`, `pad` and
+    `quantize` act on each tensor; `pack_panels`, `pack_block_scales` and `pack_groups` consume one
+    or two tensors and give one. A source whose name holds `{e}` is a family of tensors, one for each expert.
 
     The types of the sources are in the checkpoint, not in the IR: the verifier checks what the
     recipe alone decides, the rest is checked where the checkpoint is read.
@@ -54,10 +54,13 @@ def Moe_WeightOp : Moe_Op<"weight", [Pure, DeclareOpInterfaceMethods<OpAsmOpInte
     - (C3) `stack` finds at least one family.
     - (C4) `dequant_fp8_block` finds pairs; in a pair both are families or neither is, and no
       earlier step made the weight other than f8E4M3FN or the scale other than f32.
-    - (C5) `pack_panels` and `pack_block_scales` find one or two tensors, and `width` is even if two.
+    - (C5) `pack_panels`, `pack_block_scales` and `pack_groups` find one or two tensors, and `width`
+      is even if two.
     - (C6) The list ends as one tensor, with no family left unstacked.
     - (C7) The shape of the result is one that the last steps can give.
-    - (C8) The element type of the result is the one of the last `cast` or `dequant_fp8_block`.
+    - (C8) The element type of the result is the one of the last `cast` or `dequant_fp8_block`; it
+      is f32 after `quantize` and i8 after `pack_groups`.
+    - (C9) What `pack_groups` finds was quantized; after that it was at most stacked or cut by heads.
 
     ```mlir
     func.func @weights() -> (tensor<576x2048xbf16>, tensor<64x1408x2048xbf16>, tensor<16x128x512xbf16>) {

@@ -17,6 +17,7 @@ std::optional<moec::DType> mlir::moe::storedType(Type element) {
       .Case([](Float16Type) { return moec::DType::F16; })
       .Case([](BFloat16Type) { return moec::DType::BF16; })
       .Case([](Float8E4M3FNType) { return moec::DType::F8E4M3; })
+      .Case([](IntegerType type) { return type.isSignlessInteger(8) ? std::optional(moec::DType::U8) : std::nullopt; })
       .Default(std::nullopt);
 }
 
@@ -24,8 +25,9 @@ namespace {
 
 /// A tensor of the list, as far as the recipe tells.
 struct Tensor {
-  bool family = false; ///< one tensor per expert, not stacked yet
-  Type element;        ///< null: whatever the checkpoint has
+  bool family = false;          ///< one tensor per expert, not stacked yet
+  Type element;                 ///< null: whatever the checkpoint has
+  QuantizeAttr codes = nullptr; ///< its values are codes and scales of this kind
 };
 
 /// The last dimensions of a tensor, as far as the result tells; kDynamic where it does not.
@@ -98,13 +100,23 @@ private:
       return dequantize(index, dequant);
     if (auto cast = dyn_cast<CastAttr>(step)) {
       for (Tensor &tensor : list)
-        tensor.element = cast.getType();
+        tensor = {tensor.family, cast.getType()};
       return success();
     }
-    if (isa<PackPanelsAttr, PackBlockScalesAttr>(step)) // C5
-      return pack(index, widthOf(step));
-    if (isa<HeadRowsAttr, TransposeAttr, PadAttr>(step))
+    if (auto quantize = dyn_cast<QuantizeAttr>(step)) {
+      for (Tensor &tensor : list)
+        tensor = {tensor.family, Float32Type::get(step.getContext()), quantize};
       return success();
+    }
+    if (isa<PackPanelsAttr, PackBlockScalesAttr, PackGroupsAttr>(step)) // C5
+      return pack(index, widthOf(step));
+    if (isa<HeadRowsAttr>(step))
+      return success();
+    if (isa<TransposeAttr, PadAttr>(step)) {
+      for (Tensor &tensor : list)
+        tensor.codes = nullptr; // groups no longer lie along the rows, or are not whole
+      return success();
+    }
     return stepError(index) << "is not a step of a recipe"; // C2
   }
 
@@ -134,7 +146,14 @@ private:
     for (const Tensor &tensor : list)
       if (tensor.family)
         return stepError(index) << "packs tensors that no earlier step has stacked";
-    list = {{/*family=*/false, list.front().element}};
+    Type element = list.front().element;
+    if (isa<PackGroupsAttr>(recipe[index])) {
+      if (llvm::any_of(list, [](const Tensor &tensor) { return !tensor.codes; })) // C9
+        return stepError(index) << "packs codes and scales, but finds a tensor that no earlier step quantizes";
+      element = IntegerType::get(element.getContext(), 8);
+      packed = list.front().codes;
+    }
+    list.assign(1, {/*family=*/false, element, /*codes=*/nullptr});
     return success();
   }
 
@@ -200,7 +219,32 @@ private:
     }
     if (isa<PackPanelsAttr, PackBlockScalesAttr>(step))
       return unpack(index, step, shape);
+    if (isa<PackGroupsAttr>(step))
+      return unpackGroups(index, widthOf(step), shape);
+    if (auto quantize = dyn_cast<QuantizeAttr>(step)) {
+      if (shape.complete && dims.size() < 2)
+        return rankError(index, shape, "two dimensions or more");
+      if (!dims.empty() && !ShapedType::isDynamic(dims.back()) && dims.back() % quantize.getGroup() != 0)
+        return stepError(index) << "cuts rows into groups of " << quantize.getGroup() << ", but "
+                                << describe(index, shape);
+    }
     return success();
+  }
+
+  LogicalResult unpackGroups(size_t index, int64_t width, Shape &shape) {
+    if (!shape.complete || shape.dims.size() != 4)
+      return rankError(index, shape, "four dimensions [B, panels, groups, bytes]");
+    int64_t bytes = packed.packedBytes(width);
+    if (differ(shape.dims[3], bytes))
+      return sizeError(index, shape, 3, bytes);
+    unpackBatch(shape, ShapedType::kDynamic, shape.dims[2] * packed.getGroup());
+    return success();
+  }
+
+  /// [1, panels, ...] comes from a matrix or from a batch of one.
+  static void unpackBatch(Shape &shape, int64_t rows, int64_t columns) {
+    int64_t batch = shape.dims[0];
+    shape = batch == 1 ? Shape{{rows, columns}, /*complete=*/false} : Shape{{batch, rows, columns}};
   }
 
   LogicalResult unpack(size_t index, Attribute step, Shape &shape) {
@@ -217,9 +261,7 @@ private:
         return sizeError(index, shape, 1, panels);
       rows = llvm::divideCeil(scales.getN(), scales.getRows());
     }
-    int64_t batch = shape.dims[0], columns = shape.dims[2];
-    // [1, panels, C, width] comes from a matrix or from a batch of one.
-    shape = batch == 1 ? Shape{{rows, columns}, /*complete=*/false} : Shape{{batch, rows, columns}};
+    unpackBatch(shape, rows, shape.dims[2]);
     return success();
   }
 
@@ -257,9 +299,8 @@ private:
   static bool differ(int64_t found, int64_t expected) { return !ShapedType::isDynamic(found) && found != expected; }
 
   static int64_t widthOf(Attribute step) {
-    if (auto panels = dyn_cast<PackPanelsAttr>(step))
-      return panels.getWidth();
-    return cast<PackBlockScalesAttr>(step).getWidth();
+    return llvm::TypeSwitch<Attribute, int64_t>(step).Case<PackPanelsAttr, PackBlockScalesAttr, PackGroupsAttr>(
+        [](auto pack) { return pack.getWidth(); });
   }
 
   ArrayAttr recipe;
@@ -268,6 +309,7 @@ private:
   StringRef firstSource;
   SmallVector<Tensor> list;
   SmallVector<size_t> arity; ///< how many tensors each step found
+  QuantizeAttr packed;       ///< what `pack_groups` packs
 };
 
 } // namespace

@@ -21,11 +21,11 @@ namespace mlir::moe {
 /// What a source's name holds if it stands for one tensor per expert.
 inline constexpr llvm::StringLiteral kFamilyMarker = "{e}";
 
-/// How weights of an element type are stored: f32, f16, bf16, f8E4M3FN; none for others.
+/// How weights of an element type are stored: f32, f16, bf16, f8E4M3FN, and i8 for packed bytes; none for others.
 std::optional<moec::DType> storedType(Type element);
 
 /// Checks `sources` and `recipe` against each other and against the static type
-/// `result`: (C1) to (C8) of `moe.weight`. `emitError` starts the one diagnostic.
+/// `result`: (C1) to (C9) of `moe.weight`. `emitError` starts the one diagnostic.
 LogicalResult verifyRecipe(ArrayAttr sources, ArrayAttr recipe, ShapedType result,
                            llvm::function_ref<InFlightDiagnostic()> emitError);
 

@@ -299,4 +299,144 @@ TEST_F(MoeReferenceRecipe, RefusalsAreSentences) {
             "of rows, expected one for every 128 of 100 rows");
 }
 
+/// The definition of `quantize<int4>` for one group, written another way: in long double, by trying every code.
+void expectQuantized(const std::vector<float> &x, float scale, const float *values) {
+  float inverse = scale == 0 ? 0 : 1 / scale;
+  for (size_t i = 0; i < x.size(); ++i) {
+    long double target = static_cast<long double>(x[i]) * inverse;
+    int best = -8;
+    for (int code = -8; code <= 7; ++code) {
+      long double now = std::abs(target - code), before = std::abs(target - best);
+      if (now < before || (now == before && code % 2 == 0))
+        best = code;
+    }
+    EXPECT_EQ(values[i], best * scale) << "element " << i << " is " << x[i];
+  }
+}
+
+TEST_F(MoeReferenceRecipe, QuantizeUsesAllSixteenCodes) {
+  // The largest is 16, so the scale is -2 and the codes are x / -2.
+  std::vector<float> x(32);
+  for (int i = 0; i < 32; ++i)
+    x[i] = i - 15.0f;
+  source.add("w", Tensor<float>({1, 32}, x));
+  auto result = evaluate(R"(["w"])", "[#moe.quantize<int4, group = 32, scale = f16>]");
+  ASSERT_TRUE(result) << result.message();
+  EXPECT_EQ(result->quantized->scales.data, std::vector<float>{-2});
+  EXPECT_EQ(result->quantized->codes.data.back(), -8);
+  EXPECT_EQ(result->quantized->codes.data.front(), 7); // 7.5 rounds to 8, which there is not
+  EXPECT_EQ(result->quantized->codes.data[14], 0);     // 0.5 to even
+  EXPECT_EQ(result->quantized->codes.data[12], 2);     // 1.5 to even
+  expectQuantized(x, -2, result->values.data.data());
+}
+
+TEST_F(MoeReferenceRecipe, QuantizeTakesTheNegativeOfTwoExtremes) {
+  std::vector<float> x(32, 0.0f);
+  x[3] = 4;
+  x[20] = -4;
+  source.add("w", Tensor<float>({1, 32}, x));
+  auto result = evaluate(R"(["w"])", "[#moe.quantize<int4, group = 32, scale = bf16>]");
+  ASSERT_TRUE(result) << result.message();
+  EXPECT_EQ(result->quantized->scales.data, std::vector<float>{0.5f});
+  EXPECT_EQ(result->values.data[3], 3.5f);
+  EXPECT_EQ(result->values.data[20], -4);
+}
+
+TEST_F(MoeReferenceRecipe, QuantizeOfRandomGroups) {
+  Random random(7);
+  for (std::string type : {"f16", "bf16"})
+    for (int64_t group : {32, 64, 96, 128}) {
+      Tensor<float> x({3, 2 * group});
+      for (float &value : x.data)
+        value = static_cast<float>(random.real());
+      source.add("w", x);
+      auto result =
+          evaluate(R"(["w"])", "[#moe.quantize<int4, group = " + std::to_string(group) + ", scale = " + type + ">]");
+      ASSERT_TRUE(result) << result.message();
+      ASSERT_EQ(result->quantized->scales.shape, (std::vector<int64_t>{3, 2}));
+      for (int g = 0; g < 6; ++g) {
+        std::vector<float> part(&x.data[g * group], &x.data[g * group] + group);
+        float most =
+            *std::max_element(part.begin(), part.end(), [](float a, float b) { return std::abs(a) < std::abs(b); });
+        float scale = result->quantized->scales.data[g];
+        EXPECT_EQ(scale, type == "f16" ? moec::f16ToFloat(moec::floatToF16(most / -8))
+                                       : moec::bf16ToFloat(moec::floatToBf16(most / -8)));
+        expectQuantized(part, scale, &result->values.data[g * group]);
+      }
+    }
+}
+
+TEST_F(MoeReferenceRecipe, QuantizeOfZerosAndOfWhatIsTooSmallForItsScale) {
+  std::vector<float> x(64, 0.0f);
+  x[40] = 1e-9f; // 1e-9 / 8 is nothing in f16
+  source.add("w", Tensor<float>({1, 64}, x));
+  auto result = evaluate(R"(["w"])", "[#moe.quantize<int4, group = 32, scale = f16>]");
+  ASSERT_TRUE(result) << result.message();
+  EXPECT_EQ(result->values.data, std::vector<float>(64, 0.0f));
+  EXPECT_FALSE(std::signbit(result->quantized->scales.data[0]));
+}
+
+TEST_F(MoeReferenceRecipe, QuantizeRefusesWhatHasNoScale) {
+  std::vector<float> x(32, 1.0f);
+  x[5] = 6e5f;
+  source.add("w", Tensor<float>({1, 32}, x));
+  EXPECT_THAT(message(R"(["w"])", "[#moe.quantize<int4, group = 32, scale = f16>]"),
+              testing::HasSubstr("'w' holds 600000.000000, too large for scales in F16"));
+  x[5] = NAN;
+  source.add("w", Tensor<float>({1, 32}, x));
+  EXPECT_THAT(message(R"(["w"])", "[#moe.quantize<int4, group = 32, scale = bf16>]"),
+              testing::HasSubstr("'w' holds nan, expected numbers"));
+  EXPECT_THAT(message(R"(["w"])", "[#moe.quantize<int4, group = 64, scale = bf16>]"),
+              testing::HasSubstr("'w' is [1, 32], expected rows of whole groups"));
+}
+
+TEST_F(MoeReferenceRecipe, PackGroupsPutsEachCodeInItsNibble) {
+  // Row r, column c holds code (r + c) % 16 - 8 with scale 2^-r; column 0 of row 8 has the -8 that fixes the scale...
+  // so every row gets one by hand.
+  Tensor<float> x({9, 64});
+  auto codeAt = [](int64_t row, int64_t column) { return column % 32 == 0 ? -8 : (row + column) % 16 - 8; };
+  for (int64_t r = 0; r < 9; ++r)
+    for (int64_t c = 0; c < 64; ++c)
+      x.data[r * 64 + c] = std::ldexp(static_cast<float>(codeAt(r, c)), -static_cast<int>(r));
+  source.add("w", x);
+  auto packed = values(R"(["w"])", "[#moe.quantize<int4, group = 32, scale = f16>, #moe.pack_groups<8>]");
+  ASSERT_EQ(packed.shape, (std::vector<int64_t>{1, 2, 2, 8 * 2 + 32 * 4}));
+  for (int64_t panel = 0; panel < 2; ++panel)
+    for (int64_t g = 0; g < 2; ++g) {
+      const float *bytes = packed.row(0) + (panel * 2 + g) * (16 + 128);
+      for (int64_t lane = 0; lane < 8; ++lane) {
+        int64_t row = panel * 8 + lane;
+        auto scale = static_cast<uint16_t>(bytes[2 * lane] + 256 * bytes[2 * lane + 1]);
+        EXPECT_EQ(moec::f16ToFloat(scale), row < 9 ? std::ldexp(1.0f, -static_cast<int>(row)) : 0.0f);
+        for (int64_t c = 0; c < 32; ++c) {
+          auto byte = static_cast<int>(bytes[16 + (c % 16 / 4 * 8 + lane) * 4 + c % 4]);
+          EXPECT_EQ((c < 16 ? byte & 15 : byte >> 4) - 8, row < 9 ? codeAt(row, g * 32 + c) : 0)
+              << "row " << row << ", column " << g * 32 + c;
+        }
+      }
+    }
+}
+
+TEST_F(MoeReferenceRecipe, PackGroupsOfGateAndUpAndOfStackedExperts) {
+  Random random(3);
+  for (const char *name : {"0.g", "1.g", "0.u", "1.u"}) {
+    Tensor<float> x({6, 32});
+    for (float &value : x.data)
+      value = static_cast<float>(random.real());
+    source.add(name, x);
+  }
+  std::string quantize = "#moe.quantize<int4, group = 32, scale = bf16>";
+  // Stacked before or after it was quantized: the same.
+  auto both = values(R"(["{e}.g", "{e}.u"])", "[#moe.stack<2>, " + quantize + ", #moe.pack_groups<8>]");
+  EXPECT_EQ(both, values(R"(["{e}.g", "{e}.u"])", "[" + quantize + ", #moe.stack<2>, #moe.pack_groups<8>]"));
+  ASSERT_EQ(both.shape, (std::vector<int64_t>{2, 2, 1, 8 * 2 + 32 * 4}));
+  // The upper half of a panel's lanes is what `up` alone has in panels of half the width.
+  auto up = values(R"(["1.u"])", "[" + quantize + ", #moe.pack_groups<4>]");
+  for (int64_t lane = 0; lane < 4; ++lane)
+    for (int64_t q = 0; q < 4; ++q)
+      for (int64_t j = 0; j < 4; ++j)
+        EXPECT_EQ(both.row(1)[16 + (q * 8 + 4 + lane) * 4 + j], up.row(0)[8 + (q * 4 + lane) * 4 + j]);
+  EXPECT_THAT(message(R"(["0.g"])", "[#moe.pack_groups<8>]"), testing::HasSubstr("'0.g' is not quantized"));
+}
+
 } // namespace

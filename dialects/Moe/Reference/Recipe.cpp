@@ -93,6 +93,8 @@ std::vector<std::byte> toBytes(const StoredTensor &tensor) {
       element = &(f8 = moec::floatToF8e4m3(values[i]));
     else if (tensor.dtype == DType::F16)
       element = &(f16 = moec::floatToF16(values[i]));
+    else if (tensor.dtype == DType::U8)
+      element = &(f8 = static_cast<uint8_t>(values[i]));
     else if (tensor.dtype == DType::BF16)
       element = &(f16 = moec::floatToBf16(values[i]));
     std::memcpy(bytes.data() + i * size, element, size);
@@ -174,20 +176,37 @@ static Result<StoredTensor> apply(DequantFp8BlockAttr step, const std::string &n
   return result;
 }
 
-static Result<StoredTensor> apply(StackAttr step, const Item &family) {
-  const StoredTensor &first = family.members.front();
-  Shape shape = first.values.shape;
+/// `part` of each member, one after the other.
+static Result<Tensor<float>> stacked(StackAttr step, const Item &family,
+                                     llvm::function_ref<const Tensor<float> &(const StoredTensor &)> part) {
+  Shape shape = part(family.members.front()).shape;
   shape.insert(shape.begin(), family.members.size());
   MOEC_TRY(Tensor<float> values, zeros(step, family.name, shape));
-  for (auto [e, member] : llvm::enumerate(family.members)) {
+  for (auto [e, member] : llvm::enumerate(family.members))
+    llvm::copy(part(member).data, values.row(e));
+  return values;
+}
+
+static Result<StoredTensor> apply(StackAttr step, const Item &family) {
+  const StoredTensor &first = family.members.front();
+  for (auto [e, member] : llvm::enumerate(family.members))
     if (member.dtype != first.dtype || member.values.shape != first.values.shape)
       return stepError(step, family.name,
                        "is " + print(member.dtype) + " " + print(member.values.shape) +
                            " for {e} = " + std::to_string(e) + ", expected " + print(first.dtype) + " " +
                            print(first.values.shape) + " as for {e} = 0");
-    llvm::copy(member.values.data, values.row(e));
+  StoredTensor result;
+  result.dtype = first.dtype;
+  MOEC_TRY(result.values,
+           stacked(step, family, [](const StoredTensor &t) -> const Tensor<float> & { return t.values; }));
+  if (first.quantized) {
+    result.quantized.emplace(first.quantized->format);
+    MOEC_TRY(result.quantized->codes,
+             stacked(step, family, [](const StoredTensor &t) -> const Tensor<float> & { return t.quantized->codes; }));
+    MOEC_TRY(result.quantized->scales,
+             stacked(step, family, [](const StoredTensor &t) -> const Tensor<float> & { return t.quantized->scales; }));
   }
-  return StoredTensor{first.dtype, std::move(values)};
+  return result;
 }
 
 static Result<StoredTensor> apply(HeadRowsAttr step, const std::string &name, const StoredTensor &in) {
@@ -196,10 +215,16 @@ static Result<StoredTensor> apply(HeadRowsAttr step, const std::string &name, co
   if (shape.size() != 2 || shape[0] % heads || end > shape[0] / heads)
     return stepError(step, name, "is " + print(shape) + ", expected [heads * rows, columns] with end <= rows");
   int64_t rows = shape[0] / heads;
-  StoredTensor out{in.dtype, Tensor<float>({heads, end - begin, shape[1]})};
-  for (int64_t h = 0; h < heads; ++h)
-    for (int64_t r = begin; r < end; ++r)
-      std::copy_n(in.values.row(h * rows + r), shape[1], out.values.row(h, r - begin));
+  auto cut = [&](const Tensor<float> &from) {
+    Tensor<float> to({heads, end - begin, from.shape[1]});
+    for (int64_t h = 0; h < heads; ++h)
+      for (int64_t r = begin; r < end; ++r)
+        std::copy_n(from.row(h * rows + r), from.shape[1], to.row(h, r - begin));
+    return to;
+  };
+  StoredTensor out{in.dtype, cut(in.values)};
+  if (in.quantized)
+    out.quantized = {in.quantized->format, cut(in.quantized->codes), cut(in.quantized->scales)};
   return out;
 }
 
@@ -235,6 +260,39 @@ static Result<StoredTensor> apply(PadAttr step, const std::string &name, const S
   for (size_t i = 0; i < in.values.data.size(); ++i)
     values.data[i / width * size + i % width] = in.values.data[i];
   return StoredTensor{in.dtype, std::move(values)};
+}
+
+static Result<StoredTensor> apply(QuantizeAttr step, const std::string &name, const StoredTensor &in) {
+  int64_t group = step.getGroup();
+  Shape shape = in.values.shape;
+  if (shape.size() < 2 || shape.back() % group)
+    return stepError(step, name, "is " + print(shape) + ", expected rows of whole groups");
+  Shape groups = shape;
+  groups.back() /= group;
+  StoredTensor out{DType::F32, Tensor<float>(shape), Codes{step, Tensor<float>(shape), Tensor<float>(groups)}};
+  DType scaleType = *storedType(step.getScale());
+  for (size_t g = 0; g < out.quantized->scales.data.size(); ++g) {
+    const float *x = &in.values.data[g * group];
+    float most = x[0];
+    for (int64_t i = 0; i < group; ++i) {
+      if (!std::isfinite(x[i]))
+        return stepError(step, name, "holds " + std::to_string(x[i]) + ", expected numbers");
+      if (std::abs(x[i]) > std::abs(most) || (x[i] == -most && std::signbit(x[i])))
+        most = x[i];
+    }
+    // Adding 0 makes +0 of -0.
+    float scale = round(scaleType, double(most) / -8 + 0.0);
+    if (!std::isfinite(scale))
+      return stepError(step, name, "holds " + std::to_string(most) + ", too large for scales in " + print(scaleType));
+    float inverse = scale == 0 ? 0 : 1 / scale;
+    for (int64_t i = 0; i < group; ++i) {
+      int code = std::clamp(int(std::nearbyint(double(x[i]) * double(inverse))), -8, 7);
+      out.quantized->codes.data[g * group + i] = float(code);
+      out.values.data[g * group + i] = float(code) * scale;
+    }
+    out.quantized->scales.data[g] = scale;
+  }
+  return out;
 }
 
 /// Where the lanes of panels come from: one tensor fills them all, of two (gate, up) each fills one half.
@@ -280,6 +338,47 @@ static Result<StoredTensor> apply(PackPanelsAttr step, llvm::ArrayRef<Item> list
             *element = in.data[(b * n + row) * k + col];
         }
   return StoredTensor{first.dtype, std::move(out)};
+}
+
+static Result<StoredTensor> apply(PackGroupsAttr step, llvm::ArrayRef<Item> list) {
+  const std::string &name = list.front().name;
+  for (const Item &item : list)
+    if (!item.members.front().quantized)
+      return stepError(step, item.name, "is not quantized");
+  const StoredTensor &first = list.front().members.front();
+  QuantizeAttr format = first.quantized->format;
+  DType scaleType = *storedType(format.getScale());
+  MOEC_TRY(Shape shape, batched(step, name, first));
+  int64_t batch = shape[0], n = shape[1], k = shape[2], group = format.getGroup();
+  MOEC_TRY(Lanes lanes, lanesOf(step, list, step.getWidth(), n));
+  MOEC_TRY(Tensor<float> out, zeros(step, name, {batch, lanes.panels, k / group, format.packedBytes(step.getWidth())}));
+  float *byte = out.data.data();
+  for (int64_t b = 0; b < batch; ++b)
+    for (int64_t panel = 0; panel < lanes.panels; ++panel)
+      for (int64_t g = 0; g < k / group; ++g) {
+        // What lanes past the last row hold is 0 everywhere.
+        auto scaleOf = [&](int64_t lane) {
+          int64_t row = lanes.rowOf(panel, lane);
+          const Codes &codes = *list[lanes.sourceOf(lane)].members.front().quantized;
+          return row < n ? codes.scales.data[(b * n + row) * (k / group) + g] : 0.0f;
+        };
+        auto codeOf = [&](int64_t lane, int64_t column) {
+          int64_t row = lanes.rowOf(panel, lane);
+          const Codes &codes = *list[lanes.sourceOf(lane)].members.front().quantized;
+          return row < n ? codes.codes.data[(b * n + row) * k + g * group + column] : 0.0f;
+        };
+        for (int64_t lane = 0; lane < lanes.width; ++lane) {
+          uint16_t bits = scaleType == DType::F16 ? moec::floatToF16(scaleOf(lane)) : moec::floatToBf16(scaleOf(lane));
+          *byte++ = bits & 0xff;
+          *byte++ = bits >> 8;
+        }
+        for (int64_t t = 0; t < group; t += QuantizeAttr::columnsPerBlock)
+          for (int64_t q = 0; q < 16; q += 4)
+            for (int64_t lane = 0; lane < lanes.width; ++lane)
+              for (int64_t j = 0; j < 4; ++j)
+                *byte++ = (codeOf(lane, t + q + j) + 8) + (codeOf(lane, t + 16 + q + j) + 8) * 16;
+      }
+  return StoredTensor{DType::U8, std::move(out)};
 }
 
 static Result<StoredTensor> apply(PackBlockScalesAttr step, llvm::ArrayRef<Item> list) {
@@ -400,8 +499,9 @@ Result<StoredTensor> evaluateRecipe(ArrayAttr sources, ArrayAttr recipe, const m
     Status status =
         llvm::TypeSwitch<Attribute, Status>(attr)
             .Case<DequantFp8BlockAttr, StackAttr>([&](auto step) { return applyStep(step, list); })
-            .Case<HeadRowsAttr, TransposeAttr, CastAttr, PadAttr>([&](auto step) { return mapEach(step, list); })
-            .Case<PackPanelsAttr, PackBlockScalesAttr>([&](auto step) { return reduce(step, list); })
+            .Case<HeadRowsAttr, TransposeAttr, CastAttr, PadAttr, QuantizeAttr>(
+                [&](auto step) { return mapEach(step, list); })
+            .Case<PackPanelsAttr, PackBlockScalesAttr, PackGroupsAttr>([&](auto step) { return reduce(step, list); })
             .Default([](Attribute step) { return Error{"the recipe step " + print(step) + " is not known"}; });
     if (!status)
       return status.takeError();

@@ -18,10 +18,18 @@
 
 namespace mlir::moe::reference {
 
-/// A tensor as it is stored: values of `dtype` (F32, F16, BF16 or F8E4M3), each held exactly in a float.
+/// What the values of a quantized tensor are the products of.
+struct Codes {
+  QuantizeAttr format;
+  Tensor<float> codes;  ///< small integers, in the tensor's shape
+  Tensor<float> scales; ///< one for each group of the last dimension
+};
+
+/// A tensor as it is stored: values of `dtype` (F32, F16, BF16, F8E4M3 or U8), each held exactly in a float.
 struct StoredTensor {
   moec::DType dtype = moec::DType::F32;
   Tensor<float> values;
+  std::optional<Codes> quantized = std::nullopt;
 };
 
 /// Evaluates the recipe of a `moe.weight` or `exec.weight`.
@@ -30,8 +38,8 @@ struct StoredTensor {
 /// as many tensors as the recipe's first `stack` says; the steps before that act on each member.
 ///   dequant_fp8_block  each (weight, scale) of consecutive pairs becomes one tensor; the exact product is rounded once
 ///   stack              each family becomes one tensor; other tensors are left
-///   head_rows, transpose, cast, pad   act on each tensor
-///   pack_panels, pack_block_scales    make one tensor of the whole list of one or two
+///   head_rows, transpose, cast, pad, quantize      act on each tensor
+///   pack_panels, pack_block_scales, pack_groups    make one tensor of the whole list of one or two
 /// In the end one tensor must be left. What a step's own verifier promises is taken for granted; what its tensors must
 /// be is checked. Fails with a sentence that names the tensor or step, what was found and what
 /// was expected. No tensor may have more than 2^36 elements.

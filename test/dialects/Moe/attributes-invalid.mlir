@@ -92,3 +92,23 @@ func.func private @pack_block_scales_c1_n() attributes {a = #moe.pack_block_scal
 
 // expected-error@+1 {{rows is 0, expected a positive number}}
 func.func private @pack_block_scales_c1_rows() attributes {a = #moe.pack_block_scales<1, 1, 0>}
+
+// -----
+
+// expected-error@+1 {{group is 48, expected a positive multiple of 32}}
+func.func private @quantize_c1_part() attributes {a = #moe.quantize<int4, group = 48, scale = f16>}
+
+// -----
+
+// expected-error@+1 {{group is 0, expected a positive multiple of 32}}
+func.func private @quantize_c1_zero() attributes {a = #moe.quantize<int4, group = 0, scale = f16>}
+
+// -----
+
+// expected-error@+1 {{scales are 'f32', expected bf16 or f16}}
+func.func private @quantize_c2() attributes {a = #moe.quantize<int4, group = 32, scale = f32>}
+
+// -----
+
+// expected-error@+1 {{width is 0, expected a positive number}}
+func.func private @pack_groups_c1() attributes {a = #moe.pack_groups<0>}

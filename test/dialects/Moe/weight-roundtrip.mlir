@@ -44,3 +44,16 @@ func.func @shapes() {
   %2 = moe.weight ["a"] recipe [#moe.head_rows<4, 0, 16>, #moe.transpose, #moe.pack_panels<32>] : tensor<4x1x16x32xf32>
   return
 }
+
+// CHECK-LABEL: @quantized
+//       CHECK: recipe [#moe.stack<8>, #moe.quantize<int4, group = 64, scale = f16>] : tensor<8x48x128xf32>
+//       CHECK: recipe [#moe.stack<8>, #moe.quantize<int4, group = 64, scale = f16>, #moe.pack_groups<32>] : tensor<8x3x2x1088xi8>
+//       CHECK: recipe [#moe.quantize<int4, group = 32, scale = bf16>, #moe.head_rows<4, 0, 16>, #moe.pack_groups<32>] : tensor<4x1x4x576xi8>
+func.func @quantized() {
+  %0 = moe.weight ["{e}.w"] recipe [#moe.stack<8>, #moe.quantize<int4, group = 64, scale = f16>] : tensor<8x48x128xf32>
+  %1 = moe.weight ["{e}.gate", "{e}.up"]
+      recipe [#moe.stack<8>, #moe.quantize<int4, group = 64, scale = f16>, #moe.pack_groups<32>] : tensor<8x3x2x1088xi8>
+  %2 = moe.weight ["w"]
+      recipe [#moe.quantize<int4, group = 32, scale = bf16>, #moe.head_rows<4, 0, 16>, #moe.pack_groups<32>] : tensor<4x1x4x576xi8>
+  return
+}
