@@ -4,6 +4,7 @@
 #include "codegen/Weights/Block.h"
 
 #include "codegen/Weights/Elements.h"
+#include "codegen/Weights/Runs.h"
 #include "dialects/Moe/MoeDialect.h"
 #include "dialects/Moe/Recipe.h"
 #include "runtime/Support/Text.h"
@@ -23,6 +24,13 @@ std::string shapeText(const Block &block) {
   std::vector<int64_t> shape = {block.batch, block.rows, block.cols};
   shape.erase(shape.begin(), shape.end() - block.rank);
   return shapeToString(shape);
+}
+
+Status checkGroups(const std::string &name, const Block &block, int64_t group) {
+  if (block.cols % group == 0)
+    return success();
+  return Error{"tensor '" + name + "' has rows of " + std::to_string(block.cols) + ", which are no whole groups of " +
+               std::to_string(group)};
 }
 
 /// A tensor of the checkpoint.
@@ -46,11 +54,11 @@ public:
       float *line = out + r * rect.cols;
       widen(dtype, view.data + first * size, line, rect.cols);
       // FP8 alone has codes whose arithmetic differs between kernels; a NaN there is a broken file.
-      if (dtype == DType::F8E4M3)
-        for (int64_t c = 0; c < rect.cols; ++c)
-          if (std::isnan(line[c]))
-            return Error{"tensor '" + name + "' holds a NaN at [" + std::to_string(rect.row + r) + ", " +
-                         std::to_string(rect.col + c) + "], but FP8 weights must be numbers"};
+      if (dtype != DType::F8E4M3)
+        continue;
+      if (int64_t c = findNan(line, rect.cols); c < rect.cols)
+        return Error{"tensor '" + name + "' holds a NaN at [" + std::to_string(rect.row + r) + ", " +
+                     std::to_string(rect.col + c) + "], but FP8 weights must be numbers"};
     }
     return success();
   }
@@ -127,10 +135,16 @@ public:
         return Error{"scale of tensor '" + name + "' is not finite"};
     for (int64_t r = 0; r < rect.rows; ++r) {
       const float *line = &scales[((rect.row + r) / blockRows - blocks.row) * blocks.cols];
-      for (int64_t c = 0; c < rect.cols; ++c) {
-        float &value = out[r * rect.cols + c];
-        float by = line[(rect.col + c) / blockCols - blocks.col];
-        value = dtype == DType::F32 ? value * by : multiplyToOdd(value, by);
+      float *values = out + r * rect.cols;
+      for (int64_t c = 0, end; c < rect.cols; c = end) {
+        int64_t block = (rect.col + c) / blockCols;
+        end = std::min(rect.cols, (block + 1) * blockCols - rect.col);
+        float by = line[block - blocks.col];
+        if (dtype == DType::F32)
+          multiply(values + c, end - c, by);
+        else
+          for (int64_t i = c; i < end; ++i)
+            values[i] = multiplyToOdd(values[i], by);
       }
     }
     roundTo(dtype, out, rect.rows * rect.cols);
@@ -217,6 +231,43 @@ private:
   std::unique_ptr<Block> input;
 };
 
+/// What codes in groups stand for; see `#moe.quantize`. Packing takes the codes themselves, this is for everything
+/// else.
+class QuantizeBlock final : public Block {
+public:
+  QuantizeBlock(std::string name, std::unique_ptr<Block> block, steps::QuantizeAttr format, DType scaleType)
+      : name(std::move(name)), input(std::move(block)) {
+    batch = input->batch;
+    rows = input->rows;
+    cols = input->cols;
+    rank = input->rank;
+    dtype = DType::F32;
+    panel = {kInt4Rows, format.getGroup(), scaleType};
+  }
+  Status read(const Rect &rect, float *out) const override {
+    int64_t first = rect.col / panel.group, last = (rect.col + rect.cols - 1) / panel.group + 1;
+    int64_t begin = first * panel.group, width = (last - first) * panel.group;
+    std::vector<float> lines(kInt4Rows * width);
+    std::vector<std::byte> packed((last - first) * panel.groupBytes());
+    for (int64_t r = 0; r < rect.rows; r += kInt4Rows) {
+      int64_t count = std::min(kInt4Rows, rect.rows - r);
+      MOEC_CHECK(input->read({rect.batch, rect.row + r, count, begin, width}, lines.data()));
+      if (!packInt4(panel, lines.data(), width, width, /*lane=*/0, packed.data()))
+        return scaleError(name, panel.scale, lines.data(), count * width);
+      for (int64_t i = 0; i < count; ++i)
+        for (int64_t c = 0; c < rect.cols; ++c)
+          out[(r + i) * rect.cols + c] = int4Value(panel, packed.data(), i, rect.col + c - begin);
+    }
+    return success();
+  }
+  void release(int64_t batch, int64_t row, int64_t rows) const override { input->release(batch, row, rows); }
+
+private:
+  std::string name;
+  std::unique_ptr<Block> input;
+  Int4Panel panel;
+};
+
 /// Zeros behind the last column.
 class PadBlock final : public Block {
 public:
@@ -298,6 +349,14 @@ public:
           return each([&](const std::string &name, std::unique_ptr<Block> &block) -> Status {
             MOEC_TRY(DType type, dtypeOf(attr.getType()));
             block = std::make_unique<CastBlock>(std::move(block), type);
+            return success();
+          });
+        })
+        .Case([&](steps::QuantizeAttr attr) {
+          return each([&](const std::string &name, std::unique_ptr<Block> &block) -> Status {
+            MOEC_TRY(DType scale, dtypeOf(attr.getScale()));
+            MOEC_CHECK(checkGroups(name, *block, attr.getGroup()));
+            block = std::make_unique<QuantizeBlock>(name, std::move(block), attr, scale);
             return success();
           });
         })
@@ -389,9 +448,20 @@ Result<RecipeBlocks> moec::buildRecipe(const std::vector<std::string> &sources, 
                                        const TensorSource &from) {
   RecipeBlocks result;
   llvm::ArrayRef<mlir::Attribute> logical = recipe.getValue();
-  if (!logical.empty() && mlir::isa<steps::PackPanelsAttr, steps::PackBlockScalesAttr>(logical.back())) {
+  if (!logical.empty() &&
+      mlir::isa<steps::PackPanelsAttr, steps::PackBlockScalesAttr, steps::PackGroupsAttr>(logical.back())) {
     result.pack = logical.back();
     logical = logical.drop_back();
+  }
+  // Stacking and cutting by heads, all that may come between, leave groups as they are: packing can quantize instead.
+  llvm::SmallVector<mlir::Attribute> values(logical);
+  if (mlir::isa_and_nonnull<steps::PackGroupsAttr>(result.pack)) {
+    auto *quantize = llvm::find_if(values, llvm::IsaPred<steps::QuantizeAttr>);
+    if (quantize == values.end())
+      return Error{"a recipe packs codes that none of its steps makes"};
+    result.quantize = mlir::cast<steps::QuantizeAttr>(*quantize);
+    values.erase(quantize);
+    logical = values;
   }
   int64_t count = 0;
   for (mlir::Attribute step : logical)
@@ -403,5 +473,8 @@ Result<RecipeBlocks> moec::buildRecipe(const std::vector<std::string> &sources, 
   for (mlir::Attribute step : logical)
     MOEC_CHECK(builder.apply(step));
   MOEC_TRY(result.blocks, builder.take());
+  if (result.quantize)
+    for (auto [number, block] : llvm::enumerate(result.blocks))
+      MOEC_CHECK(checkGroups(sources[std::min(number, sources.size() - 1)], *block, result.quantize.getGroup()));
   return result;
 }

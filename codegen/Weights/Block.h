@@ -8,6 +8,7 @@
 #ifndef MOEC_CODEGEN_WEIGHTS_BLOCK_H
 #define MOEC_CODEGEN_WEIGHTS_BLOCK_H
 
+#include "dialects/Moe/MoeDialect.h"
 #include "runtime/Support/TensorSource.h"
 
 #include "mlir/IR/BuiltinAttributes.h"
@@ -49,6 +50,8 @@ struct RecipeBlocks {
   std::vector<std::unique_ptr<Block>> blocks;
   /// The packing step, or null.
   mlir::Attribute pack;
+  /// How `pack_groups` quantizes the blocks, which hold the values before; null for other steps.
+  mlir::moe::QuantizeAttr quantize;
 };
 
 /// Builds the tree for `recipe` over `sources`. Errors name the tensor, its shape and what the step expects.

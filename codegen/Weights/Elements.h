@@ -13,7 +13,6 @@
 
 #include "mlir/IR/BuiltinTypes.h"
 
-#include <array>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -29,49 +28,6 @@ inline Result<DType> dtypeOf(mlir::Type type) {
   if (std::optional<DType> stored = mlir::moe::storedType(type))
     return *stored;
   return Error{"no weight can be stored in this element type"};
-}
-
-/// All 256 FP8 values, so that widening is a table look-up.
-inline const std::array<float, 256> &f8e4m3Table() {
-  static const std::array<float, 256> table = [] {
-    std::array<float, 256> values;
-    for (int code = 0; code < 256; ++code)
-      values[code] = f8e4m3ToFloat(static_cast<uint8_t>(code));
-    return values;
-  }();
-  return table;
-}
-
-/// `out[i] = float(data[i])`; `data` may have any alignment.
-inline void widen(DType type, const std::byte *data, float *out, int64_t count) {
-  switch (type) {
-  case DType::F32:
-    std::memcpy(out, data, count * sizeof(float));
-    return;
-  case DType::BF16:
-    for (int64_t i = 0; i < count; ++i) {
-      uint16_t bits;
-      std::memcpy(&bits, data + 2 * i, 2);
-      uint32_t word = static_cast<uint32_t>(bits) << 16;
-      std::memcpy(out + i, &word, 4);
-    }
-    return;
-  case DType::F16:
-    for (int64_t i = 0; i < count; ++i) {
-      uint16_t bits;
-      std::memcpy(&bits, data + 2 * i, 2);
-      out[i] = f16ToFloat(bits);
-    }
-    return;
-  case DType::F8E4M3: {
-    const auto &table = f8e4m3Table();
-    for (int64_t i = 0; i < count; ++i)
-      out[i] = table[static_cast<uint8_t>(data[i])];
-    return;
-  }
-  default:
-    assert(false && "not a weight type");
-  }
 }
 
 /// `data[i] = values[i]` in the stored form, to nearest even.

@@ -5,6 +5,7 @@
 
 #include "codegen/Weights/Block.h"
 #include "codegen/Weights/Elements.h"
+#include "codegen/Weights/Runs.h"
 #include "dialects/Exec/ExecDialect.h"
 #include "dialects/Moe/MoeDialect.h"
 #include "dialects/Moe/Recipe.h"
@@ -70,7 +71,7 @@ public:
     int64_t sourceRows = 0;
     for (const auto &block : recipe.blocks)
       sourceRows += unitRows * block->cols * byteSize(block->dtype);
-    return unitBytes() + unitRows * tileCols * 2 * static_cast<int64_t>(sizeof(float)) + sourceRows;
+    return unitBytes() + unitRows * tileColumns() * 2 * static_cast<int64_t>(sizeof(float)) + sourceRows;
   }
 
   Status make(int64_t unit, std::vector<std::byte> &bytes, WeightFiles &out) const {
@@ -80,6 +81,8 @@ public:
       MOEC_CHECK(makePanel(matrix, index, /*rowsPerSource=*/1, bytes));
     } else if (auto pack = mlir::dyn_cast_or_null<steps::PackBlockScalesAttr>(recipe.pack)) {
       MOEC_CHECK(makePanel(matrix, index, pack.getRows(), bytes));
+    } else if (recipe.quantize) {
+      MOEC_CHECK(makeGroups(matrix, index, bytes));
     } else {
       const Block &block = *recipe.blocks.front();
       int64_t row = index * plainRows, rows = std::min(plainRows, block.rows - row);
@@ -105,12 +108,23 @@ private:
       : job(job), number(number), recipe(std::move(recipe)) {}
 
   int64_t lanesPerBlock() const { return unitRows / static_cast<int64_t>(recipe.blocks.size()); }
-  int64_t unitBytes() const { return unitRows * cols * byteSize(job.dtype); }
+  int64_t unitBytes() const {
+    return recipe.quantize ? cols / int4.group * int4.groupBytes() : unitRows * cols * byteSize(job.dtype);
+  }
+  /// Of a tile; whole groups where there are any.
+  int64_t tileColumns() const {
+    return recipe.quantize ? std::max(int4.group, tileCols / int4.group * int4.group) : tileCols;
+  }
   /// Unpacked matrices end with a shorter unit: what those before `matrix` fell short of.
   int64_t skipped(int64_t matrix) const {
     if (recipe.pack)
       return 0;
     return matrix * (unitsPerMatrix * plainRows - recipe.blocks.front()->rows) * cols * byteSize(job.dtype);
+  }
+
+  /// The first tensor that a block is made from, for messages.
+  const std::string &sourceOf(size_t block) const {
+    return job.sources[block * job.sources.size() / recipe.blocks.size()];
   }
 
   Error mismatch(const std::string &found) const {
@@ -127,7 +141,7 @@ private:
     cols = first.cols;
     for (const auto &block : recipe.blocks)
       if (block->batch != first.batch || block->rows != first.rows || block->cols != first.cols ||
-          block->dtype != job.dtype)
+          (block->dtype != job.dtype && !recipe.quantize))
         return mismatch(found);
     std::vector<int64_t> shape;
     if (auto pack = mlir::dyn_cast_or_null<steps::PackPanelsAttr>(recipe.pack)) {
@@ -138,6 +152,14 @@ private:
         return mismatch(found);
       setPanels(pack.getWidth(), pack.getN());
       shape = {batch, unitsPerMatrix, cols, unitRows};
+    } else if (auto pack = mlir::dyn_cast_or_null<steps::PackGroupsAttr>(recipe.pack)) {
+      MOEC_TRY(DType scale, dtypeOf(recipe.quantize.getScale()));
+      setPanels(pack.getWidth(), first.rows);
+      int4 = {unitRows, recipe.quantize.getGroup(), scale};
+      if (lanesPerBlock() % kInt4Rows != 0)
+        return Error{"weight '" + job.name + "': panels of " + std::to_string(lanesPerBlock()) +
+                     " lanes of a tensor are no multiple of " + std::to_string(kInt4Rows)};
+      shape = {batch, unitsPerMatrix, cols / int4.group, int4.groupBytes()};
     } else {
       if (recipe.blocks.size() != 1)
         return mismatch(found);
@@ -174,7 +196,7 @@ private:
         if (mlir::isa<steps::PackBlockScalesAttr>(recipe.pack) &&
             !std::ranges::all_of(std::span(lines.data(), rows * width),
                                  [](float value) { return std::isfinite(value); }))
-          return Error{"scale of tensor '" + job.sources[b] + "' is not finite"};
+          return Error{"scale of tensor '" + sourceOf(b) + "' is not finite"};
         for (int64_t lane = 0; lane < present; ++lane) {
           const float *line = &lines[((first + lane) / rowsPerSource - row) * width];
           float *to = &panel[b * lanes + lane];
@@ -184,6 +206,27 @@ private:
       }
       narrow(job.dtype, panel.data(), &bytes[col * unitRows * size], width * unitRows);
     }
+    return success();
+  }
+
+  /// Panel `index` of codes and scales, a few rows at a time: those lie side by side in the source, so that it is read
+  /// nearly in order, and the panel stays in a core's L2 cache until it is whole.
+  Status makeGroups(int64_t matrix, int64_t index, std::vector<std::byte> &bytes) const {
+    int64_t lanes = lanesPerBlock(), first = index * lanes, tile = tileColumns();
+    std::vector<float> lines(kInt4Rows * tile);
+    for (size_t b = 0; b < recipe.blocks.size(); ++b)
+      for (int64_t lane = 0; lane < lanes; lane += kInt4Rows) {
+        int64_t row = first + lane, present = std::clamp<int64_t>(outputRows - row, 0, kInt4Rows);
+        for (int64_t col = 0; col < cols; col += tile) {
+          int64_t width = std::min(tile, cols - col);
+          std::fill(lines.begin() + present * width, lines.end(), 0.0f);
+          for (int64_t r = 0; r < present; ++r)
+            MOEC_CHECK(recipe.blocks[b]->read({matrix, row + r, 1, col, width}, &lines[r * width]));
+          if (!packInt4(int4, lines.data(), width, width, b * lanes + lane,
+                        &bytes[col / int4.group * int4.groupBytes()]))
+            return scaleError(sourceOf(b), int4.scale, lines.data(), kInt4Rows * width);
+        }
+      }
     return success();
   }
 
@@ -206,6 +249,7 @@ private:
   int64_t unitRows = plainRows; ///< output rows (lanes) of a unit
   int64_t unitsPerMatrix = 1;
   int64_t outputRows = 0; ///< rows of each packed matrix before padding to whole panels
+  Int4Panel int4;         ///< where the recipe packs groups
 };
 
 /// What the threads share.

@@ -193,6 +193,49 @@ TEST_F(MaterializeTest, DequantisedProductsAreRoundedOnce) {
   expectSame({"q", "s"}, "[#moe.dequant_fp8_block<1x1, bf16>]");
 }
 
+TEST_F(MaterializeTest, GroupsOfCodes) {
+  // Whole panels, ragged ones, fewer rows than are quantized at a time, more columns than a tile.
+  for (auto shape : std::vector<std::vector<int64_t>>{{64, 64}, {70, 640}, {3, 128}, {33, 1152}})
+    for (DType dtype : {DType::F32, DType::F16, DType::BF16}) {
+      source.add("a", dtype, shape);
+      expectSame({"a"}, "[#moe.quantize<int4, group = 32, scale = f16>, #moe.pack_groups<32>]");
+      expectSame({"a"}, "[#moe.quantize<int4, group = 64, scale = bf16>, #moe.pack_groups<16>]");
+      // The values alone, as a target without a kernel for the codes would take them.
+      expectSame({"a"}, "[#moe.quantize<int4, group = 32, scale = f16>, #moe.cast<bf16>, #moe.pack_panels<32>]");
+      expectSame({"a"}, "[#moe.quantize<int4, group = 64, scale = bf16>, #moe.transpose]");
+    }
+  source.add("heads", DType::BF16, {4 * 24, 128});
+  expectSame({"heads"},
+             "[#moe.quantize<int4, group = 128, scale = f16>, #moe.head_rows<4, 8, 24>, #moe.pack_groups<32>]");
+}
+
+TEST_F(MaterializeTest, GroupsOfFp8Experts) {
+  for (int e = 0; e < 3; ++e)
+    for (const char *name : {"gate", "up"}) {
+      source.add(name + std::to_string(e), DType::F8E4M3, {40, 192});
+      source.add(name + std::to_string(e) + ".s", DType::F32, {3, 2});
+    }
+  std::string recipe = "[#moe.dequant_fp8_block<16x128, f32>, #moe.stack<3>, "
+                       "#moe.quantize<int4, group = 64, scale = f16>, #moe.pack_groups<32>]";
+  expectSame({"gate{e}", "gate{e}.s"}, recipe);
+  expectSame({"gate{e}", "gate{e}.s", "up{e}", "up{e}.s"}, recipe);
+}
+
+TEST_F(MaterializeTest, GroupsThatCannotBe) {
+  source.add("a", DType::F32, {8, 96});
+  std::string steps = "[#moe.quantize<int4, group = 64, scale = f16>, #moe.pack_groups<32>]";
+  EXPECT_THAT(make(job({"a"}, steps, DType::U8, {1, 1, 1, 1088})).message(),
+              HasSubstr("tensor 'a' has rows of 96, which are no whole groups of 64"));
+  source.add("b", DType::F32, {8, 64});
+  float huge = 1e6f, nan = NAN;
+  std::memcpy(&source.bytes("b")[4 * (5 * 64 + 3)], &huge, sizeof(float));
+  EXPECT_THAT(make(job({"b"}, steps, DType::U8, {1, 1, 1, 1088})).message(),
+              HasSubstr("tensor 'b' holds 1000000.000000, which is too large for int4 codes with scales in F16"));
+  std::memcpy(&source.bytes("b")[4 * (5 * 64 + 3)], &nan, sizeof(float));
+  EXPECT_THAT(make(job({"b"}, steps, DType::U8, {1, 1, 1, 1088})).message(),
+              HasSubstr("tensor 'b' holds nan, but weights must be numbers"));
+}
+
 TEST_F(MaterializeTest, HeadsCutAcrossBlocks) {
   // 3 heads of 12 + 10 rows: head boundaries fall inside the blocks of 16 rows.
   source.add("q", DType::F8E4M3, {66, 40});

@@ -1,0 +1,54 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+/// \file
+/// What making weights does to every single element, over runs of them and for
+/// the widest vectors that the machine has. Whatever those are, the bits are the same.
+
+#ifndef MOEC_CODEGEN_WEIGHTS_RUNS_H
+#define MOEC_CODEGEN_WEIGHTS_RUNS_H
+
+#include "runtime/Support/DType.h"
+#include "runtime/Support/Result.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace moec {
+
+/// `out[i] = float(data[i])`, exactly, for F32, F16, BF16 and F8E4M3. `data` may have any alignment.
+void widen(DType type, const std::byte *data, float *out, int64_t count);
+
+/// `values[i] *= factor`, rounded to f32.
+void multiply(float *values, int64_t count, float factor);
+
+/// Where the first NaN is, or `count`.
+int64_t findNan(const float *values, int64_t count);
+
+/// How `packInt4` quantizes and where it puts what.
+struct Int4Panel {
+  int64_t width = 32;       ///< lanes of a panel: a multiple of 4
+  int64_t group = 32;       ///< columns that share a scale: a multiple of 32
+  DType scale = DType::F16; ///< or BF16
+  int64_t groupBytes() const { return width * 2 + width * group / 2; }
+};
+
+/// Rows that are quantized side by side.
+inline constexpr int64_t kInt4Rows = 4;
+
+/// Quantizes four rows of `cols` values, a multiple of the group, as `#moe.quantize<int4>` says, and puts them into
+/// lanes `lane` .. `lane + 3` of a panel, `lane` a multiple of 4, as `#moe.pack_groups` says. Row r is at `values + r *
+/// stride` and has the alignment of a float; `out` is where the first group begins. False if a scale is not finite, be
+/// it because a value is not or because it is too large for the scale's type; what was written is then of no use.
+bool packInt4(const Int4Panel &panel, const float *values, int64_t stride, int64_t cols, int64_t lane, std::byte *out);
+
+/// What the code in lane `lane`, column `col` of groups that begin at `packed` stands for.
+float int4Value(const Int4Panel &panel, const std::byte *packed, int64_t lane, int64_t col);
+
+/// Why `packInt4` failed on these values.
+Error scaleError(const std::string &tensor, DType scale, const float *values, int64_t count);
+
+} // namespace moec
+
+#endif // MOEC_CODEGEN_WEIGHTS_RUNS_H
