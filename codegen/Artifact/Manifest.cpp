@@ -5,6 +5,7 @@
 
 #include "codegen/Common/KernelSignature.h"
 #include "dialects/Exec/ExecDialect.h"
+#include "dialects/Moe/Recipe.h"
 
 #include "mlir/IR/AffineExpr.h"
 #include "llvm/ADT/STLExtras.h"
@@ -16,18 +17,11 @@ namespace {
 
 /// The element types that verifiers of the exec dialect let through, and those of kernels.
 DType dtypeOf(Type element) {
-  if (element.isF32())
-    return DType::F32;
-  if (element.isBF16())
-    return DType::BF16;
-  if (element.isF16())
-    return DType::F16;
   if (element.isInteger(32))
     return DType::I32;
-  if (element.isInteger(8))
-    return DType::I8;
-  assert(isa<Float8E4M3FNType>(element) && "the verifier allows no other type");
-  return DType::F8E4M3;
+  std::optional<DType> stored = moe::storedType(element);
+  assert(stored && "the verifier allows no other type");
+  return *stored;
 }
 
 std::string nameOf(DType type) { return std::string(toString(type)); }

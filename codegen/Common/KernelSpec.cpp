@@ -49,6 +49,8 @@ template <Is<GemmSpec> S> void forEachField(S &s, auto field) {
   field("k", s.k);
   field("batch", s.batch);
   field("scale_cols", s.scaleCols);
+  field("group", s.group);
+  field("group_scale", s.groupScale);
   field("x_stride", s.xStride);
   field("x_batch", s.xBatch);
   field("y_stride", s.yStride);
@@ -155,7 +157,7 @@ template <class Enum> struct NamedValue {
 
 ArrayRef<NamedValue<DType>> names(const DType *) {
   static constexpr NamedValue<DType> table[] = {
-      {"f32", DType::F32}, {"bf16", DType::BF16}, {"f16", DType::F16}, {"f8e4m3", DType::F8E4M3}};
+      {"f32", DType::F32}, {"bf16", DType::BF16}, {"f16", DType::F16}, {"f8e4m3", DType::F8E4M3}, {"u8", DType::U8}};
   return table;
 }
 ArrayRef<NamedValue<Rows>> names(const Rows *) {
@@ -266,7 +268,11 @@ void describe(const EmbedSpec &s, Symbol &symbol) { symbol.tag(nameOf(s.table)).
 void describe(const GatherRowsSpec &s, Symbol &symbol) { symbol.tag("d", s.width); }
 void describe(const RmsNormSpec &s, Symbol &symbol) { symbol.tag("d", s.width).tagIf(s.rows == Rows::R, "rows"); }
 void describe(const GemmSpec &s, Symbol &symbol) {
-  symbol.tag(nameOf(s.weight)).tag("n", s.n).tag("k", s.k);
+  if (s.group)
+    symbol.tag("int4g", s.group);
+  else
+    symbol.tag(nameOf(s.weight));
+  symbol.tag("n", s.n).tag("k", s.k);
   if (s.batch != 1)
     symbol.tag(s.routing == Routing::None ? "h" : "e", s.batch);
   symbol.tagIf(s.routing != Routing::None, nameOf(s.routing))

@@ -72,16 +72,18 @@ enum class Epilogue {
 };
 
 /// y[t, b, n] = epilogue(sum_k x[t, b, k] * w[b, n, k]), f32 sums in order of k
-/// (with `scaleCols`, per block of columns: sum of the block's products, times its scale).
+/// (with `scaleCols` or `group`, per block of columns: sum of the block's products, times its scale).
 /// args: x, w, [scales], [residual], y, [offsets i32[E+1], active i32[E+1], order i32[T*topk]].
 /// Grid: Routing::None: batch * panels * ceil(rows / tokenBlock), task = (block * batch + b) * panels + p;
 ///       else: min(batch, T * topk) * panels, task = a * panels + p for the a-th active expert.
 struct GemmSpec {
-  DType weight = DType::BF16; ///< F32, BF16, F16 or F8E4M3
+  DType weight = DType::BF16; ///< F32, BF16, F16, F8E4M3, or U8: int4 codes and scales as `#moe.pack_groups` has them
   int64_t n = 0, k = 0;
   int64_t batch = 1; ///< heads, or experts where routing is on
   int64_t scaleCols =
-      0; ///< F8E4M3: columns of a scale block; scales f32 [batch, panels, ceil(k / scaleCols), kPanelWidth]
+      0;             ///< F8E4M3: columns of a scale block; scales f32 [batch, panels, ceil(k / scaleCols), kPanelWidth]
+  int64_t group = 0; ///< U8: columns that share a scale, a multiple of 32 that divides k
+  DType groupScale = DType::F16; ///< U8: what scales are stored as, F16 or BF16
   int64_t xStride = 0, xBatch = 0, yStride = 0, yBatch = 0, residualStride = 0;
   Epilogue epilogue = Epilogue::None;
   Routing routing = Routing::None;
@@ -89,6 +91,8 @@ struct GemmSpec {
   Rows rows = Rows::T;
 
   static constexpr int64_t tokenBlock = 64;
+  /// Bytes of a panel's group.
+  int64_t groupBytes() const { return kPanelWidth * byteSize(groupScale) + kPanelWidth * group / 2; }
   int64_t panels() const {
     int64_t width = epilogue == Epilogue::Swiglu ? kPanelWidth / 2 : kPanelWidth;
     return (n + width - 1) / width;

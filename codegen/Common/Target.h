@@ -25,6 +25,9 @@ struct TargetTraits {
   llvm::SmallVector<DType> gemmWeights = {DType::F32, DType::BF16, DType::F16, DType::F8E4M3};
   llvm::SmallVector<DType> tables = {DType::F32, DType::BF16, DType::F16};
 
+  /// GEMM kernels read int4 codes in groups; else quantized weights are stored as the values they stand for.
+  bool hasGroups = true;
+
   bool hasGemm(DType type) const { return llvm::is_contained(gemmWeights, type); }
   bool hasTable(DType type) const { return llvm::is_contained(tables, type); }
 };

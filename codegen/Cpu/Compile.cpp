@@ -96,9 +96,15 @@ struct Checker {
     finite("eps", spec.eps);
   }
   void operator()(const GemmSpec &spec) {
-    stored(spec.weight, /*fp8=*/true);
+    if (spec.weight != DType::U8)
+      stored(spec.weight, /*fp8=*/true);
     positive("n", spec.n);
     positive("k", spec.k);
+    require((spec.group != 0) == (spec.weight == DType::U8), "U8 weights, and no others, have groups");
+    require(spec.group % 32 == 0 && (spec.group == 0 || spec.k % spec.group == 0),
+            "group " + llvm::Twine(spec.group) + " must be a multiple of 32 that divides k " + llvm::Twine(spec.k));
+    require(spec.groupScale == DType::F16 || spec.groupScale == DType::BF16,
+            "scales of groups must be F16 or BF16, found " + llvm::Twine(llvm::StringRef(toString(spec.groupScale))));
     positive("batch", spec.batch);
     stride("xStride", spec.xStride, spec.k);
     stride("yStride", spec.yStride, spec.n);

@@ -70,7 +70,7 @@ private:
 
   /// Covers rows [begin, end) by tiles of the full height, then by smaller powers of two.
   void rowRange(Val begin, Val end, const Panel &panel) {
-    int64_t height = tiles.gemmRows;
+    int64_t height = std::min(tiles.gemmRows, tiles.gemmAccumulators / chains());
     Val whole = begin + (end - begin) / height * height;
     b.loop(begin, whole, height, [&](Val row) { tile(row, height, panel); });
     Val row = whole;
@@ -86,17 +86,19 @@ private:
 
   void tile(Val row, int64_t height, const Panel &panel) {
     // As wide as registers allow; narrow tiles walk over the panel once per vector.
-    int64_t width = height * vectorsPerPanel <= tiles.gemmAccumulators ? vectorsPerPanel : 1;
+    int64_t width = height * vectorsPerPanel * chains() <= tiles.gemmAccumulators ? vectorsPerPanel : 1;
     llvm::SmallVector<Ptr, 8> inputs;
     for (int64_t m = 0; m < height; ++m)
       inputs.push_back(inputRow(row, m, panel));
-    Ptr panelWeights = weights + panel.position * (spec.k * kPanelWidth);
+    int64_t panelSize = spec.group ? spec.k / spec.group * spec.groupBytes() : spec.k * kPanelWidth;
+    Ptr panelWeights = weights + panel.position * panelSize;
 
     // sums[m][v] for the panel's vectors.
     llvm::SmallVector<Vals> sums(height);
     for (int64_t first = 0; first < vectorsPerPanel; first += width) {
-      Vals part = scaleBlocks ? scaledSums(inputs, panelWeights, panel, first, width)
-                              : plainSums(inputs, panelWeights, first, width);
+      Vals part = spec.group    ? groupedSums(inputs, panelWeights, first, width)
+                  : scaleBlocks ? scaledSums(inputs, panelWeights, panel, first, width)
+                                : plainSums(inputs, panelWeights, first, width);
       for (int64_t m = 0; m < height; ++m)
         sums[m].append(part.begin() + m * width, part.begin() + (m + 1) * width);
     }
@@ -159,6 +161,59 @@ private:
       return next;
     });
   }
+
+  /// Sums over int4 groups. What lies in low nibbles and in high ones is summed apart, in the order of the packed
+  /// words: two chains of products for each output, so that a single row does not wait for its own last product.
+  Vals groupedSums(llvm::ArrayRef<Ptr> inputs, Ptr panelWeights, int64_t first, int64_t width) {
+    constexpr int64_t blockColumns = 32, wordColumns = 4;
+    size_t count = inputs.size() * width;
+    int64_t scaleBytes = byteSize(spec.groupScale);
+    return b.loop(b.cI64(0), b.cI64(spec.k / spec.group), 1, zeros(count), [&](Val group, llvm::ArrayRef<Val> totals) {
+      Ptr at = panelWeights + group * spec.groupBytes();
+      Ptr codes = at + kPanelWidth * scaleBytes + first * kLanes * 4;
+      Val column = group * spec.group;
+      Vals sums = b.loop(b.cI64(0), b.cI64(spec.group / blockColumns * 4), 1, zeros(2 * count),
+                         [&](Val word, llvm::ArrayRef<Val> carried) {
+                           Ptr words = codes + word * (kPanelWidth * 4);
+                           Val low = column + word / 4 * blockColumns + word % 4 * wordColumns;
+                           Vals packed, next(carried);
+                           for (int64_t v = 0; v < width; ++v)
+                             packed.push_back(Ptr{(words + v * kLanes * 4).base, b.i32}.load(kLanes));
+                           for (int64_t half : {0, 1})
+                             for (int64_t j = 0; j < wordColumns; ++j) {
+                               Vals w;
+                               for (int64_t v = 0; v < width; ++v)
+                                 w.push_back(codeValue(packed[v], 8 * j + 4 * half));
+                               for (size_t m = 0; m < inputs.size(); ++m) {
+                                 Val value = b.splat((inputs[m] + low + (16 * half + j)).load());
+                                 for (int64_t v = 0; v < width; ++v) {
+                                   Val &sum = next[half * count + m * width + v];
+                                   sum = b.fma(value, w[v], sum);
+                                 }
+                               }
+                             }
+                           return next;
+                         });
+      Vals scale, next;
+      for (int64_t v = 0; v < width; ++v) {
+        Ptr stored{(at + (first + v) * kLanes * scaleBytes).base, b.storage(spec.groupScale)};
+        scale.push_back(b.loadAsF32(stored, spec.groupScale));
+      }
+      for (size_t i = 0; i < count; ++i)
+        next.push_back(b.fma(sums[i] + sums[count + i], scale[i % width], totals[i]));
+      return next;
+    });
+  }
+
+  /// The code at bit `shift` of each word, less 8: as the last bits of a float's mantissa it is exact.
+  Val codeValue(Val words, int64_t shift) {
+    constexpr int32_t two23 = 0x4B000000; // 2^23, where one is the last bit
+    Val bits = ((shift ? words >> shift : words) & 15) | two23;
+    return b.bitcast(bits, b.f32) - (8388608.0 + 8);
+  }
+
+  /// Accumulators of one output.
+  int64_t chains() const { return spec.group ? 2 : 1; }
 
   /// Epilogue and stores of row `row + m`.
   void finish(Val row, int64_t m, const Panel &panel, Vals sums) {

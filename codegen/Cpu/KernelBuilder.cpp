@@ -339,7 +339,7 @@ Type KernelBuilder::storage(DType type) {
   case DType::BF16:
     return i16;
   default:
-    assert(type == DType::F8E4M3 && "a stored type that specs do not allow");
+    assert((type == DType::F8E4M3 || type == DType::U8) && "a stored type that specs do not allow");
     return i8;
   }
 }

@@ -62,7 +62,32 @@ int64_t scaleBlocks(const GemmSpec &spec) {
   return spec.scaleCols ? (spec.k + spec.scaleCols - 1) / spec.scaleCols : 0;
 }
 
+/// Random int4 codes and scales, as `#moe.pack_groups` lays them out.
+Weights makeGroups(const GemmSpec &spec, Random &random) {
+  int64_t rows = spec.n * (spec.epilogue == Epilogue::Swiglu ? 2 : 1), groups = spec.k / spec.group;
+  Weights w{std::vector<double>(spec.batch * rows * spec.k),
+            Array<uint8_t>(spec.batch * spec.panels() * groups * spec.groupBytes()), Array<float>(0)};
+  for (int64_t b = 0; b < spec.batch; ++b)
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t g = 0; g < groups; ++g) {
+        auto [panel, lane] = place(spec, r);
+        uint8_t *at = &w.bytes[((b * spec.panels() + panel) * groups + g) * spec.groupBytes()];
+        auto bits = static_cast<uint16_t>(
+            encode(spec.groupScale, (random.integer(0, 1) ? 1 : -1) * std::exp2(random.normal())));
+        std::memcpy(at + 2 * lane, &bits, 2);
+        for (int64_t c = 0; c < spec.group; ++c) {
+          int code = static_cast<int>(random.integer(0, 15));
+          at[2 * kPanelWidth + ((c / 32 * 4 + c % 16 / 4) * kPanelWidth + lane) * 4 + c % 4] |=
+              c % 32 < 16 ? code : code << 4;
+          w.values[(b * rows + r) * spec.k + g * spec.group + c] = (code - 8) * decode(spec.groupScale, bits);
+        }
+      }
+  return w;
+}
+
 Weights makeWeights(const GemmSpec &spec, Random &random) {
+  if (spec.group)
+    return makeGroups(spec, random);
   int64_t rows = spec.n * (spec.epilogue == Epilogue::Swiglu ? 2 : 1), size = byteSize(spec.weight);
   Weights w{std::vector<double>(spec.batch * rows * spec.k),
             Array<uint8_t>(spec.batch * spec.panels() * spec.k * kPanelWidth * size),
@@ -173,6 +198,13 @@ GemmSpec plain(DType weight, int64_t n, int64_t k, int64_t scaleCols = 0) {
   return spec;
 }
 
+GemmSpec grouped(int64_t n, int64_t k, int64_t group, DType scale = DType::F16) {
+  GemmSpec spec = plain(DType::U8, n, k);
+  spec.group = group;
+  spec.groupScale = scale;
+  return spec;
+}
+
 TEST(Gemm, PlainOfEveryFormat) {
   std::vector<KernelSpec> specs;
   for (DType type : {DType::F32, DType::BF16, DType::F16, DType::F8E4M3})
@@ -187,6 +219,30 @@ TEST(Gemm, PlainOfEveryFormat) {
   // Below, at and above the tiles of all levels and the token block of 64.
   for (size_t i = 0; i < specs.size(); ++i)
     for (int64_t tokens : {1, 2, 5, 6, 7, 8, 15, 64, 67})
+      checkPlain(kernels, i, std::get<GemmSpec>(specs[i]), tokens, random);
+}
+
+TEST(Gemm, GroupsOfCodes) {
+  std::vector<KernelSpec> specs;
+  for (DType scale : {DType::F16, DType::BF16})
+    for (auto [n, k, group] : {std::tuple{1, 32, 32}, {31, 96, 32}, {32, 128, 128}, {48, 192, 64}, {65, 192, 96}})
+      specs.push_back(grouped(n, k, group, scale));
+  GemmSpec add = grouped(50, 64, 32);
+  add.epilogue = Epilogue::Add;
+  add.residualStride = 59;
+  GemmSpec swiglu = grouped(24, 128, 64);
+  swiglu.epilogue = Epilogue::Swiglu;
+  GemmSpec heads = grouped(24, 64, 32);
+  heads.batch = 5;
+  heads.xBatch = 67;
+  heads.xStride = 5 * 67 + 2;
+  heads.yBatch = 27;
+  heads.yStride = 5 * 27 + 1;
+  specs.insert(specs.end(), {add, swiglu, heads});
+  Kernels kernels(specs);
+  Random random(6);
+  for (size_t i = 0; i < specs.size(); ++i)
+    for (int64_t tokens : {1, 2, 3, 4, 5, 7, 8, 15, 64, 67})
       checkPlain(kernels, i, std::get<GemmSpec>(specs[i]), tokens, random);
 }
 
@@ -240,7 +296,12 @@ TEST(Gemm, Experts) {
   down.batch = 7;
   down.topk = 3;
   down.routing = Routing::Scatter;
-  std::vector<KernelSpec> specs = {up, down};
+  GemmSpec upCodes = grouped(40, 64, 32);
+  upCodes.batch = 7;
+  upCodes.topk = 3;
+  upCodes.routing = Routing::Gather;
+  upCodes.epilogue = Epilogue::Swiglu;
+  std::vector<KernelSpec> specs = {up, down, upCodes};
   Kernels kernels(specs);
   Random random(4);
   for (size_t index = 0; index < specs.size(); ++index)

@@ -2,6 +2,8 @@
 // RUN: not emit-kernel %t/groups.mlir 2>&1 | FileCheck %s --check-prefix=GROUPS
 // RUN: not emit-kernel %t/width.mlir 2>&1 | FileCheck %s --check-prefix=WIDTH
 // RUN: not emit-kernel %t/scales.mlir 2>&1 | FileCheck %s --check-prefix=SCALES
+// RUN: not emit-kernel %t/part.mlir 2>&1 | FileCheck %s --check-prefix=PART
+// RUN: not emit-kernel %t/plain-groups.mlir 2>&1 | FileCheck %s --check-prefix=PLAIN
 // RUN: not emit-kernel %t/width.mlir --level=x86-64-v9 2>&1 | FileCheck %s --check-prefix=LEVEL
 
 //--- groups.mlir
@@ -14,5 +16,15 @@ exec.kernel @r "route" {experts = 10, topk = 2, groups = 4, topk_groups = 2, sig
 exec.kernel @c "cache_append" {latent = 16, rope = 8, width = 24, latent_stride = 16, rope_stride = 8}
 //--- scales.mlir
 // SCALES: emit-kernel: g: only F8_E4M3 weights have scales
-exec.kernel @g "gemm" {weight = "bf16", n = 64, k = 64, batch = 1, scale_cols = 16, x_stride = 64, x_batch = 0,
+exec.kernel @g "gemm" {weight = "bf16", n = 64, k = 64, batch = 1, scale_cols = 16, group = 0, group_scale = "f16", x_stride = 64, x_batch = 0,
     y_stride = 64, y_batch = 0, residual_stride = 0, epilogue = "none", routing = "none", topk = 0, rows = "T"}
+//--- part.mlir
+// PART: emit-kernel: g: group 96 must be a multiple of 32 that divides k 128
+exec.kernel @g "gemm" {weight = "u8", n = 64, k = 128, batch = 1, scale_cols = 0, group = 96, group_scale = "f16",
+    x_stride = 128, x_batch = 0, y_stride = 64, y_batch = 0, residual_stride = 0, epilogue = "none", routing = "none",
+    topk = 0, rows = "T"}
+//--- plain-groups.mlir
+// PLAIN: emit-kernel: g: U8 weights, and no others, have groups
+exec.kernel @g "gemm" {weight = "bf16", n = 64, k = 128, batch = 1, scale_cols = 0, group = 32, group_scale = "f16",
+    x_stride = 128, x_batch = 0, y_stride = 64, y_batch = 0, residual_stride = 0, epilogue = "none", routing = "none",
+    topk = 0, rows = "T"}
