@@ -14,7 +14,7 @@
 
 using namespace mlir;
 
-void moe::buildMoePipeline(OpPassManager &pm) {
+void moe::buildMoePipeline(OpPassManager &pm, const MoePipelineOptions &options) {
   // The fusions match on values: one value for one thing, no reshape between two others.
   pm.addPass(createCanonicalizerPass());
   pm.addPass(createCSEPass());
@@ -23,8 +23,10 @@ void moe::buildMoePipeline(OpPassManager &pm) {
   function.addPass(createFuseMlaPass());
   // Before residuals: a gate or up that adds one could no longer be joined.
   function.addPass(createFuseGateUpPass());
-  // Last, over the linears that are left.
+  // Over the linears that are left.
   function.addPass(createFuseResidualPass());
+  // Last: what a weight is for shows in the ops that read it now.
+  function.addPass(createQuantizePass({options.experts, options.attention, options.dense, options.head}));
 }
 
 void moe::buildLowerPipeline(OpPassManager &pm, const LowerPipelineOptions &options) {
@@ -36,8 +38,9 @@ void moe::buildLowerPipeline(OpPassManager &pm, const LowerPipelineOptions &opti
 }
 
 void moe::registerMoePipelines() {
-  PassPipelineRegistration<>("moe-optimize", "Optimize a plain model: canonicalize, cse and the fusions of passes/Moe",
-                             buildMoePipeline);
+  PassPipelineRegistration<MoePipelineOptions>(
+      "moe-optimize", "Optimize a plain model: canonicalize, cse, the fusions of passes/Moe and its formats of weights",
+      buildMoePipeline);
   PassPipelineRegistration<LowerPipelineOptions>("moec-lower", "Lower an optimized model to launches on a memory plan",
                                                  buildLowerPipeline);
 }

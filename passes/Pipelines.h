@@ -15,10 +15,20 @@ class OpPassManager;
 
 namespace mlir::moe {
 
+/// Formats of weights as `moe-quantize` names them.
+struct MoePipelineOptions : PassPipelineOptions<MoePipelineOptions> {
+  Option<std::string> experts{*this, "experts", llvm::cl::desc("Format of routed experts"), llvm::cl::init("keep")};
+  Option<std::string> attention{*this, "attention", llvm::cl::desc("Format of attention's projections"),
+                                llvm::cl::init("keep")};
+  Option<std::string> dense{*this, "dense", llvm::cl::desc("Format of feed-forward layers that every token takes"),
+                            llvm::cl::init("keep")};
+  Option<std::string> head{*this, "head", llvm::cl::desc("Format of the projection to logits"), llvm::cl::init("keep")};
+};
+
 /// Optimizes a model, as `moe-optimize`.
 /// In: a module of `moe` and `func`, in the plain form that importers give.
-/// Out: the same dialects; latent attention absorbed, projections and residuals fused.
-void buildMoePipeline(OpPassManager &pm);
+/// Out: the same dialects; latent attention absorbed, projections and residuals fused, weights in the asked formats.
+void buildMoePipeline(OpPassManager &pm, const MoePipelineOptions &options);
 
 struct LowerPipelineOptions : PassPipelineOptions<LowerPipelineOptions> {
   Option<int64_t> maxTokens{*this, "max-tokens", llvm::cl::desc("Most tokens, and most rows of logits, in one step"),

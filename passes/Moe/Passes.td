@@ -60,4 +60,26 @@ def FuseResidualPass : InterfacePass<"moe-fuse-residual", "::mlir::FunctionOpInt
   let statistics = [Statistic<"numFused", "num-fused", "Additions folded into the op before them">];
 }
 
+def QuantizePass : InterfacePass<"moe-quantize", "::mlir::FunctionOpInterface"> {
+  let summary = "Store the weights of projections in other formats";
+  let description = [{
+    Appends a step to the recipe of each weight that a projection reads, so that its values are those
+    the format can hold: `quantize` for `int4`, `cast` for `f32`, `bf16` and `f16`. Which weights follow
+    from what reads them: `moe.experts`; linears on the way to or from an attention; the linear on
+    rows of logits; all other linears and `moe.gate_up` (dense layers and shared experts). Routers,
+    norms and embeddings stay as they are, and so do the absorbed projections of `moe.mla_attention`.
+
+    A format is `keep`, `f32`, `bf16`, `f16` or `int4`; the last takes options after colons: `g32`,
+    `g64` or `g128` columns that share a scale (32), `f16` or `bf16` scales (f16). Rows that are not
+    whole groups are an error. Run it after all fusions.
+  }];
+  let options = [
+    Option<"experts", "experts", "std::string", /*default=*/"\"keep\"", "Format of routed experts">,
+    Option<"attention", "attention", "std::string", /*default=*/"\"keep\"", "Format of attention's projections">,
+    Option<"dense", "dense", "std::string", /*default=*/"\"keep\"",
+           "Format of feed-forward layers that every token takes">,
+    Option<"head", "head", "std::string", /*default=*/"\"keep\"", "Format of the projection to logits">];
+  let statistics = [Statistic<"numStored", "num-stored", "Weights that got another format">];
+}
+
 #endif

@@ -96,7 +96,7 @@ double relativeError(const std::vector<double> &found, const std::vector<double>
 
 TEST_F(PassesTest, FuseMlaChangesOnlyRounding) {
   // The test's model has a reshape too many for the pass alone: the whole pipeline brings it into form.
-  OwningOpRef<ModuleOp> module = optimized([](PassManager &manager) { buildMoePipeline(manager); });
+  OwningOpRef<ModuleOp> module = optimized([](PassManager &manager) { buildMoePipeline(manager, {}); });
   ASSERT_EQ(count<MlaAttentionOp>(*module), 1);
   ASSERT_EQ(count<CacheAppendOp>(*module), 0);
   // Sums of at most 48 products in another order: a few hundred roundings of 1e-16 at worst.

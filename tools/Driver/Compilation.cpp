@@ -78,6 +78,9 @@ std::string formatReason(mlir::exec::WeightOp weight) {
   if (mlir::isa<mlir::Float8E4M3FNType>(element))
     return "kept: the target multiplies FP8 blocks";
   for (mlir::Attribute step : weight.getRecipe()) {
+    if (mlir::isa<mlir::moe::QuantizeAttr>(step))
+      return mlir::isa<mlir::IntegerType>(element) ? "quantized, as asked: codes and scales in groups"
+                                                   : "quantized, as asked, but no kernel reads its codes here";
     if (mlir::isa<mlir::moe::PackBlockScalesAttr>(step))
       return "scales of an FP8 weight, one a lane";
     if (mlir::isa<mlir::moe::DequantFp8BlockAttr>(step))
@@ -159,7 +162,14 @@ std::string Compilation::text() {
 }
 
 Status Compilation::optimize() {
-  return runPipeline([](mlir::PassManager &manager) { mlir::moe::buildMoePipeline(manager); });
+  return runPipeline([&](mlir::PassManager &manager) {
+    mlir::moe::MoePipelineOptions formats;
+    formats.experts = options.experts;
+    formats.attention = options.attention;
+    formats.dense = options.dense;
+    formats.head = options.head;
+    mlir::moe::buildMoePipeline(manager, formats);
+  });
 }
 
 Status Compilation::lower() {

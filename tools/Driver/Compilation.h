@@ -37,6 +37,9 @@ struct CompileOptions {
   std::string target = "cpu"; ///< the only one so far
   /// Longest sequence the artifact accepts; 0: what config.json allows, at most 32768.
   int64_t maxContext = 0;
+  /// Formats of weights, as the pass `moe-quantize` names them: routed experts, attention's projections, feed-forward
+  /// layers that every token takes, the projection to logits.
+  std::string experts = "keep", attention = "keep", dense = "keep", head = "keep";
   /// Tokens in one run of the program; longer steps are cut by the runtime.
   int64_t maxTokens = 512;
   /// Bounds the materializer's tiles and mapped source pages, in bytes.

@@ -4,6 +4,7 @@
 /// \file
 /// The compiler's command line: compile, plan, inspect, interpret.
 
+#include "passes/Moe/WeightFormat.h"
 #include "runtime/Support/File.h"
 #include "runtime/Support/Safetensors.h"
 #include "runtime/Support/Text.h"
@@ -151,6 +152,26 @@ Status interpret(Arguments &arguments) {
   return writer.finish();
 }
 
+/// Options that say how weights are stored.
+std::vector<CLI::Option *> addFormats(CLI::App &command, CompileOptions &options) {
+  const auto isFormat = [](const std::string &name) {
+    auto format = mlir::moe::WeightFormat::parse(name);
+    return format ? std::string() : format.message();
+  };
+  const std::string forms = ": keep, f32, bf16, f16, int4, int4:g64, int4:g128:bf16, ...";
+  std::vector<CLI::Option *> added;
+  for (auto [name, value, what] :
+       {std::tuple{"--experts", &options.experts, "format of routed experts"},
+        {"--attention", &options.attention, "format of attention's projections"},
+        {"--dense", &options.dense, "format of dense feed-forward layers and shared experts"},
+        {"--head", &options.head, "format of the projection to logits"}})
+    added.push_back(command.add_option(name, *value, what + forms)
+                        ->check(isFormat)
+                        ->capture_default_str()
+                        ->group("Formats of weights"));
+  return added;
+}
+
 int report(Status status) {
   if (status.ok())
     return 0;
@@ -183,6 +204,7 @@ int main(int argc, char **argv) {
       ->add_option("--max-tokens", options.maxTokens, "tokens in one run of the program; longer steps are cut")
       ->check(CLI::Range(int64_t(1), int64_t(1) << 16))
       ->capture_default_str();
+  addFormats(*compileCommand, options);
   compileCommand->add_option("--max-memory", arguments.maxMemory, "bound on the memory that making weights takes")
       ->capture_default_str();
   compileCommand
@@ -215,7 +237,10 @@ int main(int argc, char **argv) {
   interpretCommand->add_option("MODEL_DIR", options.model, "directory with config.json and safetensors")->required();
   interpretCommand->add_option("--tokens", arguments.tokens, "token ids, with commas between")->required();
   interpretCommand->add_option("-o,--output", arguments.output, "safetensors file: `logits` f32 [T, V]")->required();
-  interpretCommand->add_flag("--optimized", arguments.optimized, "interpret the module after the passes");
+  CLI::Option *optimized =
+      interpretCommand->add_flag("--optimized", arguments.optimized, "interpret the module after the passes");
+  for (CLI::Option *format : addFormats(*interpretCommand, options))
+    format->needs(optimized);
   interpretCommand->add_flag("--float64", arguments.float64, "compute in double precision");
 
   mlir::registerAsmPrinterCLOptions();

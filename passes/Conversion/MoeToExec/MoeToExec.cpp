@@ -232,6 +232,8 @@ void StepLowering::gemm(Operation *op, moec::GemmSpec spec, Value x, const Weigh
                         Value y, ValueRange lists, StringRef part) {
   spec.weight = weight.type;
   spec.scaleCols = weight.scaleCols;
+  spec.group = weight.group;
+  spec.groupScale = weight.groupScale;
   spec.xStride = rowStride(x);
   spec.xBatch = headStride(x);
   spec.yStride = rowStride(y);

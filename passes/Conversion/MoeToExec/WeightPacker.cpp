@@ -126,6 +126,17 @@ FailureOr<WeightPacker::Panels> WeightPacker::pack(Operation *user, ValueRange t
   SmallVector<Attribute> sources, recipe(first.getRecipe().getValue());
   for (moe::WeightOp part : parts)
     llvm::append_range(sources, part.getSources().getValue());
+  auto quantize = recipe.empty() ? nullptr : dyn_cast<moe::QuantizeAttr>(recipe.back());
+  if (quantize && !transposed && target.hasGroups) {
+    recipe.push_back(moe::PackGroupsAttr::get(context, width));
+    result.type = DType::U8;
+    result.group = quantize.getGroup();
+    result.groupScale = *moe::storedType(quantize.getScale());
+    result.weight =
+        getOrCreate(first.getLoc(), nameOf(first, suffix), sources, recipe,
+                    {batch, panels, k / result.group, quantize.packedBytes(width)}, builder.getIntegerType(8));
+    return result;
+  }
   Type element = type.getElementType();
   std::optional<DType> stored = moe::storedType(element);
   // Bytes of FP8 mean nothing without scales, and those were taken care of above.

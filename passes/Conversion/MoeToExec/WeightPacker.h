@@ -33,12 +33,15 @@ public:
       : target(target), names(names), builder(builder) {}
 
   /// What a GEMM reads: panels `[B, panels, K, width]` and, where FP8 blocks
-  /// stay FP8, scales `[B, panels, ceil(K / scaleCols), width]`.
+  /// stay FP8, scales `[B, panels, ceil(K / scaleCols), width]`; or codes and scales in groups, as `pack_groups` has
+  /// them.
   struct Panels {
     WeightOp weight;
     WeightOp scales;
     moec::DType type = moec::DType::F32;
     int64_t scaleCols = 0;
+    int64_t group = 0; ///< columns; 0: not in groups
+    moec::DType groupScale = moec::DType::F16;
   };
 
   /// One tensor `[(B,) N, K]`, or two of one shape (gate, up) that share panels.

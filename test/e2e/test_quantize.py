@@ -1,0 +1,66 @@
+# Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+# SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+"""Weights in other formats: the artifact says what the interpreter says of the same quantized model."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+MODELS = Path(__file__).parent.parent / "models"
+
+FORMATS = {
+    "experts": ["--experts", "int4"],
+    "all": ["--experts", "int4:g64", "--attention", "int4", "--dense", "int4:g64:bf16", "--head", "int4:bf16"],
+    "narrower": ["--experts", "f16", "--dense", "bf16", "--head", "f16"],
+}
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("formats", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("name", ["tiny-shakespeare", "tiny-shakespeare-fp8"])
+def test_artifact_is_the_quantized_model(name, formats, compiled, moec, moe_run, tmp_path):
+    model = MODELS / name
+    artifact = compiled(model, *formats)
+    tokens = ",".join(map(str, load_file(model / "reference.safetensors")["tokens"][:24]))
+    moec.run("interpret", model, "--optimized", *formats, "--tokens", tokens, "-o", tmp_path / "defined.safetensors")
+    moe_run.run("logits", artifact, "--tokens", tokens, "-o", tmp_path / "ours.safetensors")
+    defined = load_file(tmp_path / "defined.safetensors")["logits"]
+    ours = load_file(tmp_path / "ours.safetensors")["logits"]
+    # Sums in another order; the weights are the same to the last bit.
+    assert np.abs(ours - defined).max() <= 2e-4
+    if "int4" in formats[1]:  # it is another model then
+        original = load_file(model / "reference.safetensors")["logits"]
+        assert np.abs(ours - original[: len(ours)]).max() > 1e-3
+
+
+def test_experts_in_int4_cost_little(compiled, moe_run):
+    model = MODELS / "tiny-shakespeare"
+    artifact = compiled(model, "--experts", "int4")
+    done = moe_run.run("perplexity", artifact, "--file", model / "val.txt", "--json")
+    # 65.1520 in bf16, from test/models/README.md.
+    assert abs(json.loads(done.stdout)["perplexity"] - 65.1520) < 0.65
+
+
+def test_bytes_are_four_and_a_half_bits(compiled, moec):
+    """Three MoE layers of 16 experts, each 3 x 64 x 256 weights: codes of half a byte, two bytes of scale for 32."""
+    artifact = compiled(MODELS / "tiny-shakespeare", "--experts", "int4")
+    weights = json.loads(moec.run("inspect", artifact, "--json").stdout)["weights"]
+    experts = {weight["name"]: weight for weight in weights if ".experts." in weight["name"]}
+    assert len(experts) == 6
+    assert sum(np.prod(weight["shape"]) for weight in experts.values()) == 3 * 16 * 3 * 64 * 256 * 9 // 16
+    assert all(weight["dtype"] == "U8" for weight in experts.values())
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (["--experts", "int5"], "unknown weight format 'int5', expected keep, f32, bf16, f16 or int4"),
+        (["--experts", "int4:g128"], "has rows of 64, which are no whole groups of 128"),
+    ],
+)
+def test_refusals(options, sentence, moec, tmp_path):
+    assert sentence in moec.refuses("compile", MODELS / "tiny-shakespeare", "-o", tmp_path / "out", *options)
+    assert not (tmp_path / "out").exists()
