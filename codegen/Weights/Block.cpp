@@ -52,13 +52,14 @@ public:
     for (int64_t r = 0; r < rect.rows; ++r) {
       int64_t first = (rect.batch * rows + rect.row + r) * cols + rect.col;
       float *line = out + r * rect.cols;
-      widen(dtype, view.data + first * size, line, rect.cols);
       // FP8 alone has codes whose arithmetic differs between kernels; a NaN there is a broken file.
-      if (dtype != DType::F8E4M3)
-        continue;
-      if (int64_t c = findNan(line, rect.cols); c < rect.cols)
+      if (!widen(dtype, view.data + first * size, line, rect.cols)) {
+        int64_t c = 0;
+        while ((static_cast<uint8_t>(view.data[first + c]) & 0x7F) != 0x7F)
+          ++c;
         return Error{"tensor '" + name + "' holds a NaN at [" + std::to_string(rect.row + r) + ", " +
                      std::to_string(rect.col + c) + "], but FP8 weights must be numbers"};
+      }
     }
     return success();
   }
@@ -140,11 +141,8 @@ public:
         int64_t block = (rect.col + c) / blockCols;
         end = std::min(rect.cols, (block + 1) * blockCols - rect.col);
         float by = line[block - blocks.col];
-        if (dtype == DType::F32)
-          multiply(values + c, end - c, by);
-        else
-          for (int64_t i = c; i < end; ++i)
-            values[i] = multiplyToOdd(values[i], by);
+        for (int64_t i = c; i < end; ++i)
+          values[i] = dtype == DType::F32 ? values[i] * by : multiplyToOdd(values[i], by);
       }
     }
     roundTo(dtype, out, rect.rows * rect.cols);

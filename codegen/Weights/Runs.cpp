@@ -54,45 +54,29 @@ HWY_NOINLINE void widenBf16(const uint16_t *data, float *out, int64_t count) {
       [&](int64_t i) { out[i] = bf16ToFloat(data[i]); });
 }
 
-HWY_NOINLINE void widenF8(const uint8_t *data, float *out, int64_t count) {
+HWY_NOINLINE bool scaleF8(const uint8_t *data, float factor, float *out, int64_t count) {
   const hn::RebindToSigned<Words> ints;
   const hn::Rebind<int8_t, Words> bytes;
-  // Sign, exponent and mantissa go to where f32 has them, which is 2^-120 times the value, subnormals included. The
-  // code of all ones would read as 480: it becomes a NaN.
+  // Sign, exponent and mantissa go to where f32 has them, which is 2^-120 times the value, subnormals included.
   const auto places = hn::Set(ints, static_cast<int32_t>(0x87F00000)), ones = hn::Set(ints, 0x07F00000);
-  const auto nan = hn::Set(ints, 0x7FC00000);
-  const auto power = hn::Set(Floats(), 0x1p120f);
+  const auto power = hn::Set(Floats(), 0x1p120f), by = hn::Set(Floats(), factor);
+  auto most = hn::Zero(ints);
+  bool numbers = true;
   overRun(
       count,
       [&](int64_t i) HWY_ATTR {
         readAhead(data, i, count);
         auto code = hn::PromoteTo(ints, hn::LoadU(bytes, reinterpret_cast<const int8_t *>(data) + i));
         auto bits = hn::And(hn::ShiftLeft<20>(code), places);
-        auto isNan = hn::Eq(hn::And(bits, ones), ones);
-        bits = hn::IfThenElse(isNan, hn::Or(bits, nan), bits);
-        hn::StoreU(hn::Mul(hn::BitCast(Floats(), bits), power), Floats(), out + i);
+        most = hn::Max(most, hn::And(bits, ones));
+        // The first product is exact.
+        hn::StoreU(hn::Mul(hn::Mul(hn::BitCast(Floats(), bits), power), by), Floats(), out + i);
       },
-      [&](int64_t i) { out[i] = f8e4m3ToFloat(data[i]); });
-}
-
-HWY_NOINLINE void multiplyBy(float *values, int64_t count, float factor) {
-  const auto factors = hn::Set(Floats(), factor);
-  overRun(
-      count,
-      [&](int64_t i) HWY_ATTR { hn::StoreU(hn::Mul(hn::LoadU(Floats(), values + i), factors), Floats(), values + i); },
-      [&](int64_t i) { values[i] *= factor; });
-}
-
-HWY_NOINLINE int64_t firstNan(const float *values, int64_t count) {
-  bool found = false;
-  overRun(
-      count,
-      [&](int64_t i) HWY_ATTR {
-        auto run = hn::LoadU(Floats(), values + i);
-        found |= !hn::AllTrue(Floats(), hn::Eq(run, run));
-      },
-      [&](int64_t i) { found |= std::isnan(values[i]); });
-  return found ? std::find_if(values, values + count, [](float value) { return std::isnan(value); }) - values : count;
+      [&](int64_t i) {
+        out[i] = f8e4m3ToFloat(data[i]) * factor;
+        numbers &= (data[i] & 0x7F) != 0x7F;
+      });
+  return numbers && hn::AllFalse(ints, hn::Eq(most, ones));
 }
 
 #if HWY_TARGET == HWY_SCALAR
@@ -115,7 +99,7 @@ HWY_NOINLINE bool packInt4Rows(const Int4Panel &panel, const float *values, int6
       if (!std::isfinite(scale))
         return false;
       std::memcpy(out + 2 * (lane + r), &bits, sizeof(bits));
-      double inverse = scale == 0 ? 0.0f : 1.0f / scale;
+      double inverse = std::isfinite(1.0f / scale) ? 1.0f / scale : 0.0f;
       auto code = [&](int64_t i) {
         return static_cast<int>(std::clamp(std::nearbyint(x[i] * inverse), -8.0, 7.0)) + 8;
       };
@@ -132,47 +116,70 @@ HWY_NOINLINE bool packInt4Rows(const Int4Panel &panel, const float *values, int6
 
 using Bytes = hn::Repartition<uint8_t, Words>;
 /// One value for each row that is quantized at a time.
-using RowFloats = hn::FixedTag<float, kInt4Rows>;
 using RowWords = hn::FixedTag<uint32_t, kInt4Rows>;
 
-/// Stores the scales rounded to their type at `out` and gives the rounded values.
-template <class Row> HWY_INLINE Row roundScales(DType type, Row scales, std::byte *out) {
-  alignas(16) float values[kInt4Rows];
-  uint16_t bits[kInt4Rows];
-  if (type == DType::F16) {
-    const hn::Rebind<hwy::float16_t, RowFloats> halves;
-    auto rounded = hn::DemoteTo(halves, scales);
-    hn::StoreU(rounded, halves, reinterpret_cast<hwy::float16_t *>(bits));
-    std::memcpy(out, bits, sizeof(bits));
-    return hn::PromoteTo(RowFloats(), rounded);
-  }
-  hn::Store(scales, RowFloats(), values);
-  for (int64_t r = 0; r < kInt4Rows; ++r) {
-    bits[r] = floatToBf16(values[r]);
-    values[r] = bf16ToFloat(bits[r]);
-  }
-  std::memcpy(out, bits, sizeof(bits));
-  return hn::Load(RowFloats(), values);
-}
+/// Columns whose scales are found before their codes, so that the latter wait for nothing.
+constexpr int64_t kScaleColumns = 1024, kMaxGroups = kScaleColumns / 32;
 
 /// Magnitude above sign: the largest of these belongs to the value of largest magnitude, the negative one of two.
 HWY_INLINE auto magnitudeKey(const float *data) {
   return hn::RotateRight<31>(hn::BitCast(Words(), hn::LoadU(Floats(), data)));
 }
 
-/// The largest lane of each of four vectors.
-template <class V> HWY_INLINE hn::Vec<RowWords> maxOfEach(V a, V b, V c, V d) {
+/// The extreme of each of four rows' `group` values.
+HWY_INLINE void findExtremes(const float *values, int64_t stride, int64_t group, float *out) {
   const Words words;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(words));
+  auto largest = [&](const float *row) HWY_ATTR {
+    auto most = magnitudeKey(row);
+    for (int64_t i = lanes; i < group; i += lanes)
+      most = hn::Max(most, magnitudeKey(row + i));
+    return most;
+  };
+  auto a = largest(values), b = largest(values + stride), c = largest(values + 2 * stride);
+  auto d = largest(values + 3 * stride);
   auto ac = hn::Max(hn::InterleaveLower(words, a, c), hn::InterleaveUpper(words, a, c));
   auto bd = hn::Max(hn::InterleaveLower(words, b, d), hn::InterleaveUpper(words, b, d));
   // In each block of four lanes now a, b, c, d.
-  auto blocks = hn::Max(hn::InterleaveLower(words, ac, bd), hn::InterleaveUpper(words, ac, bd));
-  alignas(64) uint32_t lanes[16];
-  hn::Store(blocks, words, lanes);
-  auto best = hn::Load(RowWords(), lanes);
-  for (size_t i = kInt4Rows; i < hn::Lanes(words); i += kInt4Rows)
-    best = hn::Max(best, hn::Load(RowWords(), lanes + i));
-  return best;
+  alignas(64) uint32_t blocks[16];
+  hn::Store(hn::Max(hn::InterleaveLower(words, ac, bd), hn::InterleaveUpper(words, ac, bd)), words, blocks);
+  auto best = hn::Load(RowWords(), blocks);
+  for (int64_t i = kInt4Rows; i < lanes; i += kInt4Rows)
+    best = hn::Max(best, hn::Load(RowWords(), blocks + i));
+  hn::Store(hn::RotateRight<1>(best), RowWords(), reinterpret_cast<uint32_t *>(out));
+}
+
+/// From extremes to the bits of scales and to what codes are multiples of, the inverse of the rounded scale or 0;
+/// `count` is a multiple of the lanes. False if a scale is not finite.
+HWY_INLINE bool makeScales(DType type, float *values, uint16_t *bits, int64_t count) {
+  const Floats floats;
+  const Words words;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(floats));
+  const auto infinity = hn::Set(floats, HUGE_VALF);
+  bool finite = true;
+  for (int64_t i = 0; i < count; i += lanes) {
+    // Adding 0 makes +0 of -0.
+    auto exact = hn::Add(hn::Mul(hn::Load(floats, values + i), hn::Set(floats, -0.125f)), hn::Zero(floats));
+    auto scale = exact;
+    if (type == DType::F16) {
+      const hn::Rebind<hwy::float16_t, Floats> halves;
+      auto rounded = hn::DemoteTo(halves, exact);
+      hn::StoreU(rounded, halves, reinterpret_cast<hwy::float16_t *>(bits + i));
+      scale = hn::PromoteTo(floats, rounded);
+    } else {
+      const hn::Rebind<uint16_t, Floats> halves;
+      // To nearest even: half of the last bit that stays, less one where that is even. A NaN could become a number.
+      auto word = hn::BitCast(words, exact);
+      auto odd = hn::And(hn::ShiftRight<16>(word), hn::Set(words, 1));
+      auto rounded = hn::ShiftRight<16>(hn::Add(word, hn::Add(odd, hn::Set(words, 0x7FFF))));
+      hn::StoreU(hn::DemoteTo(halves, hn::BitCast(hn::RebindToSigned<Words>(), rounded)), halves, bits + i);
+      scale = hn::IfThenElse(hn::Eq(exact, exact), hn::BitCast(floats, hn::ShiftLeft<16>(rounded)), exact);
+    }
+    finite &= hn::AllTrue(floats, hn::Lt(hn::Abs(scale), infinity));
+    auto inverse = hn::Div(hn::Set(floats, 1.0f), scale);
+    hn::Store(hn::IfThenElseZero(hn::Lt(hn::Abs(inverse), infinity), inverse), floats, values + i);
+  }
+  return finite;
 }
 
 HWY_NOINLINE bool packInt4Rows(const Int4Panel &panel, const float *values, int64_t stride, int64_t cols, int64_t lane,
@@ -181,66 +188,58 @@ HWY_NOINLINE bool packInt4Rows(const Int4Panel &panel, const float *values, int6
   const Floats floats;
   const Words words;
   const Bytes bytes;
+  const hn::Repartition<int8_t, Words> codes;
   const hn::FixedTag<uint8_t, 16> block;
   const auto lanes = static_cast<int64_t>(hn::Lanes(floats));
-  const int64_t group = panel.group;
+  const int64_t group = panel.group, groupBytes = panel.groupBytes();
 
   // Adding this leaves the nearest integer, ties to even, in the last bits of the mantissa: codes plus 8.
-  constexpr float base = 0x1.8p23f, bias = 8;
-  const auto magic = hn::Set(floats, base + bias), least = hn::Set(floats, base), most = hn::Set(floats, base + 15);
+  const auto magic = hn::Set(floats, 0x1.8p23f + 8);
   const auto low8 = hn::Set(words, 0xFF), low16 = hn::Set(words, 0xFFFF);
   alignas(16) static constexpr uint8_t transposed[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
   const auto order = hn::LoadDup128(bytes, transposed);
 
-  const float *row0 = values, *row1 = row0 + stride, *row2 = row1 + stride, *row3 = row2 + stride;
-  auto worst = hn::Zero(RowWords());
-  for (int64_t c = 0; c < cols; c += group, out += panel.groupBytes()) {
-    auto max0 = magnitudeKey(row0 + c), max1 = magnitudeKey(row1 + c);
-    auto max2 = magnitudeKey(row2 + c), max3 = magnitudeKey(row3 + c);
-    for (int64_t i = c + lanes; i < c + group; i += lanes) {
-      max0 = hn::Max(max0, magnitudeKey(row0 + i));
-      max1 = hn::Max(max1, magnitudeKey(row1 + i));
-      max2 = hn::Max(max2, magnitudeKey(row2 + i));
-      max3 = hn::Max(max3, magnitudeKey(row3 + i));
-    }
-    auto extreme = hn::BitCast(RowFloats(), hn::RotateRight<1>(maxOfEach(max0, max1, max2, max3)));
-    // Adding 0 makes +0 of -0.
-    auto exact = hn::Add(hn::Mul(extreme, hn::Set(RowFloats(), -0.125f)), hn::Zero(RowFloats()));
-    auto scale = roundScales(panel.scale, exact, out + 2 * lane);
-    worst = hn::Max(worst, hn::BitCast(RowWords(), hn::Abs(scale)));
-    alignas(16) float inverse[kInt4Rows];
-    auto isZero = hn::Eq(scale, hn::Zero(RowFloats()));
-    hn::Store(hn::IfThenZeroElse(isZero, hn::Div(hn::Set(RowFloats(), 1.0f), scale)), RowFloats(), inverse);
-    const auto by0 = hn::Set(floats, inverse[0]), by1 = hn::Set(floats, inverse[1]);
-    const auto by2 = hn::Set(floats, inverse[2]), by3 = hn::Set(floats, inverse[3]);
+  const int64_t step = std::max(group, kScaleColumns / group * group);
+  bool finite = true;
+  for (int64_t begin = 0; begin < cols; begin += step) {
+    const int64_t end = std::min(cols, begin + step), groups = (end - begin) / group;
+    alignas(64) float inverse[kMaxGroups * kInt4Rows];
+    uint16_t scales[kMaxGroups * kInt4Rows];
+    for (int64_t g = 0; g < groups; ++g)
+      findExtremes(values + begin + g * group, stride, group, inverse + g * kInt4Rows);
+    const int64_t count = (groups * kInt4Rows + lanes - 1) / lanes * lanes;
+    std::fill(inverse + groups * kInt4Rows, inverse + count, 0.0f);
+    finite &= makeScales(panel.scale, inverse, scales, count);
 
-    // In the last byte of each word: a column's code, above it that of 16 columns further.
-    auto code = [&](const float *from, auto by) HWY_ATTR {
-      auto sum = hn::MulAdd(hn::LoadU(floats, from), by, magic);
-      return hn::BitCast(words, hn::Max(least, hn::Min(most, sum)));
-    };
-    auto pair = [&](const float *from, auto by)
-                    HWY_ATTR { return hn::Add(code(from, by), hn::ShiftLeft<4>(code(from + 16, by))); };
-    auto *codes = reinterpret_cast<uint8_t *>(out) + 2 * panel.width + 4 * lane;
-    for (int64_t t = 0; t < group; t += 32)
-      for (int64_t i = 0; i < 16; i += lanes) {
-        const int64_t at = c + t + i;
-        auto rows01 = hn::OrAnd(hn::ShiftLeft<8>(pair(row1 + at, by1)), pair(row0 + at, by0), low8);
-        auto rows23 = hn::OrAnd(hn::ShiftLeft<8>(pair(row3 + at, by3)), pair(row2 + at, by2), low8);
-        auto rows = hn::OrAnd(hn::ShiftLeft<16>(rows23), rows01, low16);
-        // Each word holds one column of four rows; lanes want one row of four columns.
-        alignas(64) uint8_t quads[64];
-        hn::Store(hn::TableLookupBytes(hn::BitCast(bytes, rows), order), bytes, quads);
-        for (int64_t q = 0; q < lanes / 4; ++q)
-          hn::StoreU(hn::Load(block, quads + 16 * q), block, codes + (t / 8 + i / 4 + q) * 4 * panel.width);
-      }
+    for (int64_t g = 0; g < groups; ++g, out += groupBytes) {
+      std::memcpy(out + 2 * lane, scales + g * kInt4Rows, sizeof(uint16_t) * kInt4Rows);
+      const float *by = inverse + g * kInt4Rows;
+      auto *to = reinterpret_cast<uint8_t *>(out) + 2 * panel.width + 4 * lane;
+      for (int64_t t = 0; t < group; t += 32)
+        for (int64_t i = 0; i < 16; i += lanes) {
+          const float *at = values + begin + g * group + t + i;
+          // In the last byte of each word the code of a column, plus 8; then that of one column in four rows.
+          auto code = [&](int64_t row, int64_t half) HWY_ATTR {
+            auto product = hn::MulAdd(hn::LoadU(floats, at + row * stride + half), hn::Set(floats, by[row]), magic);
+            return hn::BitCast(words, product);
+          };
+          auto rows = [&](int64_t half) HWY_ATTR {
+            auto rows01 = hn::OrAnd(hn::ShiftLeft<8>(code(1, half)), code(0, half), low8);
+            auto rows23 = hn::OrAnd(hn::ShiftLeft<8>(code(3, half)), code(2, half), low8);
+            auto all = hn::BitCast(codes, hn::OrAnd(hn::ShiftLeft<16>(rows23), rows01, low16));
+            // A scale that was rounded leaves room for codes beyond the last.
+            return hn::BitCast(words, hn::Max(hn::Zero(codes), hn::Min(hn::Set(codes, 15), all)));
+          };
+          auto pairs = hn::Or(rows(0), hn::ShiftLeft<4>(rows(16)));
+          // Each word holds one column of four rows; lanes want one row of four columns.
+          alignas(64) uint8_t quads[64];
+          hn::Store(hn::TableLookupBytes(hn::BitCast(bytes, pairs), order), bytes, quads);
+          for (int64_t q = 0; q < lanes / 4; ++q)
+            hn::StoreU(hn::Load(block, quads + 16 * q), block, to + (t / 8 + i / 4 + q) * 4 * panel.width);
+        }
+    }
   }
-  alignas(16) uint32_t bits[kInt4Rows];
-  hn::Store(worst, RowWords(), bits);
-  for (uint32_t word : bits)
-    if (word >= 0x7F800000)
-      return false;
-  return true;
+  return finite;
 }
 
 #endif // HWY_SCALAR
@@ -252,34 +251,32 @@ HWY_AFTER_NAMESPACE();
 namespace moec {
 
 HWY_EXPORT(widenBf16);
-HWY_EXPORT(widenF8);
-HWY_EXPORT(multiplyBy);
-HWY_EXPORT(firstNan);
+HWY_EXPORT(scaleF8);
 HWY_EXPORT(packInt4Rows);
 
-void widen(DType type, const std::byte *data, float *out, int64_t count) {
+bool scaleF8E4M3(const std::byte *data, float factor, float *out, int64_t count) {
+  return HWY_DYNAMIC_DISPATCH(scaleF8)(reinterpret_cast<const uint8_t *>(data), factor, out, count);
+}
+
+bool widen(DType type, const std::byte *data, float *out, int64_t count) {
   switch (type) {
   case DType::F32:
     std::memcpy(out, data, count * sizeof(float));
-    return;
+    return true;
   case DType::BF16:
     HWY_DYNAMIC_DISPATCH(widenBf16)(reinterpret_cast<const uint16_t *>(data), out, count);
-    return;
+    return true;
   case DType::F8E4M3:
-    HWY_DYNAMIC_DISPATCH(widenF8)(reinterpret_cast<const uint8_t *>(data), out, count);
-    return;
+    return scaleF8E4M3(data, 1, out, count);
   default:
     for (int64_t i = 0; i < count; ++i) {
       uint16_t bits;
       std::memcpy(&bits, data + 2 * i, 2);
       out[i] = f16ToFloat(bits);
     }
+    return true;
   }
 }
-
-void multiply(float *values, int64_t count, float factor) { HWY_DYNAMIC_DISPATCH(multiplyBy)(values, count, factor); }
-
-int64_t findNan(const float *values, int64_t count) { return HWY_DYNAMIC_DISPATCH(firstNan)(values, count); }
 
 bool packInt4(const Int4Panel &panel, const float *values, int64_t stride, int64_t cols, int64_t lane, std::byte *out) {
   return HWY_DYNAMIC_DISPATCH(packInt4Rows)(panel, values, stride, cols, lane, out);

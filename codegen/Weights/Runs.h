@@ -17,14 +17,12 @@
 
 namespace moec {
 
-/// `out[i] = float(data[i])`, exactly, for F32, F16, BF16 and F8E4M3. `data` may have any alignment.
-void widen(DType type, const std::byte *data, float *out, int64_t count);
+/// `out[i] = float(data[i])`, exactly, for F32, F16, BF16 and F8E4M3. `data` may have any alignment. False if a code of
+/// F8E4M3 is NaN; a number stands in its place then.
+bool widen(DType type, const std::byte *data, float *out, int64_t count);
 
-/// `values[i] *= factor`, rounded to f32.
-void multiply(float *values, int64_t count, float factor);
-
-/// Where the first NaN is, or `count`.
-int64_t findNan(const float *values, int64_t count);
+/// `out[i] = float(data[i]) * factor`, rounded once, for F8E4M3; false as above.
+bool scaleF8E4M3(const std::byte *data, float factor, float *out, int64_t count);
 
 /// How `packInt4` quantizes and where it puts what.
 struct Int4Panel {

@@ -199,7 +199,8 @@ def Moe_QuantizeAttr : Moe_StepAttr<"Quantize", "quantize"> {
 
     ```
     scale     = m / -8 + 0, rounded to nearest even in `scale`
-    code[i]   = the integer nearest to x[i] * f32(1 / scale), ties to even, within -8 .. 7; 0 if scale is 0
+    code[i]   = the integer nearest to x[i] * f32(1 / scale), ties to even, within -8 .. 7;
+                                                                // 0 if that inverse is not finite
     y[i]      = code[i] * scale                                 // exact in f32
     ```
 

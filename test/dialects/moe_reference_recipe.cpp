@@ -301,7 +301,7 @@ TEST_F(MoeReferenceRecipe, RefusalsAreSentences) {
 
 /// The definition of `quantize<int4>` for one group, written another way: in long double, by trying every code.
 void expectQuantized(const std::vector<float> &x, float scale, const float *values) {
-  float inverse = scale == 0 ? 0 : 1 / scale;
+  float inverse = std::isfinite(1 / scale) ? 1 / scale : 0;
   for (size_t i = 0; i < x.size(); ++i) {
     long double target = static_cast<long double>(x[i]) * inverse;
     int best = -8;

@@ -284,7 +284,7 @@ static Result<StoredTensor> apply(QuantizeAttr step, const std::string &name, co
     float scale = round(scaleType, double(most) / -8 + 0.0);
     if (!std::isfinite(scale))
       return stepError(step, name, "holds " + std::to_string(most) + ", too large for scales in " + print(scaleType));
-    float inverse = scale == 0 ? 0 : 1 / scale;
+    float inverse = std::isfinite(1 / scale) ? 1 / scale : 0;
     for (int64_t i = 0; i < group; ++i) {
       int code = std::clamp(int(std::nearbyint(double(x[i]) * double(inverse))), -8, 7);
       out.quantized->codes.data[g * group + i] = float(code);
