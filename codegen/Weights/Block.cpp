@@ -4,7 +4,7 @@
 #include "codegen/Weights/Block.h"
 
 #include "codegen/Weights/Elements.h"
-#include "codegen/Weights/Runs.h"
+#include "dialects/Formats/Runs.h"
 #include "dialects/Moe/MoeDialect.h"
 #include "dialects/Moe/Recipe.h"
 #include "runtime/Support/Text.h"

@@ -4,8 +4,8 @@
 /// \file
 /// GGUF: the file of the gguf package, every code of every block, hostile headers.
 
-#include "codegen/Formats/Gguf.h"
-#include "test/codegen/Formats/MemoryTensors.h"
+#include "dialects/Formats/Gguf.h"
+#include "test/dialects/Formats/MemoryTensors.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -22,7 +22,7 @@ using testing::HasSubstr;
 
 namespace {
 
-const std::string fixture = MOEC_TEST_DIR "/codegen/Formats/fixtures/blocks.gguf";
+const std::string fixture = MOEC_TEST_DIR "/dialects/Formats/fixtures/blocks.gguf";
 
 std::vector<float> readAll(const StoredMatrix &matrix) {
   std::vector<float> values(matrix.rows * matrix.cols);

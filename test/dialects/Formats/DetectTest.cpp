@@ -4,7 +4,7 @@
 /// \file
 /// What a `quantization_config` declares, and what is refused.
 
-#include "codegen/Formats/Detect.h"
+#include "dialects/Formats/Detect.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -5,8 +5,8 @@
 /// What making weights does to every single element, over runs of them and for
 /// the widest vectors that the machine has. Whatever those are, the bits are the same.
 
-#ifndef MOEC_CODEGEN_WEIGHTS_RUNS_H
-#define MOEC_CODEGEN_WEIGHTS_RUNS_H
+#ifndef MOEC_DIALECTS_FORMATS_RUNS_H
+#define MOEC_DIALECTS_FORMATS_RUNS_H
 
 #include "runtime/Support/DType.h"
 #include "runtime/Support/Result.h"
@@ -49,4 +49,4 @@ Error scaleError(const std::string &tensor, DType scale, const float *values, in
 
 } // namespace moec
 
-#endif // MOEC_CODEGEN_WEIGHTS_RUNS_H
+#endif // MOEC_DIALECTS_FORMATS_RUNS_H

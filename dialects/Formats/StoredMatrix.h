@@ -4,10 +4,10 @@
 /// \file
 /// Any rectangle of a stored matrix as f32, whatever its format.
 
-#ifndef MOEC_CODEGEN_FORMATS_STOREDMATRIX_H
-#define MOEC_CODEGEN_FORMATS_STOREDMATRIX_H
+#ifndef MOEC_DIALECTS_FORMATS_STOREDMATRIX_H
+#define MOEC_DIALECTS_FORMATS_STOREDMATRIX_H
 
-#include "codegen/Formats/Format.h"
+#include "dialects/Formats/Format.h"
 #include "runtime/Support/TensorSource.h"
 
 #include <memory>
@@ -40,4 +40,4 @@ Result<std::unique_ptr<StoredMatrix>> openQuantized(const Format &format, const 
 
 } // namespace moec
 
-#endif // MOEC_CODEGEN_FORMATS_STOREDMATRIX_H
+#endif // MOEC_DIALECTS_FORMATS_STOREDMATRIX_H

@@ -4,7 +4,7 @@
 /// \file
 /// Runs of elements, on every vector width that this machine has: the same bits as one element at a time.
 
-#include "codegen/Weights/Runs.h"
+#include "dialects/Formats/Runs.h"
 
 #include <hwy/targets.h>
 

@@ -5,10 +5,10 @@
 /// Quantized layers: files of the packages that define the formats, every code
 /// against arithmetic written here, random rectangles, and what is refused.
 
-#include "codegen/Formats/Detect.h"
-#include "codegen/Formats/StoredMatrix.h"
+#include "dialects/Formats/Detect.h"
+#include "dialects/Formats/StoredMatrix.h"
 #include "runtime/Support/Safetensors.h"
-#include "test/codegen/Formats/MemoryTensors.h"
+#include "test/dialects/Formats/MemoryTensors.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -86,7 +86,7 @@ void load(const std::string &path, Fixture &fixture) {
 
 std::vector<std::string> fixturePaths() {
   std::vector<std::string> paths;
-  for (const auto &entry : std::filesystem::directory_iterator(MOEC_TEST_DIR "/codegen/Formats/fixtures"))
+  for (const auto &entry : std::filesystem::directory_iterator(MOEC_TEST_DIR "/dialects/Formats/fixtures"))
     if (entry.path().extension() == ".safetensors")
       paths.push_back(entry.path());
   std::sort(paths.begin(), paths.end());

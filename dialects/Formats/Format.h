@@ -5,8 +5,8 @@
 /// Published weight formats as data: what lies in which tensor of a quantized
 /// linear layer, and which number a stored code stands for.
 
-#ifndef MOEC_CODEGEN_FORMATS_FORMAT_H
-#define MOEC_CODEGEN_FORMATS_FORMAT_H
+#ifndef MOEC_DIALECTS_FORMATS_FORMAT_H
+#define MOEC_DIALECTS_FORMATS_FORMAT_H
 
 #include "runtime/Support/DType.h"
 #include "runtime/Support/Result.h"
@@ -134,4 +134,4 @@ Format mxfp4(Naming naming);
 
 } // namespace moec
 
-#endif // MOEC_CODEGEN_FORMATS_FORMAT_H
+#endif // MOEC_DIALECTS_FORMATS_FORMAT_H

@@ -4,10 +4,10 @@
 /// \file
 /// From a `quantization_config` to the format that it declares.
 
-#ifndef MOEC_CODEGEN_FORMATS_DETECT_H
-#define MOEC_CODEGEN_FORMATS_DETECT_H
+#ifndef MOEC_DIALECTS_FORMATS_DETECT_H
+#define MOEC_DIALECTS_FORMATS_DETECT_H
 
-#include "codegen/Formats/Format.h"
+#include "dialects/Formats/Format.h"
 #include "runtime/Support/Json.h"
 
 namespace moec {
@@ -20,4 +20,4 @@ Result<Format> detectFormat(const JsonObject &config);
 
 } // namespace moec
 
-#endif // MOEC_CODEGEN_FORMATS_DETECT_H
+#endif // MOEC_DIALECTS_FORMATS_DETECT_H

@@ -1,7 +1,7 @@
 // Part of moec, under the Apache License v2.0 with LLVM Exceptions.
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 
-#include "codegen/Formats/Gguf.h"
+#include "dialects/Formats/Gguf.h"
 
 #include "runtime/Support/Text.h"
 

@@ -5,10 +5,10 @@
 /// The header of a GGUF file, read as hostile, and its tensors as matrices.
 /// Source: the GGUF description and the block layouts of the ggml project.
 
-#ifndef MOEC_CODEGEN_FORMATS_GGUF_H
-#define MOEC_CODEGEN_FORMATS_GGUF_H
+#ifndef MOEC_DIALECTS_FORMATS_GGUF_H
+#define MOEC_DIALECTS_FORMATS_GGUF_H
 
-#include "codegen/Formats/StoredMatrix.h"
+#include "dialects/Formats/StoredMatrix.h"
 #include "runtime/Support/File.h"
 
 #include <map>
@@ -81,4 +81,4 @@ private:
 
 } // namespace moec
 
-#endif // MOEC_CODEGEN_FORMATS_GGUF_H
+#endif // MOEC_DIALECTS_FORMATS_GGUF_H

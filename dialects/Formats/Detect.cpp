@@ -1,7 +1,7 @@
 // Part of moec, under the Apache License v2.0 with LLVM Exceptions.
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 
-#include "codegen/Formats/Detect.h"
+#include "dialects/Formats/Detect.h"
 
 #include "runtime/Support/Text.h"
 

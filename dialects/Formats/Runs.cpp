@@ -1,7 +1,7 @@
 // Part of moec, under the Apache License v2.0 with LLVM Exceptions.
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 
-#include "codegen/Weights/Runs.h"
+#include "dialects/Formats/Runs.h"
 
 #include <algorithm>
 #include <cmath>
@@ -11,7 +11,7 @@
 // fused multiply-add are left out: machines that lack it take the scalar form.
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "codegen/Weights/Runs.cpp"
+#define HWY_TARGET_INCLUDE "dialects/Formats/Runs.cpp"
 #include <hwy/foreach_target.h> // must come before highway.h
 
 #include <hwy/highway.h>
