@@ -5,6 +5,7 @@
 
 #include "codegen/Weights/Elements.h"
 #include "dialects/Formats/Runs.h"
+#include "dialects/Formats/StoredMatrix.h"
 #include "dialects/Moe/MoeDialect.h"
 #include "dialects/Moe/Recipe.h"
 #include "runtime/Support/Text.h"
@@ -41,9 +42,9 @@ public:
     if (view.shape.empty() || view.shape.size() > 3)
       return Error{"tensor '" + name + "' has " + std::to_string(view.shape.size()) +
                    " dimensions, but recipes work on 1 to 3"};
-    if (!isWeightType(view.dtype))
+    if (!isWeightType(view.dtype) && view.dtype != DType::F8E8M0 && view.dtype != DType::U8)
       return Error{"tensor '" + name + "' is " + std::string(toString(view.dtype)) +
-                   ", but recipes read F32, F16, BF16 and F8_E4M3"};
+                   ", but recipes read F32, F16, BF16 and F8_E4M3, and F8_E8M0 for scales"};
     return std::unique_ptr<Block>(new SourceBlock(name, std::move(view), from));
   }
 
@@ -108,52 +109,35 @@ private:
   std::vector<std::unique_ptr<Block>> family;
 };
 
-/// weight[b, i, j] * scale[b, i / blockRows, j / blockCols], rounded once to `dtype`.
-class DequantBlock final : public Block {
+/// What the tensors of a quantized weight stand for; see `#moe.dequant`.
+class StoredBlock final : public Block {
 public:
-  DequantBlock(std::string name, std::unique_ptr<Block> weight, std::unique_ptr<Block> scale, int64_t blockRows,
-               int64_t blockCols, DType type)
-      : name(std::move(name)), weight(std::move(weight)), scale(std::move(scale)), blockRows(blockRows),
-        blockCols(blockCols) {
-    batch = this->weight->batch;
-    rows = this->weight->rows;
-    cols = this->weight->cols;
-    rank = this->weight->rank;
-    dtype = type;
+  static Result<std::unique_ptr<Block>> open(steps::DequantAttr step, const std::vector<std::string> &names,
+                                             const TensorSource &from) {
+    MOEC_TRY(DType type, dtypeOf(step.getType()));
+    MOEC_TRY(TensorView codes, from.tensor(names.front()));
+    if (codes.shape.size() != 2)
+      return Error{"tensor '" + names.front() + "' has " + std::to_string(codes.shape.size()) +
+                   " dimensions, but quantized weights have 2"};
+    Format format = step.getDescription();
+    auto [rows, cols] = logicalShape(format.packing, codes.shape);
+    StoredNames stored{names.front().substr(0, names.front().rfind('.')), names};
+    MOEC_TRY(auto matrix, openQuantized(format, stored, rows, cols, from, type));
+    return std::unique_ptr<Block>(new StoredBlock(std::move(matrix)));
   }
   Status read(const Rect &rect, float *out) const override {
-    MOEC_CHECK(weight->read(rect, out));
-    Rect blocks;
-    blocks.batch = rect.batch;
-    blocks.row = rect.row / blockRows;
-    blocks.rows = (rect.row + rect.rows - 1) / blockRows + 1 - blocks.row;
-    blocks.col = rect.col / blockCols;
-    blocks.cols = (rect.col + rect.cols - 1) / blockCols + 1 - blocks.col;
-    std::vector<float> scales(blocks.rows * blocks.cols);
-    MOEC_CHECK(scale->read(blocks, scales.data()));
-    for (float value : scales)
-      if (!std::isfinite(value))
-        return Error{"scale of tensor '" + name + "' is not finite"};
-    for (int64_t r = 0; r < rect.rows; ++r) {
-      const float *line = &scales[((rect.row + r) / blockRows - blocks.row) * blocks.cols];
-      float *values = out + r * rect.cols;
-      for (int64_t c = 0, end; c < rect.cols; c = end) {
-        int64_t block = (rect.col + c) / blockCols;
-        end = std::min(rect.cols, (block + 1) * blockCols - rect.col);
-        float by = line[block - blocks.col];
-        for (int64_t i = c; i < end; ++i)
-          values[i] = dtype == DType::F32 ? values[i] * by : multiplyToOdd(values[i], by);
-      }
-    }
-    roundTo(dtype, out, rect.rows * rect.cols);
-    return success();
+    return matrix->read(rect.row, rect.rows, rect.col, rect.cols, out);
   }
-  void release(int64_t batch, int64_t row, int64_t rows) const override { weight->release(batch, row, rows); }
+  void release(int64_t, int64_t row, int64_t rows) const override { matrix->release(row, rows); }
 
 private:
-  std::string name;
-  std::unique_ptr<Block> weight, scale;
-  int64_t blockRows, blockCols;
+  explicit StoredBlock(std::unique_ptr<StoredMatrix> stored) : matrix(std::move(stored)) {
+    rows = matrix->rows;
+    cols = matrix->cols;
+    dtype = matrix->dtype;
+  }
+
+  std::unique_ptr<StoredMatrix> matrix;
 };
 
 /// Rows [begin, end) of each head of a matrix [heads * R, C].
@@ -305,16 +289,26 @@ class RecipeBuilder {
 public:
   explicit RecipeBuilder(const TensorSource &from) : from(from) {}
 
-  Status open(const std::vector<std::string> &sources, int64_t count) {
-    for (const std::string &pattern : sources) {
-      Item item{pattern, {}, pattern.find(steps::kFamilyMarker) != std::string::npos};
+  /// The tensors that the first step finds: a weight for every so many sources, as `stored` says, or each source.
+  Status open(const std::vector<std::string> &sources, int64_t count, steps::DequantAttr stored) {
+    size_t perTensor = stored ? stored.getNumSources() : 1;
+    if (sources.size() % perTensor != 0)
+      return Error{"a weight takes " + std::to_string(perTensor) + " tensors of the checkpoint, but the recipe has " +
+                   std::to_string(sources.size())};
+    for (size_t first = 0; first < sources.size(); first += perTensor) {
+      std::vector<std::string> patterns(sources.begin() + first, sources.begin() + first + perTensor);
+      Item item{patterns.front(), {}, isFamily(patterns.front())};
       if (item.family && count == 0)
-        return Error{"weight source '" + pattern + "' is a family, but its recipe has no stack step"};
+        return Error{"weight source '" + item.name + "' is a family, but its recipe has no stack step"};
+      for (const std::string &pattern : patterns)
+        if (isFamily(pattern) != item.family)
+          return Error{"'" + item.name + "' and '" + pattern + "' are not both families"};
       for (int64_t e = 0; e < (item.family ? count : 1); ++e) {
-        std::string name = pattern;
-        if (item.family)
-          name.replace(name.find(steps::kFamilyMarker), steps::kFamilyMarker.size(), std::to_string(e));
-        MOEC_TRY(auto block, SourceBlock::open(name, from));
+        std::vector<std::string> names = patterns;
+        for (std::string &name : names)
+          if (item.family)
+            name.replace(name.find(steps::kFamilyMarker), steps::kFamilyMarker.size(), std::to_string(e));
+        MOEC_TRY(auto block, stored ? StoredBlock::open(stored, names, from) : SourceBlock::open(names.front(), from));
         item.members.push_back(std::move(block));
       }
       items.push_back(std::move(item));
@@ -324,7 +318,6 @@ public:
 
   Status apply(mlir::Attribute step) {
     return llvm::TypeSwitch<mlir::Attribute, Status>(step)
-        .Case([&](steps::DequantFp8BlockAttr attr) { return dequant(attr); })
         .Case([&](steps::StackAttr attr) { return stack(); })
         .Case([&](steps::HeadRowsAttr attr) {
           return each([&](const std::string &name, std::unique_ptr<Block> &block) -> Status {
@@ -388,34 +381,7 @@ private:
     return success();
   }
 
-  Status dequant(steps::DequantFp8BlockAttr attr) {
-    if (items.size() % 2 != 0)
-      return Error{"dequant_fp8_block needs pairs of weight and scale, but the recipe has " +
-                   std::to_string(items.size()) + " tensors"};
-    MOEC_TRY(DType type, dtypeOf(attr.getType()));
-    std::vector<Item> results;
-    for (size_t i = 0; i < items.size(); i += 2) {
-      Item &weights = items[i], &scales = items[i + 1];
-      if (weights.members.size() != scales.members.size())
-        return Error{"'" + weights.name + "' and '" + scales.name + "' are not families of one size"};
-      for (size_t e = 0; e < weights.members.size(); ++e) {
-        auto &weight = weights.members[e];
-        auto &scale = scales.members[e];
-        int64_t rows = (weight->rows + attr.getRows() - 1) / attr.getRows();
-        int64_t cols = (weight->cols + attr.getCols() - 1) / attr.getCols();
-        if (scale->batch != weight->batch || scale->rows != rows || scale->cols != cols)
-          return Error{"tensor '" + scales.name + "' is " + shapeText(*scale) + ", but '" + weights.name + "' " +
-                       shapeText(*weight) + " in blocks of " + std::to_string(attr.getRows()) + "x" +
-                       std::to_string(attr.getCols()) + " needs [" + std::to_string(rows) + ", " +
-                       std::to_string(cols) + "]"};
-        weight = std::make_unique<DequantBlock>(weights.name, std::move(weight), std::move(scale), attr.getRows(),
-                                                attr.getCols(), type);
-      }
-      results.push_back(std::move(weights));
-    }
-    items = std::move(results);
-    return success();
-  }
+  static bool isFamily(const std::string &name) { return name.find(steps::kFamilyMarker) != std::string::npos; }
 
   Status stack() {
     for (Item &item : items) {
@@ -466,8 +432,11 @@ Result<RecipeBlocks> moec::buildRecipe(const std::vector<std::string> &sources, 
     if (auto stack = mlir::dyn_cast<steps::StackAttr>(step))
       count = stack.getCount();
 
+  auto stored = logical.empty() ? nullptr : mlir::dyn_cast<steps::DequantAttr>(logical.front());
+  if (stored)
+    logical = logical.drop_front();
   RecipeBuilder builder(from);
-  MOEC_CHECK(builder.open(sources, count));
+  MOEC_CHECK(builder.open(sources, count, stored));
   for (mlir::Attribute step : logical)
     MOEC_CHECK(builder.apply(step));
   MOEC_TRY(result.blocks, builder.take());

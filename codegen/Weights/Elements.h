@@ -52,21 +52,6 @@ inline void narrow(DType type, const float *values, std::byte *data, int64_t cou
   }
 }
 
-/// `a * b`, exact or rounded such that rounding again to at most 16 bits gives what rounding the exact product gives.
-inline float multiplyToOdd(float a, float b) {
-  double exact = static_cast<double>(a) * b; // 24 + 24 bits fit into 53
-  auto result = static_cast<float>(exact);
-  if (result == exact)
-    return result;
-  uint32_t bits;
-  std::memcpy(&bits, &result, 4);
-  if (std::abs(static_cast<double>(result)) > std::abs(exact))
-    --bits; // towards zero; a lost bit below shows in the last one
-  bits |= 1;
-  std::memcpy(&result, &bits, 4);
-  return result;
-}
-
 /// Rounds each value to what `type` can hold.
 inline void roundTo(DType type, float *values, int64_t count) {
   for (int64_t i = 0; i < count; ++i)

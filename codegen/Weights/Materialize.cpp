@@ -5,8 +5,8 @@
 
 #include "codegen/Weights/Block.h"
 #include "codegen/Weights/Elements.h"
-#include "dialects/Formats/Runs.h"
 #include "dialects/Exec/ExecDialect.h"
+#include "dialects/Formats/Runs.h"
 #include "dialects/Moe/MoeDialect.h"
 #include "dialects/Moe/Recipe.h"
 #include "runtime/Support/Text.h"
@@ -141,7 +141,8 @@ private:
     cols = first.cols;
     for (const auto &block : recipe.blocks)
       if (block->batch != first.batch || block->rows != first.rows || block->cols != first.cols ||
-          (block->dtype != job.dtype && !recipe.quantize))
+          (block->dtype != job.dtype && !recipe.quantize &&
+           !mlir::isa_and_nonnull<steps::PackBlockScalesAttr>(recipe.pack)))
         return mismatch(found);
     std::vector<int64_t> shape;
     if (auto pack = mlir::dyn_cast_or_null<steps::PackPanelsAttr>(recipe.pack)) {

@@ -268,6 +268,11 @@ bool widen(DType type, const std::byte *data, float *out, int64_t count) {
     return true;
   case DType::F8E4M3:
     return scaleF8E4M3(data, 1, out, count);
+  case DType::F8E8M0:
+  case DType::U8:
+    for (int64_t i = 0; i < count; ++i)
+      out[i] = f8e8m0ToFloat(static_cast<uint8_t>(data[i]));
+    return true;
   default:
     for (int64_t i = 0; i < count; ++i) {
       uint16_t bits;
@@ -276,6 +281,21 @@ bool widen(DType type, const std::byte *data, float *out, int64_t count) {
     }
     return true;
   }
+}
+
+float roundOnce(DType type, double value) {
+  auto nearest = static_cast<float>(value);
+  if (type == DType::F32)
+    return nearest;
+  // Rounding to nearest twice may differ from once. Rounding to odd first does not: an inexact value gets an odd last
+  // bit, so that the second rounding never sees a tie that was none.
+  if (std::isfinite(nearest) && static_cast<double>(nearest) != value) {
+    uint32_t bits;
+    std::memcpy(&bits, &nearest, sizeof(bits));
+    if (bits % 2 == 0)
+      nearest = std::nextafter(nearest, value > nearest ? HUGE_VALF : -HUGE_VALF);
+  }
+  return type == DType::F16 ? f16ToFloat(floatToF16(nearest)) : bf16ToFloat(floatToBf16(nearest));
 }
 
 bool packInt4(const Int4Panel &panel, const float *values, int64_t stride, int64_t cols, int64_t lane, std::byte *out) {

@@ -17,12 +17,15 @@
 
 namespace moec {
 
-/// `out[i] = float(data[i])`, exactly, for F32, F16, BF16 and F8E4M3. `data` may have any alignment. False if a code of
-/// F8E4M3 is NaN; a number stands in its place then.
+/// `out[i] = float(data[i])`, exactly, for F32, F16, BF16, F8E4M3, and F8E8M0, as which U8 is read. `data` may have any
+/// alignment. False if a code of F8E4M3 is NaN; a number stands in its place then.
 bool widen(DType type, const std::byte *data, float *out, int64_t count);
 
 /// `out[i] = float(data[i]) * factor`, rounded once, for F8E4M3; false as above.
 bool scaleF8E4M3(const std::byte *data, float factor, float *out, int64_t count);
+
+/// `value` rounded once to F32, F16 or BF16, to nearest even, and widened to f32 again.
+float roundOnce(DType type, double value);
 
 /// How `packInt4` quantizes and where it puts what.
 struct Int4Panel {

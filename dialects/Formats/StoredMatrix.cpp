@@ -3,6 +3,7 @@
 
 #include "dialects/Formats/StoredMatrix.h"
 
+#include "dialects/Formats/Runs.h"
 #include "runtime/Support/Text.h"
 
 #include <algorithm>
@@ -126,12 +127,17 @@ std::array<float, 256> valueTable(Element element) {
 
 class QuantizedMatrix final : public StoredMatrix {
 public:
-  QuantizedMatrix(const Format &format, std::string layer, int64_t out, int64_t in, const TensorSource &from)
-      : format(format), layer(std::move(layer)), from(from), values(valueTable(format.element)),
+  QuantizedMatrix(const Format &format, StoredNames names, int64_t out, int64_t in, const TensorSource &from,
+                  DType type)
+      : format(format), names(std::move(names)), from(from), values(valueTable(format.element)),
         inGroups(format.scale.inGroups(in)), outGroups(format.scale.outGroups(out)), zeroAdded(format.zeroAdded) {
     rows = out;
     cols = in;
-    dtype = format.valueType();
+    dtype = type;
+    for (const RequiredTensor &tensor : requiredTensors(format, rows, cols))
+      suffixes.push_back(tensor.suffix);
+    isPlainF8 = format.element == Element::F8E4M3 && format.zero == 0 && format.zeroPoints.empty() &&
+                format.globalScale.empty() && !format.packing.inMajor;
   }
 
   Status open() {
@@ -140,8 +146,8 @@ public:
       if (!view && tensor.optional)
         continue;
       if (!view)
-        return Error{"layer " + quote(layer) + " is " + format.name + " and needs " + quote(named(tensor.suffix)) +
-                     ", but " + view.message()};
+        return Error{"layer " + quote(names.layer) + " is " + format.name + " and needs " +
+                     quote(named(tensor.suffix)) + ", but " + view.message()};
       MOEC_CHECK(tensor.check(named(tensor.suffix), view->dtype, view->shape));
       MOEC_CHECK(take(tensor.suffix, *view));
     }
@@ -175,7 +181,10 @@ public:
 private:
   static constexpr int64_t chunk = 256;
 
-  std::string named(const std::string &suffix) const { return layer + "." + suffix; }
+  std::string named(const std::string &suffix) const {
+    auto place = static_cast<size_t>(std::find(suffixes.begin(), suffixes.end(), suffix) - suffixes.begin());
+    return place < names.tensors.size() ? names.tensors[place] : names.layer + "." + suffix;
+  }
 
   Status take(const std::string &suffix, const TensorView &view) {
     if (suffix == format.codes) {
@@ -268,24 +277,40 @@ private:
       const uint8_t *from = run.data() + (c - col);
       float *to = out + (c - col);
       int64_t size = end - c;
-      // A code less its zero point is exact: small integers, or a float less 0. So the product is rounded once.
-      if (format.globalScale.empty())
-        for (int64_t i = 0; i < size; ++i)
-          to[i] = (values[from[i]] - zero) * scale;
-      // Codes and small scales are short, so that their product with a double is exact and one rounding is left;
-      // a quotient of floats that is rounded to a double rounds on to the float that the exact one gives.
-      else if (format.globalDivides)
-        for (int64_t i = 0; i < size; ++i)
-          to[i] = static_cast<float>(static_cast<double>((values[from[i]] - zero) * scale) / global);
-      else
-        for (int64_t i = 0; i < size; ++i)
-          to[i] = static_cast<float>(static_cast<double>((values[from[i]] - zero) * scale) * global);
-      for (int64_t i = 0; i < size; ++i)
+      if (isPlainF8 && isHarmless(scale)) {
+        if (!scaleF8E4M3(reinterpret_cast<const std::byte *>(from), scale, to, size))
+          for (int64_t i = 0; i < size; ++i)
+            if (std::isnan(values[from[i]]))
+              return wrongValue(row, c + i, from[i], scale, inGroup);
+        c = end;
+        continue;
+      }
+      for (int64_t i = 0; i < size; ++i) {
+        to[i] = valueOf(from[i], zero, scale);
         if (!std::isfinite(to[i]) || (scale == 0 && values[from[i]] != zero))
           return wrongValue(row, c + i, from[i], scale, inGroup);
+      }
       c = end;
     }
     return success();
+  }
+
+  /// Products of FP8 codes with it are exact in `dtype`, or rounded once where that is F32, and none is infinite.
+  bool isHarmless(float scale) const {
+    constexpr float largest = 0x1p110f, smallest = 0x1p-110f;
+    if (!(scale >= smallest && scale <= largest))
+      return false;
+    int exponent;
+    return dtype == DType::F32 || (dtype == DType::BF16 && std::frexp(scale, &exponent) == 0.5f);
+  }
+
+  float valueOf(uint8_t code, float zero, float scale) const {
+    // A code less its zero point is exact: small integers, or a float less 0. With a scale of at most 24 bits, so is
+    // the product in a double; a quotient of floats that is rounded to a double rounds on to what the exact one gives.
+    double value = static_cast<double>(values[code] - zero) * scale;
+    if (!format.globalScale.empty())
+      value = format.globalDivides ? value / global : value * global;
+    return dtype == DType::F32 ? static_cast<float>(value) : roundOnce(dtype, value);
   }
 
   /// Why the value at `[row, col]` is none.
@@ -297,15 +322,18 @@ private:
     if (scale == 0)
       return Error{"tensor " + quote(named(format.scale.suffix)) + " holds the scale 0 for the weight at " + place +
                    " (group " + std::to_string(inGroup) + " of its row), whose code is not zero"};
-    return Error{"the weight of " + quote(layer) + " at " + place + " is too large for f32"};
+    return Error{"the weight of " + quote(names.layer) + " at " + place + " is too large for " +
+                 std::string(toString(dtype))};
   }
 
   Format format;
-  std::string layer;
+  StoredNames names;
+  std::vector<std::string> suffixes; ///< in the order of `requiredTensors`
   const TensorSource &from;
   std::array<float, 256> values;
   int64_t inGroups, outGroups;
   int zeroAdded;
+  bool isPlainF8 = false; ///< codes of FP8 with nothing but scales
   TensorView codes, scales;
   CodeReader reader, zeros;
   const std::byte *groupOf = nullptr;
@@ -314,12 +342,20 @@ private:
 
 } // namespace
 
-Result<std::unique_ptr<StoredMatrix>> openQuantized(const Format &format, const std::string &layer, int64_t out,
-                                                    int64_t in, const TensorSource &from) {
+std::array<int64_t, 2> logicalShape(const Packing &packing, const std::vector<int64_t> &shape) {
+  std::array<int64_t, 2> logical = {shape[0], shape[1]};
+  if (packing.inMajor)
+    std::swap(logical[0], logical[1]);
+  logical[packing.along == Packing::Axis::Out ? 0 : 1] *= packing.perWord();
+  return logical;
+}
+
+Result<std::unique_ptr<StoredMatrix>> openQuantized(const Format &format, const StoredNames &names, int64_t out,
+                                                    int64_t in, const TensorSource &from, DType type) {
   if (out < 1 || in < 1 || out > INT32_MAX || in > INT32_MAX)
-    return Error{"layer " + quote(layer) + " is " + shapeToString({out, in}) +
+    return Error{"layer " + quote(names.layer) + " is " + shapeToString({out, in}) +
                  ", but both dimensions must lie in 1 to 2147483647"};
-  auto matrix = std::make_unique<QuantizedMatrix>(format, layer, out, in, from);
+  auto matrix = std::make_unique<QuantizedMatrix>(format, names, out, in, from, type);
   MOEC_CHECK(matrix->open());
   return std::unique_ptr<StoredMatrix>(std::move(matrix));
 }

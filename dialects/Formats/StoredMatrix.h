@@ -10,7 +10,10 @@
 #include "dialects/Formats/Format.h"
 #include "runtime/Support/TensorSource.h"
 
+#include <array>
 #include <memory>
+#include <string>
+#include <vector>
 
 namespace moec {
 
@@ -26,17 +29,27 @@ public:
   virtual void release(int64_t row, int64_t numRows) const = 0;
 
   int64_t rows = 0, cols = 0;
-  DType dtype = DType::F32; ///< see Format::valueType
+  DType dtype = DType::F32; ///< what holds every value exactly, or what values are rounded to
 };
 
-/// The linear layer `layer`, `[out, in]`, in `format`. `from` must outlive the result and is asked for
-/// `<layer>.<suffix>`; nothing but the global scale and the stored shape is read here, so that
-/// opening costs the same for every size. Errors: a tensor that is missing, or of another type or shape; a stored
-/// shape that differs; a global scale that is not a positive number; zero points that do not fit a symmetric format.
-/// Errors of `read`: an FP8 code that is NaN; a scale that is negative, not a number or infinite, or zero over codes
-/// that are not; a group index or a zero point that cannot be; a product too large for f32.
-Result<std::unique_ptr<StoredMatrix>> openQuantized(const Format &format, const std::string &layer, int64_t out,
-                                                    int64_t in, const TensorSource &from);
+/// What a stored matrix is made from: names in the order of `requiredTensors`, without those of optional tensors that
+/// are absent, or the layer's own name, to which suffixes are put.
+struct StoredNames {
+  std::string layer;
+  std::vector<std::string> tensors = {}; ///< empty: `<layer>.<suffix>`
+};
+
+/// The linear layer `[out, in]` in `format`. `from` must outlive the result and is asked for the tensors of `names`;
+/// nothing but the global scale and the stored shape is read here, so that opening costs the same for every size.
+/// Errors: a tensor that is missing, or of another type or shape; a stored shape that differs; a global scale that is
+/// not a positive number; zero points that do not fit a symmetric format. Errors of `read`: an FP8 code that is NaN; a
+/// scale that is negative, not a number or infinite, or zero over codes that are not; a group index or a zero point
+/// that cannot be; a product too large for f32. Values are rounded once to `type`, F32, BF16 or F16.
+Result<std::unique_ptr<StoredMatrix>> openQuantized(const Format &format, const StoredNames &names, int64_t out,
+                                                    int64_t in, const TensorSource &from, DType type = DType::F32);
+
+/// The logical shape `[out, in]` of what is packed as a tensor of `shape`: whole words along both.
+std::array<int64_t, 2> logicalShape(const Packing &packing, const std::vector<int64_t> &shape);
 
 } // namespace moec
 

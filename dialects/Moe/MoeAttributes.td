@@ -95,19 +95,63 @@ def Moe_StackAttr : Moe_StepAttr<"Stack", "stack"> {
   let genVerifyDecl = 1;
 }
 
-def Moe_DequantFp8BlockAttr : Moe_StepAttr<"DequantFp8Block", "dequant_fp8_block"> {
-  let summary = "(weight f8E4M3FN, scale f32) -> weight * scale of its block";
-  let description = [{
-    `W[.., i, j] = float(q[.., i, j]) * scale[.., i / rows, j / cols]`, rounded once to `type`.
-    Blocks at the edges are partial. Consumes two tensors, gives one.
-    Source: DeepSeek-V3, README_WEIGHTS, and arXiv:2412.19437, sec. 3.3.2.
+def Moe_StoredFormat : I32EnumAttr<"StoredFormat", "how a checkpoint stores a quantized weight", [
+    I32EnumAttrCase<"Fp8", 0, "fp8">,
+    I32EnumAttrCase<"Gptq", 1, "gptq">,
+    I32EnumAttrCase<"GptqV2", 2, "gptq_v2">,
+    I32EnumAttrCase<"Awq", 3, "awq">,
+    I32EnumAttrCase<"Packed", 4, "packed">,
+    I32EnumAttrCase<"Int8", 5, "int8">,
+    I32EnumAttrCase<"Nvfp4", 6, "nvfp4">,
+    I32EnumAttrCase<"Nvfp4Modelopt", 7, "nvfp4_modelopt">,
+    I32EnumAttrCase<"Mxfp4", 8, "mxfp4">]> {
+  let cppNamespace = "::mlir::moe";
+  let genSpecializedAttr = 0;
+}
 
-    - (C1) `rows` and `cols` are positive.
+def Moe_DequantAttr : Moe_StepAttr<"Dequant", "dequant"> {
+  let summary = "The tensors of a quantized weight -> the values that its codes stand for";
+  let description = [{
+    `W[i, j] = (code[i, j] - zero[g]) * scale[g] * global`, rounded once to `type`, where `g` is the
+    group of (i, j). It consumes, for each weight, as many consecutive tensors as the format has, in
+    the order codes, scales, then what there is of global scale, zero points and group index, and
+    gives one matrix.
+
+    | format | codes | scales | more |
+    | --- | --- | --- | --- |
+    | `fp8 RxC` | f8E4M3FN | one for R x C weights | |
+    | `gptq 1xG`, `gptq_v2 1xG` | packed along inputs, `[in, out]` | one for G inputs | zero points; index if `indexed` |
+    | `awq 1xG` | int4, packed along outputs, `[in, out]` | one for G inputs | zero points |
+    | `packed 1xG` | packed along inputs | one for G inputs | zero points if `zeros`; index if `indexed` |
+    | `int8 RxC` | signed bytes | one for R x C weights | |
+    | `nvfp4`, `nvfp4_modelopt` | e2m1, two to a byte | e4m3 for 16 inputs | a global scale that divides, or multiplies |
+    | `mxfp4` | e2m1, two to a byte | e8m0 for 32 inputs | |
+
+    `?` in a block stands for a whole dimension; blocks at the edges are partial. `gptq`, `gptq_v2` and
+    `packed` have codes of `bits` 4 or 8. With `symmetric`, all zero points of a gptq weight are the
+    same, which tells whether they are stored less 1. Exact layouts: `dialects/Formats/Format.h`.
+    Sources: DeepSeek-V3, README_WEIGHTS, and arXiv:2412.19437, sec. 3.3.2; OCP Microscaling Formats
+    1.0; the packing of AutoGPTQ, AutoAWQ and compressed-tensors.
+
+    - (C1) Blocks are positive; formats of groups have one row, those without a block the one they define.
     - (C2) `type` is f32, bf16 or f16.
+    - (C3) `bits` is 4 or 8 for gptq, gptq_v2 and packed, and what the format has for others.
+    - (C4) Only gptq and gptq_v2 are `symmetric`, only `packed` has `zeros`, only these three are `indexed`.
   }];
-  let parameters = (ins "int64_t":$rows, "int64_t":$cols, "::mlir::Type":$type);
-  let assemblyFormat = "`<` custom<BlockShape>($rows, $cols) `,` $type `>`";
+  let parameters = (ins EnumParameter<Moe_StoredFormat>:$format, "int64_t":$rows, "int64_t":$cols, "int64_t":$bits,
+                    "bool":$symmetric, "bool":$zeros, "bool":$indexed, "::mlir::Type":$type);
+  let assemblyFormat = [{
+    `<` custom<StoredFormat>($format, $rows, $cols, $bits, $symmetric, $zeros, $indexed) `,` $type `>`
+  }];
   let genVerifyDecl = 1;
+  let extraClassDeclaration = [{
+    /// The whole description. Tensors have the names that DeepSeek or the format's own package gives them.
+    moec::Format getDescription() const;
+    /// Tensors of the checkpoint for each weight.
+    int64_t getNumSources() const;
+    /// The step for a description, and whether a group index is among the sources.
+    static DequantAttr of(::mlir::MLIRContext *context, const moec::Format &format, bool indexed, ::mlir::Type type);
+  }];
 }
 
 def Moe_HeadRowsAttr : Moe_StepAttr<"HeadRows", "head_rows"> {
@@ -175,7 +219,8 @@ def Moe_PackBlockScalesAttr : Moe_StepAttr<"PackBlockScales", "pack_block_scales
   let summary = "Lay block scales out beside the panels of `pack_panels`";
   let description = [{
     The scales `[(B,) ceil(n / rows), ceil(C / cols)]` of one tensor, or of two (gate, up), ->
-    `[B, panels, ceil(C / cols), width]`: one scale for each lane of a panel and block of columns.
+    `[B, panels, ceil(C / cols), width]` in f32, whatever they are stored as (f32, f16, bf16 or e8m0):
+    one scale for each lane of a panel and block of columns.
     `n` is the number of rows that are scaled; lanes past it have scale 0.
 
     - (C1) `width`, `n` and `rows` are positive.

@@ -12,20 +12,81 @@
 using namespace mlir;
 using namespace mlir::moe;
 
-/// `128x128`: two static dimensions.
-static ParseResult parseBlockShape(AsmParser &parser, int64_t &rows, int64_t &cols) {
-  SmallVector<int64_t> dims;
+/// What the textual form of a format holds, and what it has where nothing is written.
+struct FormatFields {
+  bool block = false, bits = false; ///< written
+  int64_t rows = 1, cols = 0, defaultBits = 8;
+};
+
+static FormatFields fieldsOf(StoredFormat format) {
+  switch (format) {
+  case StoredFormat::Fp8:
+  case StoredFormat::Int8:
+    return {/*block=*/true};
+  case StoredFormat::Gptq:
+  case StoredFormat::GptqV2:
+  case StoredFormat::Packed:
+    return {/*block=*/true, /*bits=*/true};
+  case StoredFormat::Awq:
+    return {/*block=*/true, /*bits=*/false, 1, 0, 4};
+  case StoredFormat::Nvfp4:
+  case StoredFormat::Nvfp4Modelopt:
+    return {/*block=*/false, /*bits=*/false, 1, 16, 4};
+  case StoredFormat::Mxfp4:
+    return {/*block=*/false, /*bits=*/false, 1, 32, 4};
+  }
+  llvm_unreachable("all formats are listed");
+}
+
+/// `fp8 128x128`, `gptq 1x64 bits 4 symmetric indexed`, `mxfp4`; `?` in a block, 0 here, is a whole dimension.
+static ParseResult parseStoredFormat(AsmParser &parser, StoredFormat &format, int64_t &rows, int64_t &cols,
+                                     int64_t &bits, bool &symmetric, bool &zeros, bool &indexed) {
+  StringRef keyword;
   SMLoc loc = parser.getCurrentLocation();
-  if (parser.parseDimensionList(dims, /*allowDynamic=*/false, /*withTrailingX=*/false))
+  if (parser.parseKeyword(&keyword))
     return failure();
-  if (dims.size() != 2)
-    return parser.emitError(loc) << "expected a block shape such as 128x128";
-  rows = dims[0];
-  cols = dims[1];
+  std::optional<StoredFormat> known = symbolizeStoredFormat(keyword);
+  if (!known)
+    return parser.emitError(loc) << "'" << keyword << "' is no format of stored weights";
+  format = *known;
+  FormatFields fields = fieldsOf(format);
+  rows = fields.rows;
+  cols = fields.cols;
+  bits = fields.defaultBits;
+  if (fields.block) {
+    SmallVector<int64_t> dims;
+    loc = parser.getCurrentLocation();
+    if (parser.parseDimensionList(dims, /*allowDynamic=*/true, /*withTrailingX=*/false))
+      return failure();
+    if (dims.size() != 2)
+      return parser.emitError(loc) << "expected a block shape such as 128x128";
+    for (int64_t dim : dims)
+      if (dim == 0)
+        return parser.emitError(loc) << "a block of 0, expected a positive number, or ? for a whole dimension";
+    rows = ShapedType::isDynamic(dims[0]) ? 0 : dims[0];
+    cols = ShapedType::isDynamic(dims[1]) ? 0 : dims[1];
+  }
+  if (fields.bits && (parser.parseKeyword("bits") || parser.parseInteger(bits)))
+    return failure();
+  symmetric = succeeded(parser.parseOptionalKeyword("symmetric"));
+  zeros = succeeded(parser.parseOptionalKeyword("zeros"));
+  indexed = succeeded(parser.parseOptionalKeyword("indexed"));
   return success();
 }
 
-static void printBlockShape(AsmPrinter &printer, int64_t rows, int64_t cols) { printer << rows << 'x' << cols; }
+static void printStoredFormat(AsmPrinter &printer, StoredFormat format, int64_t rows, int64_t cols, int64_t bits,
+                              bool symmetric, bool zeros, bool indexed) {
+  printer << stringifyStoredFormat(format);
+  FormatFields fields = fieldsOf(format);
+  auto dimension = [](int64_t size) { return size ? std::to_string(size) : "?"; };
+  if (fields.block)
+    printer << ' ' << dimension(rows) << 'x' << dimension(cols);
+  if (fields.bits)
+    printer << " bits " << bits;
+  for (auto [set, keyword] : {std::pair(symmetric, " symmetric"), {zeros, " zeros"}, {indexed, " indexed"}})
+    if (set)
+      printer << keyword;
+}
 
 /// `[1.0, 0.01]`, with as many digits as it takes: the array's own form keeps six.
 static ParseResult parseFrequencies(AsmParser &parser, DenseF32ArrayAttr &frequencies) {
@@ -102,11 +163,94 @@ LogicalResult StackAttr::verify(EmitError emitError, int64_t count) {
   return checkPositive(emitError, "count", count); // C1
 }
 
-LogicalResult DequantFp8BlockAttr::verify(EmitError emitError, int64_t rows, int64_t cols, Type type) {
+LogicalResult DequantAttr::verify(EmitError emitError, StoredFormat format, int64_t rows, int64_t cols, int64_t bits,
+                                  bool symmetric, bool zeros, bool indexed, Type type) {
+  FormatFields fields = fieldsOf(format);
+  StringRef name = stringifyStoredFormat(format);
+  bool isGptq = format == StoredFormat::Gptq || format == StoredFormat::GptqV2;
+  bool isPacked = format == StoredFormat::Packed;
   // C1
-  if (failed(checkPositive(emitError, "rows", rows)) || failed(checkPositive(emitError, "cols", cols)))
-    return failure();
+  if (rows < 0 || cols < 0)
+    return emitError() << "block is " << rows << "x" << cols << ", expected positive numbers";
+  if ((isGptq || isPacked || format == StoredFormat::Awq) && rows != 1)
+    return emitError() << name << " has groups of one row, not " << rows;
+  if (!fields.block && (rows != fields.rows || cols != fields.cols))
+    return emitError() << name << " has blocks of " << fields.rows << "x" << fields.cols;
+  // C3
+  if (fields.bits ? bits != 4 && bits != 8 : bits != fields.defaultBits)
+    return emitError() << "bits of " << name << " are " << bits << ", expected "
+                       << (fields.bits ? "4 or 8" : Twine(fields.defaultBits));
+  // C4
+  for (auto [set, allowed, keyword] : {std::tuple(symmetric, isGptq, "symmetric"),
+                                       {zeros, isPacked, "zeros"},
+                                       {indexed, isGptq || isPacked, "indexed"}})
+    if (set && !allowed)
+      return emitError() << name << " weights are never '" << keyword << "'";
   return checkRounded(emitError, type); // C2
+}
+
+moec::Format DequantAttr::getDescription() const {
+  using namespace moec::formats;
+  auto width = static_cast<int>(getBits());
+  auto make = [&] {
+    switch (getFormat()) {
+    case StoredFormat::Fp8:
+      return fp8(getRows(), getCols(), Naming::ScaleInv, /*e8m0=*/false);
+    case StoredFormat::Gptq:
+    case StoredFormat::GptqV2:
+      return gptq(width, getCols(), getSymmetric(), getFormat() == StoredFormat::Gptq ? 1 : 2, getIndexed());
+    case StoredFormat::Awq:
+      return awq(getCols());
+    case StoredFormat::Packed:
+      return packQuantized(width, getCols(), !getZeros(), getIndexed());
+    case StoredFormat::Int8:
+      return intQuantized(getRows(), getCols());
+    case StoredFormat::Nvfp4:
+    case StoredFormat::Nvfp4Modelopt:
+      return nvfp4(getFormat() == StoredFormat::Nvfp4Modelopt);
+    case StoredFormat::Mxfp4:
+      return mxfp4(Naming::WeightScale);
+    }
+    llvm_unreachable("all formats are listed");
+  };
+  moec::Format format = make();
+  if (getFormat() == StoredFormat::Fp8) // what the scales are stored as shows in the file
+    format.scale.types.insert(format.scale.types.end(), {moec::DType::F8E8M0, moec::DType::U8});
+  if (!getIndexed())
+    format.groupIndex.clear();
+  format.groupIndexRequired = getIndexed();
+  // It says what the other tensors' shapes say too; whoever imports a model compares it.
+  format.storedShape.clear();
+  return format;
+}
+
+int64_t DequantAttr::getNumSources() const {
+  return static_cast<int64_t>(moec::requiredTensors(getDescription(), 1, 1).size());
+}
+
+DequantAttr DequantAttr::of(MLIRContext *context, const moec::Format &format, bool indexed, Type type) {
+  auto kind = [&] {
+    using moec::Element;
+    switch (format.element) {
+    case Element::F8E4M3:
+      return StoredFormat::Fp8;
+    case Element::F4E2M1:
+      return format.globalScale.empty() ? StoredFormat::Mxfp4
+             : format.globalDivides     ? StoredFormat::Nvfp4
+                                        : StoredFormat::Nvfp4Modelopt;
+    case Element::Signed:
+      return StoredFormat::Int8;
+    case Element::Unsigned:
+      if (!format.packing.inMajor)
+        return StoredFormat::Packed;
+      if (format.packing.along == moec::Packing::Axis::Out)
+        return StoredFormat::Awq;
+      return format.zeroAdded ? StoredFormat::Gptq : StoredFormat::GptqV2;
+    }
+    llvm_unreachable("all elements are listed");
+  }();
+  return get(context, kind, format.scale.rows, format.scale.cols, format.packing.bits, format.symmetric,
+             kind == StoredFormat::Packed && !format.zeroPoints.empty(), indexed, type);
 }
 
 LogicalResult HeadRowsAttr::verify(EmitError emitError, int64_t heads, int64_t begin, int64_t end) {

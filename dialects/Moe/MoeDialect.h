@@ -4,7 +4,9 @@
 #ifndef MOEC_DIALECTS_MOE_MOEDIALECT_H
 #define MOEC_DIALECTS_MOE_MOEDIALECT_H
 
+#include "dialects/Formats/Format.h"
 #include "mlir/Bytecode/BytecodeOpInterface.h"
+
 #include "mlir/IR/BuiltinAttributes.h"
 #include "mlir/IR/BuiltinTypes.h"
 #include "mlir/IR/Dialect.h"

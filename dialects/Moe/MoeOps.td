@@ -41,10 +41,11 @@ def Moe_WeightOp : Moe_Op<"weight", [Pure, DeclareOpInterfaceMethods<OpAsmOpInte
     for step in recipe: list = step(list)
     result = the only tensor of list
     ```
-    A recipe works on a list of tensors. `stack` stacks every family of the list;
-    `dequant_fp8_block` consumes pairs (weight, scale); `head_rows`, `transpose`, `cast`, `pad` and
-    `quantize` act on each tensor; `pack_panels`, `pack_block_scales` and `pack_groups` consume one
-    or two tensors and give one. A source whose name holds `{e}` is a family of tensors, one for each expert.
+    A recipe works on a list of tensors. `dequant`, where there is one, comes first and makes one
+    tensor of all those that a stored weight has; `stack` stacks every family of the list;
+    `head_rows`, `transpose`, `cast`, `pad` and `quantize` act on each tensor; `pack_panels`,
+    `pack_block_scales` and `pack_groups` consume one or two tensors and give one. A source whose
+    name holds `{e}` is a family of tensors, one for each expert.
 
     The types of the sources are in the checkpoint, not in the IR: the verifier checks what the
     recipe alone decides, the rest is checked where the checkpoint is read.
@@ -52,13 +53,13 @@ def Moe_WeightOp : Moe_Op<"weight", [Pure, DeclareOpInterfaceMethods<OpAsmOpInte
     - (C1) `sources` has at least one name; none is empty, none holds `{e}` twice.
     - (C2) Each element of `recipe` is a step.
     - (C3) `stack` finds at least one family.
-    - (C4) `dequant_fp8_block` finds pairs; in a pair both are families or neither is, and no
-      earlier step made the weight other than f8E4M3FN or the scale other than f32.
+    - (C4) `dequant` is the first step and finds whole weights: as many tensors for each as its format
+      has, all of them families or none.
     - (C5) `pack_panels`, `pack_block_scales` and `pack_groups` find one or two tensors, and `width`
       is even if two.
     - (C6) The list ends as one tensor, with no family left unstacked.
     - (C7) The shape of the result is one that the last steps can give.
-    - (C8) The element type of the result is the one of the last `cast` or `dequant_fp8_block`; it
+    - (C8) The element type of the result is the one of the last `cast` or `dequant`; it
       is f32 after `quantize` and i8 after `pack_groups`.
     - (C9) What `pack_groups` finds was quantized; after that it was at most stacked or cut by heads.
 
@@ -66,7 +67,7 @@ def Moe_WeightOp : Moe_Op<"weight", [Pure, DeclareOpInterfaceMethods<OpAsmOpInte
     func.func @weights() -> (tensor<576x2048xbf16>, tensor<64x1408x2048xbf16>, tensor<16x128x512xbf16>) {
       %plain = moe.weight ["layers.0.kv_a_proj.weight"] : tensor<576x2048xbf16>
       %stacked = moe.weight ["experts.{e}.gate_proj.weight", "experts.{e}.gate_proj.weight_scale_inv"]
-          recipe [#moe.dequant_fp8_block<128x128, bf16>, #moe.stack<64>] : tensor<64x1408x2048xbf16>
+          recipe [#moe.dequant<fp8 128x128, bf16>, #moe.stack<64>] : tensor<64x1408x2048xbf16>
       %w_uk = moe.weight ["layers.0.kv_b_proj.weight"] recipe [#moe.head_rows<16, 0, 128>] : tensor<16x128x512xbf16>
       return %plain, %stacked, %w_uk : tensor<576x2048xbf16>, tensor<64x1408x2048xbf16>, tensor<16x128x512xbf16>
     }

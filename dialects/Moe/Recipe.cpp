@@ -96,7 +96,7 @@ private:
         tensor.family = false;
       return success();
     }
-    if (auto dequant = dyn_cast<DequantFp8BlockAttr>(step)) // C4
+    if (auto dequant = dyn_cast<DequantAttr>(step)) // C4
       return dequantize(index, dequant);
     if (auto cast = dyn_cast<CastAttr>(step)) {
       for (Tensor &tensor : list)
@@ -120,19 +120,19 @@ private:
     return stepError(index) << "is not a step of a recipe"; // C2
   }
 
-  LogicalResult dequantize(size_t index, DequantFp8BlockAttr step) {
-    if (list.size() % 2 != 0)
-      return stepError(index) << "needs pairs (weight, scale), but finds " << list.size() << plural(list.size());
+  LogicalResult dequantize(size_t index, DequantAttr step) {
+    if (index != 0)
+      return stepError(index) << "reads tensors of the checkpoint, but is not the first step";
+    size_t sources = step.getNumSources();
+    if (list.size() % sources != 0)
+      return stepError(index) << "needs " << sources << " tensors for each weight, but finds " << list.size()
+                              << plural(list.size());
     SmallVector<Tensor> results;
-    for (size_t i = 0; i < list.size(); i += 2) {
-      const Tensor &weight = list[i], &scale = list[i + 1];
-      if (weight.family != scale.family)
-        return stepError(index) << "pairs a tensor per expert with a single one: tensors " << i << " and " << i + 1;
-      if (weight.element && !isa<Float8E4M3FNType>(weight.element))
-        return stepError(index) << "needs an f8E4M3FN weight, but an earlier step makes it " << weight.element;
-      if (scale.element && !scale.element.isF32())
-        return stepError(index) << "needs an f32 scale, but an earlier step makes it " << scale.element;
-      results.push_back({weight.family, step.getType()});
+    for (size_t i = 0; i < list.size(); i += sources) {
+      for (size_t j = 1; j < sources; ++j)
+        if (list[i].family != list[i + j].family)
+          return stepError(index) << "takes a tensor per expert beside a single one: tensors " << i << " and " << i + j;
+      results.push_back({list[i].family, step.getType(), /*codes=*/nullptr});
     }
     list = std::move(results);
     return success();
@@ -212,7 +212,7 @@ private:
       shape.setLast(ShapedType::kDynamic);
       return success();
     }
-    if (isa<DequantFp8BlockAttr>(step)) {
+    if (isa<DequantAttr>(step)) {
       if (shape.complete && dims.size() < 2)
         return rankError(index, shape, "two dimensions or more");
       return success();

@@ -107,7 +107,10 @@ private:
     SmallVector<Attribute> sources = {b.getStringAttr(name)}, recipe;
     if (dtype == DType::F8E4M3) {
       sources.push_back(b.getStringAttr(name + "_scale_inv"));
-      recipe.push_back(DequantFp8BlockAttr::get(b.getContext(), config.fp8->rows, config.fp8->cols, element));
+      recipe.push_back(DequantAttr::of(
+          b.getContext(),
+          moec::formats::fp8(config.fp8->rows, config.fp8->cols, moec::formats::Naming::ScaleInv, /*e8m0=*/false),
+          /*indexed=*/false, element));
     }
     if (castToF32 && !element.isF32()) {
       element = b.getF32Type();

@@ -152,7 +152,7 @@ Status run(const std::string &directory, int64_t experts, const std::vector<unsi
     const std::string path = directory + "/source.safetensors";
     MOEC_TRY(auto source, Source::make(path, type, experts));
     bool fp8 = type == DType::F8E4M3;
-    std::string steps = "[" + std::string(fp8 ? "#moe.dequant_fp8_block<128x128, f32>, " : "") + "#moe.stack<" +
+    std::string steps = "[" + std::string(fp8 ? "#moe.dequant<fp8 128x128, f32>, " : "") + "#moe.stack<" +
                         std::to_string(experts) +
                         ">, #moe.quantize<int4, group = 32, scale = f16>, #moe.pack_groups<32>]";
     WeightJob job{"w",

@@ -103,7 +103,7 @@ private:
     bool fp8 = files.tensor(first)->dtype == DType::F8E4M3;
     std::vector<std::string> recipe;
     if (fp8)
-      recipe.push_back("#moe.dequant_fp8_block<128x128, f32>");
+      recipe.push_back("#moe.dequant<fp8 128x128, f32>");
     if (family)
       recipe.push_back("#moe.stack<" + std::to_string(experts) + ">");
     if (!steps.empty())

@@ -57,6 +57,13 @@ protected:
     return bytes;
   }
 
+  static Tensor<float> positive(Random &random, std::vector<int64_t> shape) {
+    Tensor<float> tensor = random.tensor<float>(std::move(shape));
+    for (float &value : tensor.data)
+      value = std::abs(value) + 0x1p-20f;
+    return tensor;
+  }
+
   mlir::MLIRContext context;
   MapSource source;
 };
@@ -97,31 +104,29 @@ TEST_F(MoeReferenceRecipe, DequantMultipliesByTheScaleOfTheBlock) {
   source.add("q", DType::F8E4M3, {3, 4},
              std::vector<uint8_t>{0x38, 0x38, 0x38, 0x40, 0x38, 0x38, 0x40, 0x38, 0xB8, 0x38, 0x38, 0x38});
   source.add("s", DType::F32, {2, 2}, std::vector<float>{10, 20, 30, 0.1f});
-  EXPECT_EQ(values(R"(["q", "s"])", "[#moe.dequant_fp8_block<2x3, f32>]"),
+  EXPECT_EQ(values(R"(["q", "s"])", "[#moe.dequant<fp8 2x3, f32>]"),
             Tensor<float>({3, 4}, {10, 10, 10, 40, 10, 10, 20, 20, -30, 30, 30, 0.1f}));
 }
 
-TEST_F(MoeReferenceRecipe, DequantOfRaggedBlocksInBatches) {
+TEST_F(MoeReferenceRecipe, DequantOfRaggedBlocks) {
   Random random(11);
-  std::vector<uint8_t> q = addFp8(random, "q", {2, 130, 200});
-  Tensor<float> scales = random.tensor<float>({2, 2, 2});
+  std::vector<uint8_t> q = addFp8(random, "q", {130, 200});
+  Tensor<float> scales = positive(random, {2, 2});
   source.add("s", scales);
-  Tensor<float> expected({2, 130, 200});
-  for (int b = 0; b < 2; ++b)
-    for (int i = 0; i < 130; ++i)
-      for (int j = 0; j < 200; ++j)
-        expected.row(b, i)[j] = moec::f8e4m3ToFloat(q[(b * 130 + i) * 200 + j]) * scales.row(b, i / 128)[j / 128];
-  EXPECT_EQ(values(R"(["q", "s"])", "[#moe.dequant_fp8_block<128x128, f32>]"), expected);
+  Tensor<float> expected({130, 200});
+  for (int i = 0; i < 130; ++i)
+    for (int j = 0; j < 200; ++j)
+      expected.row(i)[j] = moec::f8e4m3ToFloat(q[i * 200 + j]) * scales.row(i / 128)[j / 128];
+  EXPECT_EQ(values(R"(["q", "s"])", "[#moe.dequant<fp8 128x128, f32>]"), expected);
 }
 
 TEST_F(MoeReferenceRecipe, DequantRoundsOnce) {
   // 1.5 * scale lies 2^-24 above a tie of bf16; rounded to f32 first it would be that tie, and then 1.
   source.add("q", DType::F8E4M3, {1, 2}, std::vector<uint8_t>{0x3C, 0xBC});
   source.add("s", DType::F32, {1, 1}, std::vector<float>{0x1.56aaacp-1f});
-  EXPECT_THAT(values(R"(["q", "s"])", "[#moe.dequant_fp8_block<128x128, bf16>]").data,
-              ElementsAre(1.0078125f, -1.0078125f));
+  EXPECT_THAT(values(R"(["q", "s"])", "[#moe.dequant<fp8 128x128, bf16>]").data, ElementsAre(1.0078125f, -1.0078125f));
   source.add("s", DType::F32, {1, 1}, std::vector<float>{0x1.56aaaap-1f}); // 2^-25 below
-  EXPECT_THAT(values(R"(["q", "s"])", "[#moe.dequant_fp8_block<128x128, bf16>]").data, ElementsAre(1, -1));
+  EXPECT_THAT(values(R"(["q", "s"])", "[#moe.dequant<fp8 128x128, bf16>]").data, ElementsAre(1, -1));
 }
 
 TEST_F(MoeReferenceRecipe, CastRoundsToNearestEven) {
@@ -149,10 +154,10 @@ TEST_F(MoeReferenceRecipe, StackOfDequantizedExperts) {
   std::vector<Tensor<float>> scales;
   for (int e = 0; e < 3; ++e) {
     q.push_back(addFp8(random, "e" + std::to_string(e) + ".w", {3, 5}));
-    scales.push_back(random.tensor<float>({2, 2}));
+    scales.push_back(positive(random, {2, 2}));
     source.add("e" + std::to_string(e) + ".s", scales.back());
   }
-  Tensor<float> stacked = values(R"(["e{e}.w", "e{e}.s"])", "[#moe.dequant_fp8_block<2x4, f32>, #moe.stack<3>]");
+  Tensor<float> stacked = values(R"(["e{e}.w", "e{e}.s"])", "[#moe.dequant<fp8 2x4, f32>, #moe.stack<3>]");
   ASSERT_EQ(stacked.shape, (std::vector<int64_t>{3, 3, 5}));
   for (int e = 0; e < 3; ++e)
     for (int i = 0; i < 3; ++i)
@@ -204,18 +209,20 @@ TEST_F(MoeReferenceRecipe, PackedScalesLieBesideTheirPanels) {
   // weight, lane by lane.
   constexpr int64_t batch = 2, n = 21, k = 11, cols = 3, width = 16;
   Random random(13);
-  for (std::string name : {"g", "u"}) {
-    addFp8(random, name, {batch, n, k});
-    source.add(name + ".s", random.tensor<float>({batch, 6, 4}));
+  for (std::string name : {"0.g", "1.g", "0.u", "1.u"}) {
+    addFp8(random, name, {n, k});
+    source.add(name + ".s", positive(random, {6, 4}));
   }
   for (bool pair : {false, true}) {
-    std::string weights = pair ? R"(["g", "u"])" : R"(["g"])", scales = pair ? R"(["g.s", "u.s"])" : R"(["g.s"])";
-    std::vector<Tensor<float>> dequantized = {values(R"(["g", "g.s"])", "[#moe.dequant_fp8_block<4x3, f32>]"),
-                                              values(R"(["u", "u.s"])", "[#moe.dequant_fp8_block<4x3, f32>]")};
-    auto panels = evaluate(weights, "[#moe.pack_panels<16>]");
+    std::string weights = pair ? R"(["{e}.g", "{e}.u"])" : R"(["{e}.g"])";
+    std::string scales = pair ? R"(["{e}.g.s", "{e}.u.s"])" : R"(["{e}.g.s"])";
+    std::string dequant = "[#moe.dequant<fp8 4x3, f32>, #moe.stack<2>]";
+    std::vector<Tensor<float>> dequantized = {values(R"(["{e}.g", "{e}.g.s"])", dequant),
+                                              values(R"(["{e}.u", "{e}.u.s"])", dequant)};
+    auto panels = evaluate(weights, "[#moe.stack<2>, #moe.pack_panels<16>]");
     ASSERT_TRUE(panels) << panels.message();
     EXPECT_EQ(panels->dtype, DType::F8E4M3);
-    Tensor<float> packed = values(scales, "[#moe.pack_block_scales<16, 21, 4>]");
+    Tensor<float> packed = values(scales, "[#moe.stack<2>, #moe.pack_block_scales<16, 21, 4>]");
     int64_t lanes = pair ? width / 2 : width, numPanels = pair ? 3 : 2;
     ASSERT_EQ(panels->values.shape, (std::vector<int64_t>{batch, numPanels, k, width}));
     ASSERT_EQ(packed.shape, (std::vector<int64_t>{batch, numPanels, 4, width}));
@@ -247,7 +254,7 @@ TEST_F(MoeReferenceRecipe, RefusalsAreSentences) {
   source.add("s16", DType::BF16, {1, 1}, std::vector<uint16_t>{0});
 
   EXPECT_EQ(message(R"(["absent"])", "[]"), "tensor 'absent' is not in the checkpoint");
-  EXPECT_EQ(message(R"(["i"])", "[]"), "tensor 'i' is I64, expected F32, F16, BF16 or F8_E4M3");
+  EXPECT_EQ(message(R"(["i"])", "[]"), "tensor 'i' is I64, expected F32, F16, BF16, F8_E4M3 or F8_E8M0");
   EXPECT_EQ(message("[]", "[]"), "a weight needs at least one source");
   EXPECT_EQ(message("[1]", "[]"), "source 1 : i64 of a weight is no string");
   EXPECT_EQ(message(R"(["m", "n"])", "[]"), "the recipe leaves 2 tensors, expected 1");
@@ -261,21 +268,12 @@ TEST_F(MoeReferenceRecipe, RefusalsAreSentences) {
   EXPECT_EQ(message(R"(["t{e}"])", "[#moe.pack_panels<2>, #moe.stack<2>]"),
             "#moe.pack_panels<2>: 't{e}' is a family, expected "
             "it to be stacked first");
-  EXPECT_EQ(message(R"(["m"])", "[#moe.dequant_fp8_block<2x2, f32>]"),
-            "#moe.dequant_fp8_block<2x2, f32> takes pairs of weight "
-            "and scale, but the recipe has 1 tensors");
-  EXPECT_EQ(message(R"(["m", "n"])", "[#moe.dequant_fp8_block<2x2, f32>]"),
-            "#moe.dequant_fp8_block<2x2, f32>: 'm' is F32, "
-            "expected F8_E4M3");
-  EXPECT_EQ(message(R"(["q", "s16"])", "[#moe.dequant_fp8_block<4x6, f32>]"),
-            "#moe.dequant_fp8_block<4x6, f32>: 'q' has scales "
-            "in BF16, expected F32");
-  EXPECT_EQ(message(R"(["q", "n"])", "[#moe.dequant_fp8_block<4x5, f32>]"),
-            "#moe.dequant_fp8_block<4x5, f32>: 'q' [4, 6] has "
-            "scales [3, 6], expected [1, 2]");
-  EXPECT_EQ(message(R"(["t{e}", "m"])", "[#moe.dequant_fp8_block<2x2, f32>, #moe.stack<2>]"),
-            "#moe.dequant_fp8_block<2x2, f32>: 'm' does not pair "
-            "with 't{e}': only one is a family");
+  EXPECT_EQ(message(R"(["m"])", "[#moe.dequant<fp8 2x2, f32>]"),
+            "a weight takes 2 tensors of the checkpoint, but the recipe has 1");
+  EXPECT_EQ(message(R"(["m", "n"])", "[#moe.dequant<fp8 2x2, f32>]"), "tensor 'm' is F32, expected F8_E4M3");
+  EXPECT_EQ(message(R"(["q", "n"])", "[#moe.dequant<fp8 4x5, f32>]"), "tensor 'n' is [3, 6], expected [1, 2]");
+  EXPECT_EQ(message(R"(["t{e}", "m"])", "[#moe.dequant<fp8 2x2, f32>, #moe.stack<2>]"),
+            "'m' does not go with 't{e}': only one is a family");
   EXPECT_EQ(message(R"(["m"])", "[#moe.head_rows<3, 0, 1>]"), "#moe.head_rows<3, 0, 1>: 'm' is [4, 6], expected "
                                                               "[heads * rows, columns] with end <= rows");
   EXPECT_EQ(message(R"(["m"])", "[#moe.head_rows<2, 0, 3>]"), "#moe.head_rows<2, 0, 3>: 'm' is [4, 6], expected "

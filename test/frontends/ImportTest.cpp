@@ -91,10 +91,10 @@ TEST_F(Import, TinyShakespeareFp8) {
   std::string ir = importDirectory("tiny-shakespeare-fp8");
   EXPECT_THAT(ir, HasSubstr("moe.weight [\"model.layers.0.self_attn.kv_a_proj_with_mqa.weight\", "
                             "\"model.layers.0.self_attn.kv_a_proj_with_mqa.weight_scale_inv\"] recipe "
-                            "[#moe.dequant_fp8_block<128x128, f32>] : tensor<80x256xf32>"));
+                            "[#moe.dequant<fp8 128x128, f32>] : tensor<80x256xf32>"));
   EXPECT_THAT(ir, HasSubstr("moe.weight [\"model.layers.1.mlp.experts.{e}.down_proj.weight\", "
                             "\"model.layers.1.mlp.experts.{e}.down_proj.weight_scale_inv\"] recipe "
-                            "[#moe.dequant_fp8_block<128x128, f32>, #moe.stack<16>] : tensor<16x256x64xf32>"));
+                            "[#moe.dequant<fp8 128x128, f32>, #moe.stack<16>] : tensor<16x256x64xf32>"));
   EXPECT_THAT(ir, HasSubstr("moe.weight [\"lm_head.weight\"] : tensor<1280x256xbf16>"));
 }
 
@@ -118,7 +118,7 @@ TEST_F(Import, PublishedModelsWithoutTheirWeights) {
   EXPECT_THAT(v2, HasSubstr("scale = 1.600000e+01 : f64"));
 
   std::string v31 = importAssumed(publishedConfig("deepseek-v3-1"));
-  EXPECT_THAT(v31, HasSubstr("[#moe.dequant_fp8_block<128x128, bf16>, #moe.stack<256>] : tensor<256x7168x2048xbf16>"))
+  EXPECT_THAT(v31, HasSubstr("[#moe.dequant<fp8 128x128, bf16>, #moe.stack<256>] : tensor<256x7168x2048xbf16>"))
       << "power-of-two scales are exact in bf16";
 
   std::string kimi = importAssumed(publishedConfig("kimi-k2"));

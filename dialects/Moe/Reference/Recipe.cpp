@@ -3,7 +3,9 @@
 
 #include "dialects/Moe/Reference/Recipe.h"
 
+#include "dialects/Formats/Runs.h"
 #include "dialects/Moe/Recipe.h"
+#include "dialects/Moe/Reference/Dequant.h"
 
 #include "llvm/ADT/STLExtras.h"
 #include "llvm/ADT/TypeSwitch.h"
@@ -44,43 +46,6 @@ static std::string print(DType dtype) { return std::string(moec::toString(dtype)
 // Elements
 //===----------------------------------------------------------------------===//
 
-template <typename Bits> static Bits bitsAt(const std::byte *data, size_t i) {
-  Bits bits;
-  std::memcpy(&bits, data + i * sizeof(Bits), sizeof(Bits));
-  return bits;
-}
-
-/// Element `i` of bytes that hold F32, F16, BF16 or F8E4M3.
-static float load(DType dtype, const std::byte *data, size_t i) {
-  switch (dtype) {
-  case DType::F16:
-    return moec::f16ToFloat(bitsAt<uint16_t>(data, i));
-  case DType::BF16:
-    return moec::bf16ToFloat(bitsAt<uint16_t>(data, i));
-  case DType::F8E4M3:
-    return moec::f8e4m3ToFloat(bitsAt<uint8_t>(data, i));
-  default:
-    return bitsAt<float>(data, i);
-  }
-}
-
-/// `value` rounded once to F32, F16 or BF16, to nearest even.
-static float round(DType dtype, double value) {
-  float nearest = float(value);
-  if (dtype == DType::F32)
-    return nearest;
-  // Two roundings to nearest may differ from one. Rounding to odd first does not: an inexact value gets an odd last
-  // bit, so the second rounding never sees a tie that was none.
-  if (std::isfinite(nearest) && double(nearest) != value) {
-    uint32_t bits;
-    std::memcpy(&bits, &nearest, sizeof(bits));
-    if (bits % 2 == 0)
-      nearest = std::nextafter(nearest, value > nearest ? INFINITY : -INFINITY);
-  }
-  return dtype == DType::F16 ? moec::f16ToFloat(moec::floatToF16(nearest))
-                             : moec::bf16ToFloat(moec::floatToBf16(nearest));
-}
-
 std::vector<std::byte> toBytes(const StoredTensor &tensor) {
   const std::vector<float> &values = tensor.values.data;
   size_t size = moec::byteSize(tensor.dtype);
@@ -105,8 +70,8 @@ std::vector<std::byte> toBytes(const StoredTensor &tensor) {
 /// The tensor called `name`, widened.
 static Result<StoredTensor> read(const std::string &name, const moec::TensorSource &source) {
   MOEC_TRY(moec::TensorView view, source.tensor(name));
-  if (!llvm::is_contained({DType::F32, DType::F16, DType::BF16, DType::F8E4M3}, view.dtype))
-    return Error{"tensor '" + name + "' is " + print(view.dtype) + ", expected F32, F16, BF16 or F8_E4M3"};
+  if (!llvm::is_contained({DType::F32, DType::F16, DType::BF16, DType::F8E4M3, DType::F8E8M0, DType::U8}, view.dtype))
+    return Error{"tensor '" + name + "' is " + print(view.dtype) + ", expected F32, F16, BF16, F8_E4M3 or F8_E8M0"};
   StoredTensor tensor{view.dtype, Tensor<float>(view.shape)};
   for (size_t i = 0; i < tensor.values.data.size(); ++i)
     tensor.values.data[i] = load(view.dtype, view.data, i);
@@ -146,34 +111,6 @@ static Result<Shape> batched(Attribute step, const std::string &name, const Stor
   if (shape.size() != 3)
     return stepError(step, name, "is " + print(tensor.values.shape) + ", expected rank 2 or 3");
   return shape;
-}
-
-static Result<StoredTensor> apply(DequantFp8BlockAttr step, const std::string &name, const StoredTensor &weight,
-                                  const StoredTensor &scale) {
-  DType type = *storedType(step.getType());
-  if (weight.dtype != DType::F8E4M3)
-    return stepError(step, name, "is " + print(weight.dtype) + ", expected F8_E4M3");
-  if (scale.dtype != DType::F32)
-    return stepError(step, name, "has scales in " + print(scale.dtype) + ", expected F32");
-  Shape shape = weight.values.shape;
-  if (shape.size() < 2)
-    return stepError(step, name, "is " + print(shape) + ", expected at least 2 dimensions");
-  int64_t rank = shape.size(), rows = shape[rank - 2], cols = shape[rank - 1];
-  Shape blocks = shape;
-  blocks[rank - 2] = llvm::divideCeil(rows, step.getRows());
-  blocks[rank - 1] = llvm::divideCeil(cols, step.getCols());
-  if (scale.values.shape != blocks)
-    return stepError(step, name,
-                     print(shape) + " has scales " + print(scale.values.shape) + ", expected " + print(blocks));
-
-  StoredTensor result{type, Tensor<float>(shape)};
-  for (size_t i = 0; i < result.values.data.size(); ++i) {
-    int64_t col = i % cols, row = i / cols % rows, batch = i / cols / rows;
-    int64_t block = (batch * blocks[rank - 2] + row / step.getRows()) * blocks[rank - 1] + col / step.getCols();
-    // 4 significant bits times 24 are exact in a double.
-    result.values.data[i] = round(type, double(weight.values.data[i]) * double(scale.values.data[block]));
-  }
-  return result;
 }
 
 /// `part` of each member, one after the other.
@@ -246,7 +183,7 @@ static Result<StoredTensor> apply(CastAttr step, const std::string &name, const 
   DType type = *storedType(step.getType());
   StoredTensor out{type, in.values};
   for (float &value : out.values.data)
-    value = round(type, value);
+    value = moec::roundOnce(type, value);
   return out;
 }
 
@@ -281,7 +218,7 @@ static Result<StoredTensor> apply(QuantizeAttr step, const std::string &name, co
         most = x[i];
     }
     // Adding 0 makes +0 of -0.
-    float scale = round(scaleType, double(most) / -8 + 0.0);
+    float scale = moec::roundOnce(scaleType, double(most) / -8 + 0.0);
     if (!std::isfinite(scale))
       return stepError(step, name, "holds " + std::to_string(most) + ", too large for scales in " + print(scaleType));
     float inverse = std::isfinite(1 / scale) ? 1 / scale : 0;
@@ -402,7 +339,7 @@ static Result<StoredTensor> apply(PackBlockScalesAttr step, llvm::ArrayRef<Item>
           if (row < n)
             *element = in.data[(b * rowBlocks + row / step.getRows()) * colBlocks + block];
         }
-  return StoredTensor{first.dtype, std::move(out)};
+  return StoredTensor{DType::F32, std::move(out)};
 }
 
 //===----------------------------------------------------------------------===//
@@ -415,24 +352,6 @@ template <typename StepAttr> static Status mapEach(StepAttr step, std::vector<It
     for (StoredTensor &tensor : item.members) {
       MOEC_TRY(tensor, apply(step, item.name, tensor));
     }
-  return moec::success();
-}
-
-static Status applyStep(DequantFp8BlockAttr step, std::vector<Item> &list) {
-  if (list.size() % 2)
-    return Error{print(step) + " takes pairs of weight and scale, but the recipe has " + std::to_string(list.size()) +
-                 " tensors"};
-  std::vector<Item> result;
-  for (size_t i = 0; i < list.size(); i += 2) {
-    Item &weight = list[i], &scale = list[i + 1];
-    if (weight.members.size() != scale.members.size() || weight.isFamily != scale.isFamily)
-      return stepError(step, scale.name, "does not pair with '" + weight.name + "': only one is a family");
-    for (size_t e = 0; e < weight.members.size(); ++e) {
-      MOEC_TRY(weight.members[e], apply(step, weight.name, weight.members[e], scale.members[e]));
-    }
-    result.push_back(std::move(weight));
-  }
-  list = std::move(result);
   return moec::success();
 }
 
@@ -463,42 +382,65 @@ template <typename StepAttr> static Status reduce(StepAttr step, std::vector<Ite
   return moec::success();
 }
 
-static Result<std::vector<Item>> readSources(ArrayAttr sources, ArrayAttr recipe, const moec::TensorSource &source) {
-  int64_t count = 0;
+/// How many members a family has, by the first `stack`; 0 without one.
+static int64_t familySize(ArrayAttr recipe) {
   for (Attribute step : recipe)
-    if (auto stack = dyn_cast<StackAttr>(step)) {
-      count = stack.getCount();
-      break;
-    }
+    if (auto stack = dyn_cast<StackAttr>(step))
+      return stack.getCount();
+  return 0;
+}
 
+/// The list of tensors that the first step finds, `perTensor` sources for each, which `read` makes of their names.
+static Result<std::vector<Item>>
+readSources(ArrayAttr sources, int64_t count, size_t perTensor,
+            llvm::function_ref<Result<StoredTensor>(llvm::ArrayRef<std::string>)> read) {
   std::vector<Item> list;
-  for (Attribute attr : sources) {
-    auto name = dyn_cast<StringAttr>(attr);
-    if (!name)
-      return Error{"source " + print(attr) + " of a weight is no string"};
-    Item item{name.str(), name.getValue().contains(kFamilyMarker), {}};
+  if (sources.empty())
+    return Error{"a weight needs at least one source"};
+  if (sources.size() % perTensor)
+    return Error{"a weight takes " + std::to_string(perTensor) + " tensors of the checkpoint, but the recipe has " +
+                 std::to_string(sources.size())};
+  for (size_t first = 0; first < sources.size(); first += perTensor) {
+    std::vector<std::string> names;
+    for (Attribute attr : sources.getValue().slice(first, perTensor)) {
+      auto name = dyn_cast<StringAttr>(attr);
+      if (!name)
+        return Error{"source " + print(attr) + " of a weight is no string"};
+      names.push_back(name.str());
+    }
+    Item item{names.front(), names.front().find(kFamilyMarker) != std::string::npos, {}};
+    for (const std::string &name : names)
+      if ((name.find(kFamilyMarker) != std::string::npos) != item.isFamily)
+        return Error{"'" + name + "' does not go with '" + item.name + "': only one is a family"};
     if (item.isFamily && count == 0)
       return Error{"source '" + item.name + "' is a family, but the recipe has no #moe.stack"};
     for (int64_t e = 0; e < (item.isFamily ? count : 1); ++e) {
-      std::string member = item.name;
-      if (item.isFamily)
-        member.replace(member.find(kFamilyMarker), kFamilyMarker.size(), std::to_string(e));
-      MOEC_TRY(StoredTensor tensor, read(member, source));
+      std::vector<std::string> members = names;
+      for (std::string &member : members)
+        if (item.isFamily)
+          member.replace(member.find(kFamilyMarker), kFamilyMarker.size(), std::to_string(e));
+      MOEC_TRY(StoredTensor tensor, read(members));
       item.members.push_back(std::move(tensor));
     }
     list.push_back(std::move(item));
   }
-  if (list.empty())
-    return Error{"a weight needs at least one source"};
   return list;
 }
 
 Result<StoredTensor> evaluateRecipe(ArrayAttr sources, ArrayAttr recipe, const moec::TensorSource &source) {
-  MOEC_TRY(std::vector<Item> list, readSources(sources, recipe, source));
-  for (Attribute attr : recipe) {
+  llvm::ArrayRef<Attribute> steps = recipe.getValue();
+  auto stored = steps.empty() ? nullptr : dyn_cast<DequantAttr>(steps.front());
+  if (stored)
+    steps = steps.drop_front();
+  MOEC_TRY(std::vector<Item> list, readSources(sources, familySize(recipe), stored ? stored.getNumSources() : 1,
+                                               [&](llvm::ArrayRef<std::string> names) {
+                                                 return stored ? dequantize(stored, names, source)
+                                                               : read(names.front(), source);
+                                               }));
+  for (Attribute attr : steps) {
     Status status =
         llvm::TypeSwitch<Attribute, Status>(attr)
-            .Case<DequantFp8BlockAttr, StackAttr>([&](auto step) { return applyStep(step, list); })
+            .Case([&](StackAttr step) { return applyStep(step, list); })
             .Case<HeadRowsAttr, TransposeAttr, CastAttr, PadAttr, QuantizeAttr>(
                 [&](auto step) { return mapEach(step, list); })
             .Case<PackPanelsAttr, PackBlockScalesAttr, PackGroupsAttr>([&](auto step) { return reduce(step, list); })

@@ -36,7 +36,7 @@ struct StoredTensor {
 ///
 /// The steps work on a list of tensors, at first the sources in order. A source whose name holds `{e}` is a family of
 /// as many tensors as the recipe's first `stack` says; the steps before that act on each member.
-///   dequant_fp8_block  each (weight, scale) of consecutive pairs becomes one tensor; the exact product is rounded once
+///   dequant            the first step: the sources of each stored weight become one tensor, rounded once
 ///   stack              each family becomes one tensor; other tensors are left
 ///   head_rows, transpose, cast, pad, quantize      act on each tensor
 ///   pack_panels, pack_block_scales, pack_groups    make one tensor of the whole list of one or two

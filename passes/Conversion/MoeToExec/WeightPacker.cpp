@@ -41,12 +41,14 @@ static std::string nameOf(moe::WeightOp weight, StringRef suffix = "") {
   return name;
 }
 
-/// The dequantisation, if that and stacking is all the recipe does to one pair of (weight, scale).
-static moe::DequantFp8BlockAttr fp8Blocks(moe::WeightOp weight) {
+/// The dequantisation of FP8 in blocks, if that and stacking is all that the recipe does to one weight.
+static moe::DequantAttr fp8Blocks(moe::WeightOp weight) {
   ArrayRef<Attribute> recipe = weight.getRecipe().getValue();
-  bool plain = weight.getSources().size() == 2 && !recipe.empty() &&
-               llvm::all_of(recipe.drop_front(), llvm::IsaPred<moe::StackAttr>);
-  return plain ? dyn_cast<moe::DequantFp8BlockAttr>(recipe[0]) : nullptr;
+  if (recipe.empty() || !llvm::all_of(recipe.drop_front(), llvm::IsaPred<moe::StackAttr>))
+    return nullptr;
+  auto stored = dyn_cast<moe::DequantAttr>(recipe[0]);
+  bool blocks = stored && stored.getFormat() == moe::StoredFormat::Fp8 && stored.getRows() > 0 && stored.getCols() > 0;
+  return blocks && weight.getSources().size() == 2 ? stored : nullptr;
 }
 
 WeightOp WeightPacker::getOrCreate(Location loc, const std::string &name, ArrayRef<Attribute> sources,
@@ -104,7 +106,7 @@ FailureOr<WeightPacker::Panels> WeightPacker::pack(Operation *user, ValueRange t
     return getOrCreate(first.getLoc(), nameOf(first, part), sources, recipe, {batch, panels, columns, width}, element);
   };
 
-  moe::DequantFp8BlockAttr blocks = fp8Blocks(first);
+  moe::DequantAttr blocks = fp8Blocks(first);
   bool sameBlocks = llvm::all_of(parts, [&](moe::WeightOp part) { return fp8Blocks(part) == blocks; });
   if (blocks && sameBlocks && !transposed && target.hasGemm(DType::F8E4M3)) {
     SmallVector<Attribute> weightSources, scaleSources;

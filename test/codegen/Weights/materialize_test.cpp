@@ -47,6 +47,12 @@ public:
     }
     entry.view = {dtype, std::move(shape), entry.bytes.data()};
   }
+  /// Positive numbers in f32.
+  void addScales(const std::string &name, std::vector<int64_t> shape) {
+    add(name, DType::F32, std::move(shape));
+    for (size_t i = 3; i < bytes(name).size(); i += 4)
+      bytes(name)[i] &= std::byte(0x7F);
+  }
   std::vector<std::byte> &bytes(const std::string &name) { return entries.at(name).bytes; }
 
   Result<TensorView> tensor(const std::string &name) const override {
@@ -171,9 +177,9 @@ TEST_F(MaterializeTest, FamilyOfTwoDigits) {
 TEST_F(MaterializeTest, BlocksAreDequantised) {
   // 576 rows, as kv_a has them: the last block is partial both ways.
   source.add("q", DType::F8E4M3, {576, 200});
-  source.add("s", DType::F32, {5, 2});
-  expectSame({"q", "s"}, "[#moe.dequant_fp8_block<128x128, f32>]");
-  expectSame({"q", "s"}, "[#moe.dequant_fp8_block<128x128, bf16>, #moe.pack_panels<32>]");
+  source.addScales("s", {5, 2});
+  expectSame({"q", "s"}, "[#moe.dequant<fp8 128x128, f32>]");
+  expectSame({"q", "s"}, "[#moe.dequant<fp8 128x128, bf16>, #moe.pack_panels<32>]");
 }
 
 TEST_F(MaterializeTest, DequantisedProductsAreRoundedOnce) {
@@ -188,9 +194,9 @@ TEST_F(MaterializeTest, DequantisedProductsAreRoundedOnce) {
   }
   source.add("q", DType::F8E4M3, {1, 1});
   source.bytes("q")[0] = static_cast<std::byte>(floatToF8e4m3(1.125f));
-  source.add("s", DType::F32, {1, 1});
+  source.addScales("s", {1, 1});
   std::memcpy(source.bytes("s").data(), &scale, sizeof(float));
-  expectSame({"q", "s"}, "[#moe.dequant_fp8_block<1x1, bf16>]");
+  expectSame({"q", "s"}, "[#moe.dequant<fp8 1x1, bf16>]");
 }
 
 TEST_F(MaterializeTest, GroupsOfCodes) {
@@ -213,9 +219,9 @@ TEST_F(MaterializeTest, GroupsOfFp8Experts) {
   for (int e = 0; e < 3; ++e)
     for (const char *name : {"gate", "up"}) {
       source.add(name + std::to_string(e), DType::F8E4M3, {40, 192});
-      source.add(name + std::to_string(e) + ".s", DType::F32, {3, 2});
+      source.addScales(name + std::to_string(e) + ".s", {3, 2});
     }
-  std::string recipe = "[#moe.dequant_fp8_block<16x128, f32>, #moe.stack<3>, "
+  std::string recipe = "[#moe.dequant<fp8 16x128, f32>, #moe.stack<3>, "
                        "#moe.quantize<int4, group = 64, scale = f16>, #moe.pack_groups<32>]";
   expectSame({"gate{e}", "gate{e}.s"}, recipe);
   expectSame({"gate{e}", "gate{e}.s", "up{e}", "up{e}.s"}, recipe);
@@ -239,14 +245,14 @@ TEST_F(MaterializeTest, GroupsThatCannotBe) {
 TEST_F(MaterializeTest, HeadsCutAcrossBlocks) {
   // 3 heads of 12 + 10 rows: head boundaries fall inside the blocks of 16 rows.
   source.add("q", DType::F8E4M3, {66, 40});
-  source.add("s", DType::F32, {5, 3});
-  std::string dequant = "#moe.dequant_fp8_block<16x16, f32>";
+  source.addScales("s", {5, 3});
+  std::string dequant = "#moe.dequant<fp8 16x16, f32>";
   expectSame({"q", "s"}, "[" + dequant + ", #moe.head_rows<3, 0, 12>, #moe.transpose, #moe.pack_panels<32>]");
   expectSame({"q", "s"}, "[" + dequant + ", #moe.head_rows<3, 12, 22>, #moe.pack_panels<32>]");
 }
 
 TEST_F(MaterializeTest, ScalesBesidePanels) {
-  source.add("s", DType::F32, {2, 3}); // 200 rows in blocks of 128
+  source.addScales("s", {2, 3}); // 200 rows in blocks of 128
   expectSame({"s"}, "[#moe.pack_block_scales<32, 200, 128>]");
   source.add("t", DType::F32, {7, 3}); // 200 rows in blocks of 32, gate and up
   source.add("u", DType::F32, {7, 3});
@@ -258,10 +264,10 @@ TEST_F(MaterializeTest, ScalesBesidePanels) {
 
 TEST_F(MaterializeTest, SaysWhatIsWrong) {
   source.add("q", DType::F8E4M3, {64, 64});
-  source.add("s", DType::F32, {3, 1});
-  auto shape = make(job({"q", "s"}, "[#moe.dequant_fp8_block<32x64, f32>]", DType::F32, {64, 64}));
+  source.addScales("s", {3, 1});
+  auto shape = make(job({"q", "s"}, "[#moe.dequant<fp8 32x64, f32>]", DType::F32, {64, 64}));
   ASSERT_FALSE(shape.ok());
-  EXPECT_THAT(shape.message(), testing::AllOf(HasSubstr("'s' is [3, 1]"), HasSubstr("needs [2, 1]")));
+  EXPECT_THAT(shape.message(), HasSubstr("tensor 's' is [3, 1], expected [2, 1]"));
 
   auto expected = make(job({"q"}, "[]", DType::F8E4M3, {64, 65}));
   ASSERT_FALSE(expected.ok());
@@ -279,14 +285,12 @@ TEST_F(MaterializeTest, SaysWhatIsWrong) {
 
 TEST_F(MaterializeTest, ScaleMustBeFinite) {
   source.add("q", DType::F8E4M3, {8, 8});
-  source.add("s", DType::F32, {1, 1});
+  source.addScales("s", {1, 1});
   float infinity = std::numeric_limits<float>::infinity();
   std::memcpy(source.bytes("s").data(), &infinity, sizeof(float));
-  for (const char *steps : {"[#moe.dequant_fp8_block<8x8, f32>]"}) {
-    auto result = make(job({"q", "s"}, steps, DType::F32, {8, 8}));
-    ASSERT_FALSE(result.ok());
-    EXPECT_THAT(result.message(), HasSubstr("not finite"));
-  }
+  auto result = make(job({"q", "s"}, "[#moe.dequant<fp8 8x8, f32>]", DType::F32, {8, 8}));
+  ASSERT_FALSE(result.ok());
+  EXPECT_THAT(result.message(), HasSubstr("tensor 's' holds the scale inf at [0, 0]"));
   auto packed = make(job({"s"}, "[#moe.pack_block_scales<32, 8, 8>]", DType::F32, {1, 1, 1, 32}));
   ASSERT_FALSE(packed.ok());
   EXPECT_THAT(packed.message(), HasSubstr("not finite"));

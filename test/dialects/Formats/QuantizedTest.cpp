@@ -38,7 +38,7 @@ std::vector<float> readAll(const StoredMatrix &matrix) {
 
 /// The sentence with which opening or reading all of layer `m` ends, or "".
 std::string problem(const Format &format, const TensorSource &from, int64_t out, int64_t in) {
-  auto matrix = openQuantized(format, "m", out, in, from);
+  auto matrix = openQuantized(format, {"m"}, out, in, from);
   if (!matrix)
     return matrix.message();
   std::vector<float> values(out * in);
@@ -47,7 +47,7 @@ std::string problem(const Format &format, const TensorSource &from, int64_t out,
 }
 
 std::unique_ptr<StoredMatrix> open(const Format &format, const TensorSource &from, int64_t out, int64_t in) {
-  auto matrix = openQuantized(format, "m", out, in, from);
+  auto matrix = openQuantized(format, {"m"}, out, in, from);
   EXPECT_TRUE(matrix) << matrix.message();
   return std::move(*matrix);
 }
@@ -219,7 +219,7 @@ TEST(Codes, Fp8TimesEveryExponent) {
 
   Stored &exponents = tensors.tensors["m.weight_scale"];
   exponents.bytes[5] = static_cast<char>(247);
-  EXPECT_THAT(problem(format, tensors, 247, 254), HasSubstr("the weight of 'm' at [5, 120] is too large for f32"));
+  EXPECT_THAT(problem(format, tensors, 247, 254), HasSubstr("the weight of 'm' at [5, 120] is too large for F32"));
   exponents.bytes[5] = static_cast<char>(255);
   EXPECT_THAT(problem(format, tensors, 247, 254), HasSubstr("'m.weight_scale' holds the scale nan at [5, 0]"));
   exponents.bytes[5] = 127;

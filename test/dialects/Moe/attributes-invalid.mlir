@@ -30,23 +30,48 @@ func.func private @stack_c1() attributes {a = #moe.stack<0>}
 
 // -----
 
-// expected-error@+1 {{rows is 0, expected a positive number}}
-func.func private @dequant_c1_rows() attributes {a = #moe.dequant_fp8_block<0x128, f32>}
+// expected-error@+1 {{a block of 0, expected a positive number, or ? for a whole dimension}}
+func.func private @dequant_c1_rows() attributes {a = #moe.dequant<fp8 0x128, f32>}
 
 // -----
 
-// expected-error@+1 {{cols is 0, expected a positive number}}
-func.func private @dequant_c1_cols() attributes {a = #moe.dequant_fp8_block<128x0, f32>}
+// expected-error@+1 {{a block of 0, expected a positive number, or ? for a whole dimension}}
+func.func private @dequant_c1_cols() attributes {a = #moe.dequant<fp8 128x0, f32>}
 
 // -----
 
 // expected-error@+1 {{expected a block shape such as 128x128}}
-func.func private @dequant_one_dimension() attributes {a = #moe.dequant_fp8_block<128, f32>}
+func.func private @dequant_one_dimension() attributes {a = #moe.dequant<fp8 128, f32>}
 
 // -----
 
 // expected-error@+1 {{element type is 'i8', expected f32, bf16 or f16}}
-func.func private @dequant_c2() attributes {a = #moe.dequant_fp8_block<128x128, i8>}
+func.func private @dequant_c2() attributes {a = #moe.dequant<fp8 128x128, i8>}
+
+// -----
+
+// expected-error@+1 {{'int3' is no format of stored weights}}
+func.func private @dequant_unknown() attributes {a = #moe.dequant<int3, f32>}
+
+// -----
+
+// expected-error@+1 {{gptq has groups of one row, not 2}}
+func.func private @dequant_c1_group_of_rows() attributes {a = #moe.dequant<gptq 2x64 bits 4, f32>}
+
+// -----
+
+// expected-error@+1 {{bits of packed are 3, expected 4 or 8}}
+func.func private @dequant_c3() attributes {a = #moe.dequant<packed 1x32 bits 3, f32>}
+
+// -----
+
+// expected-error@+1 {{awq weights are never 'symmetric'}}
+func.func private @dequant_c4_symmetric() attributes {a = #moe.dequant<awq 1x128 symmetric, f32>}
+
+// -----
+
+// expected-error@+1 {{gptq weights are never 'zeros'}}
+func.func private @dequant_c4_zeros() attributes {a = #moe.dequant<gptq 1x128 bits 4 zeros, f32>}
 
 // -----
 

@@ -49,24 +49,24 @@ func.func @weight_c3_stacked_twice() {
 // -----
 
 func.func @weight_c4_no_pair() {
-  // expected-error@+1 {{recipe[0] '#moe.dequant_fp8_block<128x128, f32>' needs pairs (weight, scale), but finds 1 tensor}}
-  %0 = moe.weight ["w"] recipe [#moe.dequant_fp8_block<128x128, f32>] : tensor<8x8xf32>
+  // expected-error@+1 {{recipe[0] '#moe.dequant<fp8 128x128, f32>' needs 2 tensors for each weight, but finds 1 tensor}}
+  %0 = moe.weight ["w"] recipe [#moe.dequant<fp8 128x128, f32>] : tensor<8x8xf32>
   return
 }
 
 // -----
 
 func.func @weight_c4_family_with_single() {
-  // expected-error@+1 {{pairs a tensor per expert with a single one: tensors 0 and 1}}
-  %0 = moe.weight ["{e}.w", "scale"] recipe [#moe.dequant_fp8_block<128x128, f32>, #moe.stack<2>] : tensor<2x8x8xf32>
+  // expected-error@+1 {{takes a tensor per expert beside a single one: tensors 0 and 1}}
+  %0 = moe.weight ["{e}.w", "scale"] recipe [#moe.dequant<fp8 128x128, f32>, #moe.stack<2>] : tensor<2x8x8xf32>
   return
 }
 
 // -----
 
-func.func @weight_c4_weight_not_fp8() {
-  // expected-error@+1 {{recipe[1] '#moe.dequant_fp8_block<128x128, f32>' needs an f8E4M3FN weight, but an earlier step makes it 'f32'}}
-  %0 = moe.weight ["w", "s"] recipe [#moe.cast<f32>, #moe.dequant_fp8_block<128x128, f32>] : tensor<8x8xf32>
+func.func @weight_c4_not_first() {
+  // expected-error@+1 {{recipe[1] '#moe.dequant<fp8 128x128, f32>' reads tensors of the checkpoint, but is not the first step}}
+  %0 = moe.weight ["w", "s"] recipe [#moe.cast<f32>, #moe.dequant<fp8 128x128, f32>] : tensor<8x8xf32>
   return
 }
 
@@ -178,8 +178,8 @@ func.func @weight_c7_pad_before_transpose() {
 // -----
 
 func.func @weight_c7_dequant_rank() {
-  // expected-error@+1 {{recipe[0] '#moe.dequant_fp8_block<128x128, f32>' gives two dimensions or more, but the result is 'tensor<8xf32>'}}
-  %0 = moe.weight ["w", "s"] recipe [#moe.dequant_fp8_block<128x128, f32>] : tensor<8xf32>
+  // expected-error@+1 {{recipe[0] '#moe.dequant<fp8 128x128, f32>' gives two dimensions or more, but the result is 'tensor<8xf32>'}}
+  %0 = moe.weight ["w", "s"] recipe [#moe.dequant<fp8 128x128, f32>] : tensor<8xf32>
   return
 }
 
@@ -236,7 +236,7 @@ func.func @weight_c8_cast() {
 
 func.func @weight_c8_dequant_then_stack() {
   // expected-error@+1 {{the recipe gives elements of type 'f32', but the result is 'tensor<2x8x8xbf16>'}}
-  %0 = moe.weight ["{e}.w", "{e}.s"] recipe [#moe.dequant_fp8_block<128x128, f32>, #moe.stack<2>] : tensor<2x8x8xbf16>
+  %0 = moe.weight ["{e}.w", "{e}.s"] recipe [#moe.dequant<fp8 128x128, f32>, #moe.stack<2>] : tensor<2x8x8xbf16>
   return
 }
 

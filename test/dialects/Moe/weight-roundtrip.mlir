@@ -13,21 +13,21 @@ func.func @plain() {
 
 // CHECK-LABEL: @fp8
 //       CHECK: %kv_b_proj = moe.weight ["kv_b_proj.weight", "kv_b_proj.weight_scale_inv"]
-//  CHECK-SAME:   recipe [#moe.dequant_fp8_block<128x128, f32>, #moe.head_rows<4, 16, 28>] : tensor<4x12x32xf32>
+//  CHECK-SAME:   recipe [#moe.dequant<fp8 128x128, f32>, #moe.head_rows<4, 16, 28>] : tensor<4x12x32xf32>
 func.func @fp8() {
   %0 = moe.weight ["kv_b_proj.weight", "kv_b_proj.weight_scale_inv"]
-      recipe [#moe.dequant_fp8_block<128x128, f32>, #moe.head_rows<4, 16, 28>] : tensor<4x12x32xf32>
+      recipe [#moe.dequant<fp8 128x128, f32>, #moe.head_rows<4, 16, 28>] : tensor<4x12x32xf32>
   return
 }
 
 // CHECK-LABEL: @experts
 //       CHECK: moe.weight ["{e}.gate.weight", "{e}.gate.scale", "{e}.up.weight", "{e}.up.scale"]
-//  CHECK-SAME:   recipe [#moe.dequant_fp8_block<128x128, bf16>, #moe.stack<8>, #moe.pack_panels<32>] : tensor<8x4x256x32xbf16>
+//  CHECK-SAME:   recipe [#moe.dequant<fp8 128x128, bf16>, #moe.stack<8>, #moe.pack_panels<32>] : tensor<8x4x256x32xbf16>
 //       CHECK: moe.weight ["{e}.gate.scale", "{e}.up.scale"]
 //  CHECK-SAME:   recipe [#moe.stack<8>, #moe.pack_block_scales<32, 60, 128>] : tensor<8x4x2x32xf32>
 func.func @experts() {
   %0 = moe.weight ["{e}.gate.weight", "{e}.gate.scale", "{e}.up.weight", "{e}.up.scale"]
-      recipe [#moe.dequant_fp8_block<128x128, bf16>, #moe.stack<8>, #moe.pack_panels<32>] : tensor<8x4x256x32xbf16>
+      recipe [#moe.dequant<fp8 128x128, bf16>, #moe.stack<8>, #moe.pack_panels<32>] : tensor<8x4x256x32xbf16>
   %1 = moe.weight ["{e}.gate.scale", "{e}.up.scale"]
       recipe [#moe.stack<8>, #moe.pack_block_scales<32, 60, 128>] : tensor<8x4x2x32xf32>
   return
@@ -55,5 +55,32 @@ func.func @quantized() {
       recipe [#moe.stack<8>, #moe.quantize<int4, group = 64, scale = f16>, #moe.pack_groups<32>] : tensor<8x3x2x1088xi8>
   %2 = moe.weight ["w"]
       recipe [#moe.quantize<int4, group = 32, scale = bf16>, #moe.head_rows<4, 0, 16>, #moe.pack_groups<32>] : tensor<4x1x4x576xi8>
+  return
+}
+
+// CHECK-LABEL: @stored
+//       CHECK: recipe [#moe.dequant<fp8 ?x?, f32>] : tensor<8x64xf32>
+//       CHECK: recipe [#moe.dequant<fp8 1x32, bf16>] : tensor<8x64xbf16>
+//       CHECK: recipe [#moe.dequant<gptq 1x32 bits 4 symmetric indexed, f32>] : tensor<8x64xf32>
+//       CHECK: recipe [#moe.dequant<gptq_v2 1x? bits 8, f32>] : tensor<8x64xf32>
+//       CHECK: recipe [#moe.dequant<awq 1x64, f32>] : tensor<8x64xf32>
+//       CHECK: recipe [#moe.dequant<packed 1x32 bits 4, f32>, #moe.stack<4>] : tensor<4x8x64xf32>
+//       CHECK: recipe [#moe.dequant<packed 1x32 bits 8 zeros indexed, f32>] : tensor<8x64xf32>
+//       CHECK: recipe [#moe.dequant<int8 1x?, f32>] : tensor<8x64xf32>
+//       CHECK: recipe [#moe.dequant<nvfp4, f32>] : tensor<8x64xf32>
+//       CHECK: recipe [#moe.dequant<nvfp4_modelopt, f32>] : tensor<8x64xf32>
+//       CHECK: recipe [#moe.dequant<mxfp4, bf16>] : tensor<8x64xbf16>
+func.func @stored() {
+  %0 = moe.weight ["c", "s"] recipe [#moe.dequant<fp8 ?x?, f32>] : tensor<8x64xf32>
+  %1 = moe.weight ["c", "s"] recipe [#moe.dequant<fp8 1x32, bf16>] : tensor<8x64xbf16>
+  %2 = moe.weight ["c", "s", "z", "g"] recipe [#moe.dequant<gptq 1x32 bits 4 symmetric indexed, f32>] : tensor<8x64xf32>
+  %3 = moe.weight ["c", "s", "z"] recipe [#moe.dequant<gptq_v2 1x? bits 8, f32>] : tensor<8x64xf32>
+  %4 = moe.weight ["c", "s", "z"] recipe [#moe.dequant<awq 1x64, f32>] : tensor<8x64xf32>
+  %5 = moe.weight ["{e}.c", "{e}.s"] recipe [#moe.dequant<packed 1x32 bits 4, f32>, #moe.stack<4>] : tensor<4x8x64xf32>
+  %6 = moe.weight ["c", "s", "z", "g"] recipe [#moe.dequant<packed 1x32 bits 8 zeros indexed, f32>] : tensor<8x64xf32>
+  %7 = moe.weight ["c", "s"] recipe [#moe.dequant<int8 1x?, f32>] : tensor<8x64xf32>
+  %8 = moe.weight ["c", "s", "g"] recipe [#moe.dequant<nvfp4, f32>] : tensor<8x64xf32>
+  %9 = moe.weight ["c", "s", "g"] recipe [#moe.dequant<nvfp4_modelopt, f32>] : tensor<8x64xf32>
+  %10 = moe.weight ["c", "s"] recipe [#moe.dequant<mxfp4, bf16>] : tensor<8x64xbf16>
   return
 }

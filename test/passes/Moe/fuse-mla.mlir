@@ -26,15 +26,15 @@ func.func @fuse(%qn: tensor<?x4x16xf32>, %qr: tensor<?x4x8xf32>, %c: tensor<?x32
 }
 
 // CHECK-LABEL: @keeps_recipe_and_used_weight(
-//       CHECK: %[[KV:.+]] = moe.weight ["w", "s"] recipe [#moe.dequant_fp8_block<128x128, bf16>] : tensor<112x32xbf16>
-//   CHECK-DAG: moe.weight ["w", "s"] recipe [#moe.dequant_fp8_block<128x128, bf16>, #moe.head_rows<4, 0, 16>] : tensor<4x16x32xbf16>
-//   CHECK-DAG: moe.weight ["w", "s"] recipe [#moe.dequant_fp8_block<128x128, bf16>, #moe.head_rows<4, 16, 28>] : tensor<4x12x32xbf16>
+//       CHECK: %[[KV:.+]] = moe.weight ["w", "s"] recipe [#moe.dequant<fp8 128x128, bf16>] : tensor<112x32xbf16>
+//   CHECK-DAG: moe.weight ["w", "s"] recipe [#moe.dequant<fp8 128x128, bf16>, #moe.head_rows<4, 0, 16>] : tensor<4x16x32xbf16>
+//   CHECK-DAG: moe.weight ["w", "s"] recipe [#moe.dequant<fp8 128x128, bf16>, #moe.head_rows<4, 16, 28>] : tensor<4x12x32xbf16>
 //       CHECK: %[[O:.+]] = moe.mla_attention
 //       CHECK: return %[[O]], %[[KV]]
 func.func @keeps_recipe_and_used_weight(%qn: tensor<?x4x16xf32>, %qr: tensor<?x4x8xf32>, %c: tensor<?x32xf32>, %kr: tensor<?x8xf32>,
     %p: tensor<?xi32>, %s: tensor<?xi32>)
     -> (tensor<?x4x12xf32>, tensor<112x32xbf16>) {
-  %kv_b = moe.weight ["w", "s"] recipe [#moe.dequant_fp8_block<128x128, bf16>] : tensor<112x32xbf16>
+  %kv_b = moe.weight ["w", "s"] recipe [#moe.dequant<fp8 128x128, bf16>] : tensor<112x32xbf16>
   %ctx:2, %cp, %cs = moe.cache_append @kv.0(%c, %kr) at %p, %s
       : (tensor<?x32xf32>, tensor<?x8xf32>), tensor<?xi32>, tensor<?xi32>
      -> (tensor<?x32xf32>, tensor<?x8xf32>), tensor<?xi32>, tensor<?xi32>

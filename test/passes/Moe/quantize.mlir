@@ -6,7 +6,7 @@
 //   CHECK-DAG: %[[NORM:.+]] = moe.weight ["w.norm"] : tensor<64xf32>
 //   CHECK-DAG: %[[QA:.+]] = moe.weight ["w.qa"] recipe [#moe.quantize<int4, group = 64, scale = bf16>] : tensor<64x64xf32>
 //   CHECK-DAG: %[[QB:.+]] = moe.weight ["w.qb"] recipe [#moe.quantize<int4, group = 64, scale = bf16>] : tensor<96x64xf32>
-//   CHECK-DAG: %[[KV:.+]] = moe.weight ["w.kv", "w.kv.s"] recipe [#moe.dequant_fp8_block<128x128, f32>, #moe.quantize<int4, group = 64, scale = bf16>] : tensor<48x64xf32>
+//   CHECK-DAG: %[[KV:.+]] = moe.weight ["w.kv", "w.kv.s"] recipe [#moe.dequant<fp8 128x128, f32>, #moe.quantize<int4, group = 64, scale = bf16>] : tensor<48x64xf32>
 //   CHECK-DAG: %[[UK:.+]] = moe.weight ["w.uk"] : tensor<2x32x32xbf16>
 //   CHECK-DAG: %[[O:.+]] = moe.weight ["w.o"] recipe [#moe.quantize<int4, group = 64, scale = bf16>] : tensor<64x64xf32>
 //   CHECK-DAG: %[[ROUTER:.+]] = moe.weight ["w.router"] : tensor<4x64xf32>
@@ -33,7 +33,7 @@ func.func @roles(%tokens: tensor<?xi32>, %p: tensor<?xi32>, %s: tensor<?xi32>, %
   %norm = moe.weight ["w.norm"] : tensor<64xf32>
   %wqa = moe.weight ["w.qa"] : tensor<64x64xf32>
   %wqb = moe.weight ["w.qb"] : tensor<96x64xf32>
-  %wkv = moe.weight ["w.kv", "w.kv.s"] recipe [#moe.dequant_fp8_block<128x128, f32>] : tensor<48x64xf32>
+  %wkv = moe.weight ["w.kv", "w.kv.s"] recipe [#moe.dequant<fp8 128x128, f32>] : tensor<48x64xf32>
   %wuk = moe.weight ["w.uk"] : tensor<2x32x32xbf16>
   %wuv = moe.weight ["w.uv"] : tensor<2x32x32xbf16>
   %wo = moe.weight ["w.o"] : tensor<64x64xf32>

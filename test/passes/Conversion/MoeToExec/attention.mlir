@@ -8,7 +8,7 @@
 // CHECK: exec.weight @layers.0.kv_b.uk ["layers.0.kv_b.weight"] recipe [#moe.head_rows<2, 0, 8>, #moe.transpose, #moe.pack_panels<32>] : memref<2x1x8x32xbf16>
 // CHECK: exec.weight @layers.0.kv_b.uv ["layers.0.kv_b.weight"] recipe [#moe.head_rows<2, 8, 14>, #moe.pack_panels<32>] : memref<2x1x16x32xbf16>
 // FP8 is widened where heads are cut out of its blocks.
-// CHECK: exec.weight @layers.1.kv_b.uk ["layers.1.kv_b.weight", "layers.1.kv_b.weight_scale_inv"] recipe [#moe.dequant_fp8_block<128x128, bf16>, #moe.head_rows<2, 0, 8>, #moe.transpose, #moe.pack_panels<32>] : memref<2x1x8x32xbf16>
+// CHECK: exec.weight @layers.1.kv_b.uk ["layers.1.kv_b.weight", "layers.1.kv_b.weight_scale_inv"] recipe [#moe.dequant<fp8 128x128, bf16>, #moe.head_rows<2, 0, 8>, #moe.transpose, #moe.pack_panels<32>] : memref<2x1x8x32xbf16>
 // CHECK: exec.weight @layers.1.kv_b.uv
 // CHECK: exec.kernel @rope_angles_d4 "rope_angles" {factor = 1.250000e+00 : f64, inv_freq = array<f32: 1.000000e+00, 1.000000e-01>}
 // CHECK: exec.kernel @rope_h1_d4 "rope" {dim = 4 : i64, heads = 1 : i64, out_head = 0 : i64, out_stride = 4 : i64, x_head = 0 : i64, x_stride = 20 : i64}
@@ -77,8 +77,8 @@ func.func @step(%tokens: tensor<?xi32>, %positions: tensor<?xi32>, %slots: tenso
   %kv_1 = moe.linear %x1, %wkv : tensor<?x12xf32>, tensor<20x12xbf16> -> tensor<?x20xf32>
   %c_1, %kr_1 = moe.split %kv_1 : tensor<?x20xf32> -> tensor<?x16xf32>, tensor<?x4xf32>
   %kr1_1 = moe.rope %kr_1 at %positions by #rope : tensor<?x4xf32>, tensor<?xi32> -> tensor<?x4xf32>
-  %uk_1 = moe.weight ["layers.1.kv_b.weight", "layers.1.kv_b.weight_scale_inv"] recipe [#moe.dequant_fp8_block<128x128, bf16>, #moe.head_rows<2, 0, 8>] : tensor<2x8x16xbf16>
-  %uv_1 = moe.weight ["layers.1.kv_b.weight", "layers.1.kv_b.weight_scale_inv"] recipe [#moe.dequant_fp8_block<128x128, bf16>, #moe.head_rows<2, 8, 14>] : tensor<2x6x16xbf16>
+  %uk_1 = moe.weight ["layers.1.kv_b.weight", "layers.1.kv_b.weight_scale_inv"] recipe [#moe.dequant<fp8 128x128, bf16>, #moe.head_rows<2, 0, 8>] : tensor<2x8x16xbf16>
+  %uv_1 = moe.weight ["layers.1.kv_b.weight", "layers.1.kv_b.weight_scale_inv"] recipe [#moe.dequant<fp8 128x128, bf16>, #moe.head_rows<2, 8, 14>] : tensor<2x6x16xbf16>
   %o_1 = moe.mla_attention @kv.1 query(%qn_1, %qr1_1) entry(%c_1, %kr1_1) up(%uk_1, %uv_1) at(%positions, %slots) scale 0.25
     : (tensor<?x2x8xf32>, tensor<?x2x4xf32>, tensor<?x16xf32>, tensor<?x4xf32>, tensor<2x8x16xbf16>, tensor<2x6x16xbf16>, tensor<?xi32>, tensor<?xi32>) -> tensor<?x2x6xf32>
   %x2 = moe.reshape %o_1 : tensor<?x2x6xf32> -> tensor<?x12xf32>

@@ -3,7 +3,7 @@
 // FP8 blocks stay FP8, with their scales beside them, in linear layers, pairs and experts. What
 // is no GEMM weight (the router's, here plain f16 bytes, and the table) stays what it was.
 
-// CHECK: exec.weight @table ["table", "table_scale_inv"] recipe [#moe.dequant_fp8_block<128x64, f32>] : memref<100x200xf32>
+// CHECK: exec.weight @table ["table", "table_scale_inv"] recipe [#moe.dequant<fp8 128x64, f32>] : memref<100x200xf32>
 // CHECK: exec.weight @q ["q.weight"] recipe [#moe.pack_panels<32>] : memref<1x10x200x32xf8E4M3FN>
 // CHECK: exec.weight @q.scales ["q.weight_scale_inv"] recipe [#moe.pack_block_scales<32, 300, 128>] : memref<1x10x4x32xf32>
 // CHECK: exec.weight @gate ["gate.weight", "up.weight"] recipe [#moe.pack_panels<32>] : memref<1x13x300x32xf8E4M3FN>
@@ -20,14 +20,14 @@
 // CHECK: exec.launch @gemm_f8e4m3_n40_k200_e4_gather_swiglu(%[[X]], %{{.+}}, %{{.+}}, %[[H:.+]], %[[O:.+]], %[[A:.+]], %[[L:.+]]) grid #{{.+}} writes [3]
 // CHECK: exec.launch @gemm_f8e4m3_n200_k40_e4_scatter(%[[H]], %{{.+}}, %{{.+}}, %{{.+}}, %[[O]], %[[A]], %[[L]]) grid #{{.+}} writes [3]
 func.func @step(%tokens: tensor<?xi32>, %positions: tensor<?xi32>, %slots: tensor<?xi32>, %rows: tensor<?xi32>) -> tensor<?x200xf32> {
-  %table = moe.weight ["table", "table_scale_inv"] recipe [#moe.dequant_fp8_block<128x64, f32>] : tensor<100x200xf32>
-  %wq = moe.weight ["q.weight", "q.weight_scale_inv"] recipe [#moe.dequant_fp8_block<128x64, f32>] : tensor<300x200xf32>
-  %wg = moe.weight ["gate.weight", "gate.weight_scale_inv"] recipe [#moe.dequant_fp8_block<128x64, f32>] : tensor<200x300xf32>
-  %wu = moe.weight ["up.weight", "up.weight_scale_inv"] recipe [#moe.dequant_fp8_block<128x64, f32>] : tensor<200x300xf32>
+  %table = moe.weight ["table", "table_scale_inv"] recipe [#moe.dequant<fp8 128x64, f32>] : tensor<100x200xf32>
+  %wq = moe.weight ["q.weight", "q.weight_scale_inv"] recipe [#moe.dequant<fp8 128x64, f32>] : tensor<300x200xf32>
+  %wg = moe.weight ["gate.weight", "gate.weight_scale_inv"] recipe [#moe.dequant<fp8 128x64, f32>] : tensor<200x300xf32>
+  %wu = moe.weight ["up.weight", "up.weight_scale_inv"] recipe [#moe.dequant<fp8 128x64, f32>] : tensor<200x300xf32>
   %wr = moe.weight ["router.weight"] : tensor<4x200xf16>
-  %G = moe.weight ["e.{e}.g.weight", "e.{e}.g.weight_scale_inv"] recipe [#moe.dequant_fp8_block<128x64, bf16>, #moe.stack<4>] : tensor<4x40x200xbf16>
-  %U = moe.weight ["e.{e}.u.weight", "e.{e}.u.weight_scale_inv"] recipe [#moe.dequant_fp8_block<128x64, bf16>, #moe.stack<4>] : tensor<4x40x200xbf16>
-  %D = moe.weight ["e.{e}.d.weight", "e.{e}.d.weight_scale_inv"] recipe [#moe.dequant_fp8_block<128x64, bf16>, #moe.stack<4>] : tensor<4x200x40xbf16>
+  %G = moe.weight ["e.{e}.g.weight", "e.{e}.g.weight_scale_inv"] recipe [#moe.dequant<fp8 128x64, bf16>, #moe.stack<4>] : tensor<4x40x200xbf16>
+  %U = moe.weight ["e.{e}.u.weight", "e.{e}.u.weight_scale_inv"] recipe [#moe.dequant<fp8 128x64, bf16>, #moe.stack<4>] : tensor<4x40x200xbf16>
+  %D = moe.weight ["e.{e}.d.weight", "e.{e}.d.weight_scale_inv"] recipe [#moe.dequant<fp8 128x64, bf16>, #moe.stack<4>] : tensor<4x200x40xbf16>
   %t = moe.embed %tokens in %table : tensor<?xi32>, tensor<100x200xf32> -> tensor<?x200xf32>
   %q = moe.linear %t, %wq : tensor<?x200xf32>, tensor<300x200xf32> -> tensor<?x300xf32>
   %x = moe.gate_up %q, %wg, %wu : tensor<?x300xf32>, tensor<200x300xf32>, tensor<200x300xf32> -> tensor<?x200xf32>

@@ -65,7 +65,7 @@ func.func @step(%tokens: tensor<?xi32>, %positions: tensor<?xi32>, %slots: tenso
   %table = moe.weight ["table"] : tensor<100x8xf32>
   %g = moe.weight ["g"] : tensor<8x8xf32>
   // expected-note@+1 {{second weight is here}}
-  %u = moe.weight ["u", "u_scale_inv"] recipe [#moe.dequant_fp8_block<128x128, f32>] : tensor<8x8xf32>
+  %u = moe.weight ["u", "u_scale_inv"] recipe [#moe.dequant<fp8 128x128, f32>] : tensor<8x8xf32>
   %x = moe.embed %tokens in %table : tensor<?xi32>, tensor<100x8xf32> -> tensor<?x8xf32>
   // expected-error@+1 {{packs two weights that differ in type or recipe}}
   %y = moe.gate_up %x, %g, %u : tensor<?x8xf32>, tensor<8x8xf32>, tensor<8x8xf32> -> tensor<?x8xf32>
