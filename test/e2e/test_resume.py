@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -105,6 +106,39 @@ def test_killed_again_and_again(model, moec, whole, tmp_path):
         assert os.listdir(tmp_path) == [part_of(out).name]
     assert kills >= 2
     assert finish(moec, model, out) >= before - 2**19
+    assert content(out) == whole
+
+
+def end_at_once(process: subprocess.Popen, out: Path, how: signal.Signals) -> str:
+    """Sends the signal amid the weights, on which the process ends by it; what it said."""
+    assert halt(process, out, 0, how), process.stderr.read()
+    begin = time.monotonic()
+    _, stderr = process.communicate()
+    assert time.monotonic() - begin < 2
+    assert process.returncode == -how
+    assert os.listdir(out.parent) == [part_of(out).name]
+    return stderr
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["interrupt", "terminate"])
+def test_a_signal_ends_it_at_once_and_it_goes_on(how, model, moec, whole, tmp_path):
+    """Control-C, and what a scheduler sends."""
+    out = tmp_path / "out"
+    assert "error" not in end_at_once(start(moec, model, out), out, how)
+    assert finish(moec, model, out) > 0
+    assert content(out) == whole
+
+
+def test_python_is_interrupted_and_goes_on(model, whole, tmp_path):
+    pytest.importorskip("moec", reason="the Python module is not built")
+    out = tmp_path / "out"
+    code = "import moec, sys; moec.compile(*sys.argv[1:], progress=lambda done, total, what: print(what))"
+    command = [sys.executable, "-c", code, str(model), str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert "KeyboardInterrupt" in end_at_once(process, out, signal.SIGINT)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("verifying weights-00001.safetensors\n")
+    assert os.listdir(tmp_path) == [out.name]
     assert content(out) == whole
 
 
