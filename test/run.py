@@ -129,9 +129,9 @@ def fuzz(target: str, seconds: int) -> tuple[int, list[str], str]:
     words = [f"-dict={dictionary}"] if dictionary.exists() else []
     corpus = [found, FUZZ / "corpus" / target, *MORE_SEEDS.get(target, [])]
     with tempfile.TemporaryDirectory() as scratch:
+        program, report = BUILD["fuzz"] / "bin" / f"fuzz-{target}", [f"-artifact_prefix={found}/", "-print_final_stats=1"]
         code, output, _ = run(
-            [BUILD["fuzz"] / "bin" / f"fuzz-{target}", *limits, *words, f"-artifact_prefix={found}/", "-print_final_stats=1", *corpus],
-            env=dict(environment("fuzz"), TMPDIR=scratch),
+            [program, *limits, *words, *report, *corpus], env=dict(environment("fuzz"), TMPDIR=scratch)
         )
     tried = re.search(r"stat::number_of_executed_units: *(\d+)", output)
     written = re.search(r"Test unit written to (\S+)", output)

@@ -252,14 +252,19 @@ class RandomData:
     Normal numbers come from 16 random bits through a table: enough values for FP8 and bf16, and fast enough
     to fill gigabytes. Linear weights have deviation 0.02 times a log-normal factor for each row, or for
     each block in FP8: there the largest of a block's 16,384 codes is near the largest code, as the scale
-    of a real block makes it.
+    of a real block makes it. About one input channel in 512, at least one, is an outlier: its weights are
+    four times as large, and so is the scale of an FP8 block that holds one, whose other codes are small.
     """
 
     TILE = 1 << 22  # elements drawn at a time
+    OUTLIER = 4.0  # a power of two, so that the scales of ue8m0 stay ones
 
     def __init__(self, config: dict, seed: int):
         self.seed = seed
-        power_of_two = (config.get("quantization_config") or {}).get("scale_fmt") == "ue8m0"
+        quantization = config.get("quantization_config") or {}
+        power_of_two = quantization.get("scale_fmt") == "ue8m0"
+        self.block_cols = quantization.get("weight_block_size", (128, 128))[1]
+        self.shapes = {tensor.name: tensor.shape for tensor in listing(config)} if quantization else {}
         # The largest of 16,384 normal numbers is near 4 deviations; a scale that is rounded up to a power of
         # two puts it between half the largest code and all of it.
         self.deviation = 80.0 if power_of_two else 112.0
@@ -267,6 +272,7 @@ class RandomData:
         normal = NormalDist()
         self.normal = np.array([normal.inv_cdf((i + 0.5) / 65536) for i in range(65536)], np.float32)
         self.codes = to_e4m3(self.deviation * self.normal)
+        self.small_codes = to_e4m3(self.deviation / self.OUTLIER * self.normal)
 
     def generator(self, name: str) -> np.random.SFC64:
         return np.random.SFC64(int.from_bytes(hashlib.sha256(f"{self.seed}/{name}".encode()).digest()[:16], "little"))
@@ -274,25 +280,40 @@ class RandomData:
     def indices(self, generator: np.random.SFC64, count: int) -> np.ndarray:
         return generator.random_raw(-(-count // 4)).view(np.uint16)[:count]
 
+    def outliers(self, weight: str, cols: int) -> np.ndarray:
+        """Which input channels of a weight are large."""
+        drawn = self.generator(weight + "/outliers").random_raw(max(1, cols // 512))
+        return np.unique(drawn % np.uint64(cols)).astype(np.int64)
+
     def tiles(self, tensor: Tensor) -> Iterator[np.ndarray]:
         """The tensor's bytes, in order."""
         generator = self.generator(tensor.name)
         if tensor.name.endswith("_scale_inv"):
             factor = np.exp(0.3 * self.normal[self.indices(generator, tensor.elements)])
-            scale = 0.02 / self.deviation * factor.astype(np.float64)
+            scale = (0.02 / self.deviation * factor.astype(np.float64)).reshape(tensor.shape)
+            weight = tensor.name.removesuffix("_scale_inv")
+            scale[:, np.unique(self.outliers(weight, self.shapes[weight][1]) // self.block_cols)] *= self.OUTLIER
             yield (np.exp2(np.rint(np.log2(scale))) if self.power_of_two else scale).astype(np.float32)
-        elif tensor.dtype == "F8_E4M3":
-            for begin in range(0, tensor.elements, self.TILE):
-                yield self.codes[self.indices(generator, min(self.TILE, tensor.elements - begin))]
-        elif len(tensor.shape) == 1:  # the router's bias, which is reported to be above 2 everywhere in V3
+            return
+        if len(tensor.shape) == 1:  # the router's bias, which is reported to be above 2 everywhere in V3
             yield encode(3 + 0.2 * self.normal[self.indices(generator, tensor.elements)], tensor.dtype)
-        else:
-            rows, cols = tensor.shape
-            step = max(1, self.TILE // cols)
-            for begin in range(0, rows, step):
-                count = min(step, rows - begin)
+            return
+        rows, cols = tensor.shape
+        outliers = self.outliers(tensor.name, cols)
+        shares_block = np.isin(np.arange(cols) // self.block_cols, outliers // self.block_cols)
+        step = max(1, self.TILE // cols)
+        for begin in range(0, rows, step):
+            count = min(step, rows - begin)
+            if tensor.dtype == "F8_E4M3":
+                drawn = self.indices(generator, count * cols).reshape(count, cols)
+                codes = self.codes[drawn]
+                codes[:, shares_block] = self.small_codes[drawn[:, shares_block]]
+                codes[:, outliers] = self.codes[drawn[:, outliers]]
+                yield codes
+            else:
                 factor = 0.02 * np.exp(0.3 * self.normal[self.indices(generator, count)])
                 x = self.normal[self.indices(generator, count * cols)].reshape(count, cols) * factor[:, None]
+                x[:, outliers] *= self.OUTLIER
                 yield encode(x, tensor.dtype)
 
 

@@ -275,7 +275,9 @@ def test_index_names_a_tensor_twice(sharded, moec):
 
 def test_two_shards_hold_one_tensor(sharded, moec):
     shard, name = sharded / "model-00003-of-00003.safetensors", "model.norm.weight"
-    write_header(shard, {name: {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}, "x": {"dtype": "U8", "shape": [0], "data_offsets": [2, 2]}}, b"12")
+    again = {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}
+    own = {"dtype": "U8", "shape": [0], "data_offsets": [2, 2]}
+    write_header(shard, {name: again, "x": own}, b"12")
     edit_index(sharded, lambda names: names.update({"x": shard.name}))
     message = moec.refuses("compile", sharded, "--emit=moe")
     assert f"tensor '{name}' is also in " in message and message.count("safetensors") == 2

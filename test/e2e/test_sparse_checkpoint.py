@@ -262,11 +262,27 @@ def test_data_of_chosen_layers_and_experts(tmp_path):
     assert 0.015 < values.std() < 0.03
     # As in a block scaled by its largest element: codes come near 448, and few reach it.
     for name in experts:
-        codes = np.abs(e4m3_table()[tensors[name][:128, :128]])
-        assert 256 <= codes.max() <= 448 and (codes == 448).mean() < 0.001
+        rows, cols = tensors[name].shape
+        for col in range(0, cols - 127, 128):
+            codes = np.abs(e4m3_table()[tensors[name][:128, col : col + 128]])
+            assert 208 <= codes.max() <= 448 and (codes == 448).mean() < 0.001, (name, col)
     gate = bf16_to_float(tensors["model.layers.1.mlp.gate.weight"])
     assert 0.01 < gate.std() < 0.04 and abs(gate.mean()) < 0.005
     assert (tensors["model.layers.1.mlp.gate.e_score_correction_bias"] > 2).all()
+
+
+@pytest.mark.parametrize("name", ["mlp.gate", "mlp.experts.0.up_proj", "self_attn.o_proj"])
+def test_some_input_channels_are_outliers(tmp_path, name):
+    """Four times as large as the others, in bf16 as in FP8, where they share a scale with smaller ones."""
+    sparse_checkpoint.write(small_config(hidden_size=1536, n_routed_experts=64), tmp_path, 1, data_layers={1})
+    tensors, weight = read_all(tmp_path), f"model.layers.1.{name}.weight"
+    values = values_of(tensors, weight) if weight + "_scale_inv" in tensors else bf16_to_float(tensors[weight])
+    size = np.sqrt((values.astype(np.float64) ** 2).mean(axis=0))
+    # Of the 64 rows of the router a deviation is known to a fifth.
+    large = size > 2.2 * np.median(size)
+    assert 1 <= large.sum() <= max(1, values.shape[1] // 512)
+    assert 2.5 < size[large].mean() / size[~large].mean() < 5.5
+    assert size[~large].max() < 2.2 * np.median(size)
 
 
 def test_scales_of_a_ue8m0_checkpoint_are_powers_of_two(tmp_path):
