@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 """Compiles that are killed and started again: they go on, and end with the same bytes."""
 
+import json
 import os
 import re
 import shutil
@@ -200,6 +201,17 @@ def test_another_source_or_option_starts_afresh(model, moec, compiled, tmp_path)
         last = file.read(1)
         file.seek(-1, os.SEEK_END)
         file.write(bytes([last[0] ^ 0x80]))
+    assert finish(moec, copy, out) == 0
+    assert content(out) == content(compiled(copy))
+
+
+def test_another_config_starts_afresh(model, moec, compiled, tmp_path):
+    """Code that was made for another epsilon is not kept."""
+    copy, out = Path(shutil.copytree(model, tmp_path / "copy")), tmp_path / "a" / "out"
+    out.parent.mkdir()
+    kill_once(moec, copy, out)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-5}))
     assert finish(moec, copy, out) == 0
     assert content(out) == content(compiled(copy))
 

@@ -117,7 +117,8 @@ void print(const Plan &plan, std::ostream &out) {
     addPlace(places, place);
   out << places.text() << "needs: weights, cache of " << plan.context << " tokens and arena, in "
       << format("%.0f", 100 * PlanPlace::usable) << " % of the memory of all devices\n"
-      << "tokens/s: at most, for one sequence; what takes more time is named, and nothing else takes any\n";
+      << "tokens/s: at most, for one sequence; decode with the context full, prefill on the way there;\n"
+      << "of memory and arithmetic what takes more time is named, and nothing else takes any\n";
 }
 
 //===----------------------------------------------------------------------===//
