@@ -3,19 +3,26 @@
 """Builds and runs every test of the project; the last line counts them all.
 
 Suites: GoogleTest programs, lit, pytest, each in the `release` build; then GoogleTest and lit again,
-and the pytest files marked `sanitize`, in the `asan` build.
+and the pytest files marked `sanitize`, in the `asan` build; then the fuzzers of test/fuzz, side by side,
+in the `fuzz` build.
 """
 
 import argparse
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BUILD = {"release": ROOT / "build", "asan": ROOT / "build-asan"}
+BUILD = {"release": ROOT / "build", "asan": ROOT / "build-asan", "fuzz": ROOT / "build-fuzz"}
+FUZZ = ROOT / "test" / "fuzz"
+# Seeds beside those of the corpus: too large for each of them to be cut at every length by the replay.
+MORE_SEEDS = {"config": [ROOT / "test" / "frontends" / "configs"]}
 
 
 class Counts:
@@ -69,7 +76,8 @@ def build(preset: str) -> None:
     if code != 0:
         sys.exit(output + f"check: could not configure the {preset} build")
     print(f"building {preset}", flush=True)
-    code, output, seconds = run(["ninja", "-C", directory])
+    targets = ["fuzzers"] if preset == "fuzz" else []
+    code, output, seconds = run(["ninja", "-C", directory, *targets])
     if code != 0:
         sys.exit(output[-20000:] + f"check: could not build {preset}")
     print(f"built {preset} in {seconds:.0f} s", flush=True)
@@ -112,15 +120,59 @@ def run_pytest(preset: str, counts: Counts, reports: Path, extra: list[str]) -> 
     counts.add_junit(f"{preset} pytest", report, output, code, seconds)
 
 
+def fuzz(target: str, seconds: int) -> tuple[int, list[str], str]:
+    """Runs one fuzzer; how many inputs it tried, what is wrong, and what it printed."""
+    found = BUILD["fuzz"] / "found" / target  # inputs that reached something new: a later run goes on from them
+    found.mkdir(parents=True, exist_ok=True)
+    dictionary = FUZZ / f"{target}.dict"
+    limits = [f"-max_total_time={seconds}", "-max_len=8192", "-timeout=10", "-rss_limit_mb=2048"]
+    words = [f"-dict={dictionary}"] if dictionary.exists() else []
+    corpus = [found, FUZZ / "corpus" / target, *MORE_SEEDS.get(target, [])]
+    with tempfile.TemporaryDirectory() as scratch:
+        program, report = BUILD["fuzz"] / "bin" / f"fuzz-{target}", [f"-artifact_prefix={found}/", "-print_final_stats=1"]
+        # Without the allowances of `environment`: here everything is instrumented, and a leak is a finding.
+        code, output, _ = run([program, *limits, *words, *report, *corpus], env=dict(os.environ, TMPDIR=scratch))
+    tried = re.search(r"stat::number_of_executed_units: *(\d+)", output)
+    written = re.search(r"Test unit written to (\S+)", output)
+    if written:
+        return 0, [f"shown again by build-fuzz/bin/fuzz-{target} {Path(written[1]).relative_to(ROOT)}"], output
+    if code != 0 or not tried or int(tried[1]) == 0:
+        return 0, [f"ended with code {code}"], output
+    return int(tried[1]), [], output
+
+
+def run_fuzz(counts: Counts, seconds: int) -> None:
+    """Shares the seconds among all fuzzers, as many at a time as there are cores."""
+    targets = sorted(path.name for path in (FUZZ / "corpus").iterdir())
+    workers = min(len(targets), os.cpu_count() or 1)
+    share = max(1, seconds // -(-len(targets) // workers))
+    with ThreadPoolExecutor(workers) as pool:
+        for target, (tried, failures, output) in zip(targets, pool.map(lambda target: fuzz(target, share), targets)):
+            if failures:
+                print(output[-20000:])
+            else:
+                print(f"fuzz {target} tried {tried} inputs")
+            counts.add(f"fuzz {target}", 0 if failures else 1, failures, 0, share)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", action="append", choices=list(BUILD), help="only this build (default: both)")
-    parser.add_argument("--suite", action="append", choices=["gtest", "lit", "pytest"], help="only this suite (default: all)")
+    parser.add_argument("--preset", action="append", choices=list(BUILD), help="only this build (default: all)")
+    all_suites = ["gtest", "lit", "pytest", "fuzz"]
+    parser.add_argument("--suite", action="append", choices=all_suites, help="only this suite (default: all)")
+    parser.add_argument(
+        "--fuzz-seconds", type=int, default=60, metavar="N", help="how long all fuzzers run together (default: 60; 0: not at all)"
+    )
     options = parser.parse_args()
-    suites = options.suite or ["gtest", "lit", "pytest"]
+    suites = options.suite or all_suites
 
     counts = Counts()
     for preset in options.preset or list(BUILD):
+        if preset == "fuzz":
+            if "fuzz" in suites and options.fuzz_seconds > 0:
+                build(preset)
+                run_fuzz(counts, options.fuzz_seconds)
+            continue
         build(preset)
         reports = BUILD[preset] / "reports"
         reports.mkdir(exist_ok=True)

@@ -5,6 +5,7 @@
 #include "runtime/Support/Json.h"
 #include "runtime/Support/Text.h"
 
+#include <algorithm>
 #include <filesystem>
 
 using namespace moec;
@@ -17,10 +18,10 @@ static bool present(const std::string &path) {
   return fs::exists(fs::symlink_status(path, error));
 }
 
-/// A file name without any way out of its directory.
+/// A file name without any way out of its directory, and that can be shown as it is.
 static bool isPlainFileName(const std::string &name) {
   return !name.empty() && name.size() <= 255 && name != "." && name != ".." &&
-         name.find_first_of(std::string_view("/\\\0", 3)) == std::string::npos;
+         std::ranges::none_of(name, [](unsigned char c) { return c == '/' || c == '\\' || c < 0x20 || c == 0x7f; });
 }
 
 Result<Checkpoint> Checkpoint::open(const std::string &directory) {

@@ -477,11 +477,12 @@ int64_t ModelConfig::longestContext() const { return indexer ? std::min(maxPosit
 std::vector<std::string> ModelConfig::missing() const {
   if (!v4)
     return {};
-  std::vector<std::string> parts = {"hyper-connections", "compressed attention with a window and sinks"};
+  std::vector<std::string> parts = {"hyper-connections ('hc_mult')",
+                                    "compressed attention with a window and sinks ('compress_ratios')"};
   if (v4->hashLayers > 0)
-    parts.push_back("hash routing");
+    parts.push_back("hash routing ('num_hash_layers')");
   if (v4->fp4Experts)
-    parts.push_back("FP4 experts");
+    parts.push_back("FP4 experts ('expert_dtype')");
   return parts;
 }
 

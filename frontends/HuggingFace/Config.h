@@ -123,7 +123,7 @@ struct ModelConfig {
   /// The longest context that can be compiled: `max_position_embeddings`, and at most `index_topk` where an indexer
   /// chooses what is attended to. Up to there it chooses everything, so that dense attention is the same.
   int64_t longestContext() const;
-  /// What this model needs and moec lacks, as noun phrases; empty if it can be imported.
+  /// What this model needs and moec lacks, as noun phrases with the key that asks for it; empty if it can be imported.
   std::vector<std::string> missing() const;
   /// An error that names what is missing.
   Status importable() const;

@@ -44,6 +44,10 @@ def compile(
       max_memory: bound, in bytes, on what making the weights keeps in memory.
       threads: None: one per processor.
       progress: called now and then with (bytes done, bytes in all, weight).
+
+    A compile that is killed, interrupted (KeyboardInterrupt) or stopped by an exception from `progress` goes
+    on where it stopped when it is called again.
+
     Raises:
       ValueError: the checkpoint or an argument is unusable, or the disk is full; the message says which.
     """

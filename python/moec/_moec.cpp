@@ -111,11 +111,14 @@ void compileModel(const std::string &model, const std::string &out, const std::s
   options.maxTokens = maxTokens;
   options.maxMemory = maxMemory;
   options.threads = threads;
-  if (progress)
-    options.progress = [&](uint64_t done, uint64_t total, const std::string &weight) {
-      py::gil_scoped_acquire acquire;
+  options.progress = [&](uint64_t done, uint64_t total, const std::string &weight) {
+    py::gil_scoped_acquire acquire;
+    // Control-C would wait for the end otherwise.
+    if (PyErr_CheckSignals() != 0)
+      throw py::error_already_set();
+    if (progress)
       progress(done, total, weight);
-    };
+  };
   Status status = success();
   {
     py::gil_scoped_release release;

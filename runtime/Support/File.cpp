@@ -520,6 +520,12 @@ static Status syncTree(const std::string &root) {
   return syncDirectory(root);
 }
 
+void OutputDirectory::leave() {
+  partPath.clear();
+  if (lock >= 0)
+    ::close(std::exchange(lock, -1));
+}
+
 Status OutputDirectory::commit() {
   assert(!partPath.empty() && "commit was called before");
   MOEC_CHECK(syncTree(outputPath));

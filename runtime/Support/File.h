@@ -109,6 +109,8 @@ public:
   /// unfinished output goes, and is no part of the output.
   std::string notesPath() const { return partPath + "/notes"; }
   Status commit();
+  /// Lets go of it unfinished, as a killed process does: a later run may go on. Nothing else may be called then.
+  void leave();
 
 private:
   OutputDirectory() = default;

@@ -93,6 +93,24 @@ def out_of_range(header, tensor):
     tensor["data_offsets"] = [2**40, 2**40 + tensor["data_offsets"][1] - tensor["data_offsets"][0]]
 
 
+def hole(header, tensor):
+    header["a.hole"] = header.pop("model.norm.weight")
+    header["a.hole"]["shape"] = [header["a.hole"]["shape"][0] - 1]
+    header["a.hole"]["data_offsets"][1] -= 2
+
+
+def backwards(header, tensor):
+    tensor["data_offsets"] = tensor["data_offsets"][::-1]
+
+
+def offsets_are_no_integers(header, tensor):
+    tensor["data_offsets"] = [0.5, "12"]
+
+
+def no_shape(header, tensor):
+    del tensor["shape"]
+
+
 def huge_shape(header, tensor):
     tensor["shape"] = [2**40, 2**40]
 
@@ -117,6 +135,13 @@ def missing(header, tensor):
     header["model.layers.1.mlp.gate.wight"] = header.pop("model.layers.1.mlp.gate.weight")
 
 
+def name_given_twice(path):
+    header, data = header_of(path)
+    first = json.dumps({"model.layers.1.mlp.gate.weight": header["model.layers.1.mlp.gate.weight"]})
+    text = (first[:-1] + ", " + json.dumps(header)[1:]).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
 SHARDS = {
     "truncated": truncated,
     "header length lies": header_length_lies,
@@ -126,6 +151,11 @@ SHARDS = {
     "no JSON": header_is_no_json,
     "overlapping": edited_tensor(overlap),
     "out of range": edited_tensor(out_of_range),
+    "hole": edited_tensor(hole),
+    "offsets backwards": edited_tensor(backwards),
+    "offsets no integers": edited_tensor(offsets_are_no_integers),
+    "no shape": edited_tensor(no_shape),
+    "name given twice": name_given_twice,
     "shape overflows": edited_tensor(huge_shape),
     "negative shape": edited_tensor(negative_shape),
     "wrong dtype": edited_tensor(wrong_dtype),
@@ -178,6 +208,23 @@ def test_config_is_no_object(text, model, moec):
     assert "config.json" in moec.refuses("compile", model, "--emit=moe")
 
 
+@pytest.mark.parametrize("command", ["compile", "plan"])
+def test_directory_without_config(command, model, moec, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for directory in (tmp_path / "empty", model):
+        (directory / "config.json").unlink(missing_ok=True)
+        options = ["-o", tmp_path / "out"] if command == "compile" else []
+        assert f"{directory}/config.json: " in moec.refuses(command, directory, *options)
+    assert sorted(os.listdir(tmp_path)) == ["empty", "model"]
+
+
+def test_directory_without_weights(model, moec, tmp_path):
+    (model / "model.safetensors").unlink()
+    message = moec.refuses("compile", model, "-o", tmp_path / "out")
+    assert "holds neither model.safetensors nor model.safetensors.index.json" in message
+    assert os.listdir(tmp_path) == ["model"]
+
+
 def test_no_such_directory(moec, tmp_path):
     assert "nowhere" in moec.refuses("compile", tmp_path / "nowhere", "-o", tmp_path / "out")
 
@@ -212,9 +259,28 @@ def test_absent_shard(sharded, moec):
     assert "model-00002-of-00002.safetensors" in moec.refuses("compile", sharded, "--emit=moe")
 
 
-def test_index_leaves_the_directory(sharded, moec):
-    edit_index(sharded, lambda names: names.update({"lm_head.weight": "../model/model-00001-of-00002.safetensors"}))
-    moec.refuses("compile", sharded, "--emit=moe")
+@pytest.mark.parametrize("name", ["../model/model-00001-of-00002.safetensors", "/etc/passwd", "..", "a\x1b[31m"])
+def test_index_leaves_the_directory(name, sharded, moec):
+    edit_index(sharded, lambda names: names.update({"lm_head.weight": name}))
+    message = moec.refuses("compile", sharded, "--emit=moe")
+    assert "the file of tensor 'lm_head.weight' is not the name of a file beside the index" in message
+
+
+def test_index_names_a_tensor_twice(sharded, moec):
+    path = sharded / "model.safetensors.index.json"
+    path.write_text(path.read_text().replace('"weight_map": {', '"weight_map": {"lm_head.weight": "x.safetensors",', 1))
+    message = moec.refuses("compile", sharded, "--emit=moe")
+    assert "model.safetensors.index.json: " in message and "'lm_head.weight' is given twice" in message
+
+
+def test_two_shards_hold_one_tensor(sharded, moec):
+    shard, name = sharded / "model-00003-of-00003.safetensors", "model.norm.weight"
+    again = {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}
+    own = {"dtype": "U8", "shape": [0], "data_offsets": [2, 2]}
+    write_header(shard, {name: again, "x": own}, b"12")
+    edit_index(sharded, lambda names: names.update({"x": shard.name}))
+    message = moec.refuses("compile", sharded, "--emit=moe")
+    assert f"tensor '{name}' is also in " in message and message.count("safetensors") == 2
 
 
 def test_index_names_the_wrong_shard(sharded, moec):
@@ -273,6 +339,14 @@ def test_output_exists_and_is_no_artifact(moec, tmp_path):
     (tmp_path / "out" / "precious.txt").write_text("keep me")
     moec.refuses("compile", TINY, "-o", tmp_path / "out")
     assert (tmp_path / "out" / "precious.txt").read_text() == "keep me"
+
+
+@pytest.mark.parametrize("out", ["file", "file/out", "absent/out", "/proc/out"])
+def test_output_cannot_be_made(out, moec, tmp_path):
+    (tmp_path / "file").write_text("keep me")
+    message = moec.refuses("compile", TINY, "-o", out, cwd=tmp_path)
+    assert message.startswith(f"moec: {out}: ")
+    assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "keep me"
 
 
 def test_output_replaces_an_artifact(moec, moe_run, tmp_path):
@@ -343,8 +417,47 @@ def test_logits_to_a_full_device(compiled, moe_run):
     moe_run.refuses("logits", compiled(TINY), "--tokens", "0", "-o", "/dev/full/x")
 
 
-def test_full_disk(moec, tmp_path):
-    """A file size limit stands for the full disk: the same error path, without needing root."""
+@pytest.fixture
+def small_disk(tmp_path):
+    """small_disk(megabytes) -> a directory on a file system of that size; mounted again, it grows."""
+    path = tmp_path / "disk"
+    path.mkdir()
+
+    def mount(megabytes: int) -> Path:
+        options = f"size={megabytes}m" + (",remount" if os.path.ismount(path) else "")
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", path], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+        return path
+
+    yield mount
+    if os.path.ismount(path):
+        subprocess.run(["umount", path], check=True)
+
+
+def test_full_disk(small_disk, moec, compiled):
+    """The file and the room that it needs are named, nothing is left, and with that room it works."""
+    disk = small_disk(6)
+    message = moec.refuses("compile", TINY, "-o", disk / "out")
+    needed = (compiled(TINY) / "weights-00001.safetensors").stat().st_size
+    assert "weights-00001.safetensors: needs" in message and f"needs {needed} bytes" in message
+    assert os.listdir(disk) == []
+    small_disk(needed // 2**20 + 4)
+    moec.run("compile", TINY, "-o", disk / "out")
+    assert os.listdir(disk) == ["out"]
+
+
+def test_disk_without_room_for_code(small_disk, moec):
+    """Kilobytes: the code is what finds it full, after notes and tokenizer were written."""
+    disk = small_disk(1)
+    (disk / "ballast").write_bytes(bytes(900 << 10))
+    message = moec.refuses("compile", TINY, "-o", disk / "out")
+    assert str(disk) in message
+    assert os.listdir(disk) == ["ballast"]
+
+
+def test_file_size_limit(moec, tmp_path):
+    """As a full disk, but found while a file is written."""
     done = subprocess.run(
         ["bash", "-c", f"trap '' XFSZ; ulimit -f 4096; exec '{moec.path}' compile '{TINY}' -o '{tmp_path}/out'"],
         capture_output=True,

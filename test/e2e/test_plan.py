@@ -137,6 +137,21 @@ def test_what_cannot_be_compiled_is_planned(name, tensors, size, word, moec):
     assert "not supported yet: " in text and f"{found['weights']['bytes']}" in text
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.iterdir()))
+@pytest.mark.parametrize("options", [(), ("--target", "h100", "--experts", "int4", "--devices", 8)], ids=["cpu", "h100"])
+def test_is_read_in_a_hundred_columns(name, options, moec):
+    lines = moec.run("plan", CONFIGS / f"{name}.json", *options).stdout.decode().splitlines()
+    assert len(lines) > 20
+    assert [line for line in lines if len(line) > 100 and not line.startswith("not supported yet: ")] == []
+
+
+def test_what_a_compile_leaves_out_is_named(moec):
+    parts = parts_of(plan(moec, CONFIGS / "deepseek-v3-2.json"))
+    assert {name for name, part in parts.items() if part["left_out"]} == {"indexer", "mtp"}
+    assert "2048 tokens" in parts["indexer"]["left_out"] and "speculative" in parts["mtp"]["left_out"]
+    assert all((part["bytes"] == 0) == bool(part["left_out"]) for part in parts.values())
+
+
 def test_a_refused_key_is_named_and_the_bytes_are_those_of_the_headers(moec, tmp_path):
     model = Path(shutil.copytree(TINY, tmp_path / "model"))
     config = json.loads((model / "config.json").read_text())
@@ -196,14 +211,50 @@ def test_named_chip_and_roofline(moec):
     assert few["decode"]["tokens_per_second"] == pytest.approx(4 * target["bandwidth"] / read, rel=1e-6)
 
 
-def test_measured_rates_make_the_roofline(moec):
-    found = plan(moec, TINY, "--measure")["target"]
-    alone = plan(moec, "--measure")["target"]
+@pytest.mark.parametrize("chip", ["A100", "H100", "910B", "EPYC-9004"])
+def test_a_chip_is_the_same_alone_and_in_the_list(chip, moec):
+    config = CONFIGS / "deepseek-v3.json"
+    listed = {found["name"]: found for found in plan(moec, config)["chips"]}
+    assert listed[chip] == plan(moec, config, "--target", chip)["target"]
+
+
+def test_prefill_of_a_chip_expands_the_latents(moec):
+    """Of a long prompt, attention to keys and values of 192 and 128 channels takes less than to latents of 512."""
+    config = json.loads((CONFIGS / "deepseek-v2.json").read_text())
+    context, chip = 131072, plan(moec, CONFIGS / "deepseek-v2.json", "--target", "A100", "--context", 131072)
+    attention = context / 2 * config["num_hidden_layers"] * config["num_attention_heads"] * 2 * (192 + 128)
+    weights = chip["parameters"]["active"] - sum(parts_of(chip)[p]["active_parameters"] for p in ("embeddings", "head"))
+    assert chip["target"]["prefill"]["bound_by"] == "arithmetic"
+    expected = chip["target"]["devices"] * 312e12 / (2 * weights + attention)
+    assert chip["target"]["prefill"]["tokens_per_second"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_measured_rates_make_the_roofline(moec, tmp_path):
+    found = json.loads(moec.run("plan", "--json", TINY, "--measure", cwd=tmp_path).stdout)
+    alone = json.loads(moec.run("plan", "--json", "--measure", cwd=tmp_path).stdout)
+    assert list(tmp_path.iterdir()) == [], "what was made to measure is gone"
+    compile_ = found["compile"]
+    assert compile_["rate_source"] == "measured" and plan(moec, TINY)["compile"]["rate_source"] == "assumed"
+    assert compile_["seconds"] == pytest.approx((compile_["read_bytes"] + compile_["write_bytes"]) / compile_["rate"])
+    # The slowest disk and the fastest memory that weights are made on.
+    assert all(1e6 < rate < 1e12 for rate in (compile_["rate"], alone["compile"]["rate"]))
+    found, alone = found["target"], alone["target"]
     for chip in (found, alone):
         # No machine that moec runs on is outside of this.
         assert 1e8 < chip["bandwidth"] < 1e14 and 1e8 < chip["arithmetic"] < 1e16
     assert found["decode"]["tokens_per_second"] > 0
     assert plan(moec, TINY)["target"]["decode"] is None
+
+
+def test_a_given_rate_is_not_measured(moec, tmp_path):
+    found = plan(moec, CONFIGS / "deepseek-v3.json", "--measure", "--disk-rate", "100MiB")["compile"]
+    assert found["rate_source"] == "given" and found["rate"] == 100 << 20
+    assert found["seconds"] == pytest.approx((found["read_bytes"] + found["write_bytes"]) / (100 << 20))
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no directory here that root cannot write to")
+def test_measuring_where_nothing_can_be_written(moec):
+    assert "--measure makes some weights there" in moec.refuses("plan", TINY, "--measure", cwd="/proc")
 
 
 @pytest.mark.sanitize

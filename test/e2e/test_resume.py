@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 """Compiles that are killed and started again: they go on, and end with the same bytes."""
 
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -108,6 +110,39 @@ def test_killed_again_and_again(model, moec, whole, tmp_path):
     assert content(out) == whole
 
 
+def end_at_once(process: subprocess.Popen, out: Path, how: signal.Signals) -> str:
+    """Sends the signal amid the weights, on which the process ends by it; what it said."""
+    assert halt(process, out, 0, how), process.stderr.read()
+    begin = time.monotonic()
+    _, stderr = process.communicate()
+    assert time.monotonic() - begin < 2
+    assert process.returncode == -how
+    assert os.listdir(out.parent) == [part_of(out).name]
+    return stderr
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["interrupt", "terminate"])
+def test_a_signal_ends_it_at_once_and_it_goes_on(how, model, moec, whole, tmp_path):
+    """Control-C, and what a scheduler sends."""
+    out = tmp_path / "out"
+    assert "error" not in end_at_once(start(moec, model, out), out, how)
+    assert finish(moec, model, out) > 0
+    assert content(out) == whole
+
+
+def test_python_is_interrupted_and_goes_on(model, whole, tmp_path):
+    pytest.importorskip("moec", reason="the Python module is not built")
+    out = tmp_path / "out"
+    code = "import moec, sys; moec.compile(*sys.argv[1:], progress=lambda done, total, what: print(what))"
+    command = [sys.executable, "-c", code, str(model), str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert "KeyboardInterrupt" in end_at_once(process, out, signal.SIGINT)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("verifying weights-00001.safetensors\n")
+    assert os.listdir(tmp_path) == [out.name]
+    assert content(out) == whole
+
+
 def test_threads_and_memory_do_not_matter(model, moec, whole, tmp_path):
     kill_once(moec, model, tmp_path / "out")
     assert finish(moec, model, tmp_path / "out", "--threads", "3", "--max-memory", "64MiB") > 0
@@ -166,6 +201,17 @@ def test_another_source_or_option_starts_afresh(model, moec, compiled, tmp_path)
         last = file.read(1)
         file.seek(-1, os.SEEK_END)
         file.write(bytes([last[0] ^ 0x80]))
+    assert finish(moec, copy, out) == 0
+    assert content(out) == content(compiled(copy))
+
+
+def test_another_config_starts_afresh(model, moec, compiled, tmp_path):
+    """Code that was made for another epsilon is not kept."""
+    copy, out = Path(shutil.copytree(model, tmp_path / "copy")), tmp_path / "a" / "out"
+    out.parent.mkdir()
+    kill_once(moec, copy, out)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-5}))
     assert finish(moec, copy, out) == 0
     assert content(out) == content(compiled(copy))
 

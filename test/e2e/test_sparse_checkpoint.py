@@ -93,6 +93,8 @@ PUBLISHED = {
     "v3.1": (published("deepseek-v3-1"), 91_991, 684_531_386_000, 688_574_839_360),
     "v3.2": (published("deepseek-v3-2"), 92_425, 685_396_921_376, pytest.approx(642.12 * 2**30, abs=5e6)),
     "kimi-k2": (published("kimi-k2"), 139_644, 1_026_470_731_056, None),
+    "v4-flash": (published("deepseek-v4-flash"), 69_187, None, 159_609_485_896),
+    "v4-pro": (published("deepseek-v4-pro"), 145_116, None, 864_704_792_696),
 }
 
 
@@ -100,7 +102,7 @@ PUBLISHED = {
 def test_listing_has_the_published_totals(config, count, elements, size):
     tensors = list(sparse_checkpoint.listing(config))
     assert len({tensor.name for tensor in tensors}) == len(tensors) == count
-    assert sum(tensor.elements for tensor in tensors) == elements
+    assert elements is None or sum(tensor.elements for tensor in tensors) == elements
     assert size is None or sum(tensor.bytes for tensor in tensors) == size
 
 
@@ -135,6 +137,7 @@ def test_import_of_v3(moec, v3, tmp_path):
     seconds, peak = compile_to_ir(moec, v3, tmp_path / "v3.mlir")
     size = (tmp_path / "v3.mlir").stat().st_size
     print(f"DeepSeek-V3 imported in {seconds:.2f} s, {peak / MIB:.0f} MiB at most, {size / 1e3:.0f} kB of IR")
+    assert seconds < 20
     assert peak < 1536 * MIB
     # Reading data would have brought it into the page cache. The system reads some megabytes ahead of each header.
     assert sum(map(cached_bytes, shards)) < 0.01 * sum(shard.stat().st_size for shard in shards)
@@ -167,6 +170,41 @@ def test_import_of_published_models(moec, sparse_dir, tmp_path, name, shards):
     seconds, peak = compile_to_ir(moec, sparse_dir / name, tmp_path / "model.mlir")
     print(f"{name} imported in {seconds:.2f} s, {peak / MIB:.0f} MiB at most")
     assert peak < 1536 * MIB
+
+
+def test_v3_2_is_dense_up_to_what_its_indexer_picks(moec, sparse_dir, tmp_path):
+    sparse_checkpoint.write(published("deepseek-v3-2"), sparse_dir / "dense", 163)
+    moec.run("compile", sparse_dir / "dense", "--max-context", 2048, "--emit=moe", "-o", tmp_path / "2048.mlir")
+    message = moec.refuses("compile", sparse_dir / "dense", "--max-context", 2049, "--emit=moe", "-o", tmp_path / "2049.mlir")
+    assert "a context of 2049 tokens is asked for" in message and "'index_topk' 2048" in message
+    assert not (tmp_path / "2049.mlir").exists()
+
+
+def test_v4_pro_is_planned_in_two_seconds_and_refused(moec, sparse_dir, tmp_path):
+    """145,116 tensors in 163 headers; what is missing is named by both commands."""
+    sparse_checkpoint.write(published("deepseek-v4-pro"), sparse_dir / "v4", 163)
+    start = time.monotonic()
+    found = json.loads(moec.run("plan", "--json", sparse_dir / "v4").stdout)
+    seconds = time.monotonic() - start
+    print(f"DeepSeek-V4-Pro planned in {seconds:.2f} s")
+    assert seconds < 2
+    assert found["from_headers"]
+    assert found["checkpoint"] == {"tensors": 145_116, "bytes": 864_704_792_696}
+    parts = found["weights"]["parts"]
+    assert not any(part["part"] == "others" for part in parts), "the compiler's own list knows every tensor"
+    bare = json.loads(moec.run("plan", "--json", CONFIGS / "deepseek-v4-pro.json").stdout)
+    assert parts == bare["weights"]["parts"]
+
+    message = moec.refuses("compile", sparse_dir / "v4", "-o", tmp_path / "artifact")
+    for missing in found["unsupported"]:
+        assert missing in message
+    assert len(found["unsupported"]) == 4 and os.listdir(tmp_path) == []
+
+
+def test_no_data_for_v4(tmp_path):
+    with pytest.raises(SystemExit, match="random data is not made for deepseek_v4"):
+        sparse_checkpoint.write(published("deepseek-v4-flash"), tmp_path / "model", 1, data_layers={0})
+    assert not (tmp_path / "model").exists()
 
 
 def small_config(**changes) -> dict:
@@ -224,11 +262,27 @@ def test_data_of_chosen_layers_and_experts(tmp_path):
     assert 0.015 < values.std() < 0.03
     # As in a block scaled by its largest element: codes come near 448, and few reach it.
     for name in experts:
-        codes = np.abs(e4m3_table()[tensors[name][:128, :128]])
-        assert 256 <= codes.max() <= 448 and (codes == 448).mean() < 0.001
+        rows, cols = tensors[name].shape
+        for col in range(0, cols - 127, 128):
+            codes = np.abs(e4m3_table()[tensors[name][:128, col : col + 128]])
+            assert 208 <= codes.max() <= 448 and (codes == 448).mean() < 0.001, (name, col)
     gate = bf16_to_float(tensors["model.layers.1.mlp.gate.weight"])
     assert 0.01 < gate.std() < 0.04 and abs(gate.mean()) < 0.005
     assert (tensors["model.layers.1.mlp.gate.e_score_correction_bias"] > 2).all()
+
+
+@pytest.mark.parametrize("name", ["mlp.gate", "mlp.experts.0.up_proj", "self_attn.o_proj"])
+def test_some_input_channels_are_outliers(tmp_path, name):
+    """Four times as large as the others, in bf16 as in FP8, where they share a scale with smaller ones."""
+    sparse_checkpoint.write(small_config(hidden_size=1536, n_routed_experts=64), tmp_path, 1, data_layers={1})
+    tensors, weight = read_all(tmp_path), f"model.layers.1.{name}.weight"
+    values = values_of(tensors, weight) if weight + "_scale_inv" in tensors else bf16_to_float(tensors[weight])
+    size = np.sqrt((values.astype(np.float64) ** 2).mean(axis=0))
+    # Of the 64 rows of the router a deviation is known to a fifth.
+    large = size > 2.2 * np.median(size)
+    assert 1 <= large.sum() <= max(1, values.shape[1] // 512)
+    assert 2.5 < size[large].mean() / size[~large].mean() < 5.5
+    assert size[~large].max() < 2.2 * np.median(size)
 
 
 def test_scales_of_a_ue8m0_checkpoint_are_powers_of_two(tmp_path):

@@ -163,8 +163,8 @@ TEST(Checkpoint, NothingThere) {
 }
 
 TEST(Checkpoint, NamesThatLeaveTheDirectory) {
-  for (std::string name :
-       {"../x.safetensors", "/etc/passwd", "sub/x.safetensors", "..", ".", "", "a\\\\b", "x\\u0000.safetensors"}) {
+  for (std::string name : {"../x.safetensors", "/etc/passwd", "sub/x.safetensors", "..", ".", "", "a\\\\b",
+                           "x\\u0000.safetensors", "\\u001b[31m"}) {
     ScratchDir dir;
     dir.write("model.safetensors.index.json", R"({"weight_map": {"a": ")" + name + R"("}})");
     EXPECT_EQ(problem(dir), dir / "model.safetensors.index.json" +

@@ -98,12 +98,14 @@ TEST(Config, V4IsDescribedButNotImportable) {
     EXPECT_EQ(config.moeLayers(), config.layers);
     EXPECT_EQ(config.router, Router::SqrtSoftplus);
     EXPECT_EQ(config.importable().message(),
-              "config.json: 'model_type' is 'deepseek_v4', which needs what is not built yet: hyper-connections, "
-              "compressed attention with a window and sinks, hash routing and FP4 experts");
+              "config.json: 'model_type' is 'deepseek_v4', which needs what is not built yet: hyper-connections "
+              "('hc_mult'), compressed attention with a window and sinks ('compress_ratios'), hash routing "
+              "('num_hash_layers') and FP4 experts ('expert_dtype')");
   }
   ModelConfig base =
       good(patched(publishedJson("deepseek-v4-flash"), {{"expert_dtype", "fp8"}, {"num_hash_layers", 0}}));
-  EXPECT_THAT(base.missing(), ElementsAre("hyper-connections", "compressed attention with a window and sinks"));
+  EXPECT_THAT(base.missing(), ElementsAre("hyper-connections ('hc_mult')",
+                                          "compressed attention with a window and sinks ('compress_ratios')"));
   EXPECT_TRUE(good(patched(publishedJson("deepseek-v4-flash"), {{"dspark_block_size", 5}})).v4->hasDraftBlocks);
 }
 

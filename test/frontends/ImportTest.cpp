@@ -281,8 +281,9 @@ TEST_F(Import, PackedExpertsFromACheckpoint) {
 TEST_F(Import, V4IsRefused) {
   ModelConfig config = publishedConfig("deepseek-v4-pro");
   EXPECT_EQ(import(config, Inventory::assume(config)),
-            "error: config.json: 'model_type' is 'deepseek_v4', which needs what is not built yet: hyper-connections, "
-            "compressed attention with a window and sinks, hash routing and FP4 experts");
+            "error: config.json: 'model_type' is 'deepseek_v4', which needs what is not built yet: hyper-connections "
+            "('hc_mult'), compressed attention with a window and sinks ('compress_ratios'), hash routing "
+            "('num_hash_layers') and FP4 experts ('expert_dtype')");
   ScratchDir dir;
   dir.write("config.json", publishedJson("deepseek-v4-flash").dump());
   Result<SourceModel> model = SourceModel::open(dir.path());

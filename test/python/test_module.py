@@ -4,6 +4,7 @@
 
 import ast
 import inspect
+import os
 from pathlib import Path
 
 import numpy as np
@@ -147,7 +148,9 @@ def test_progress_may_fail(tmp_path):
 
     with pytest.raises(RuntimeError, match="enough"):
         moec.compile(TINY, tmp_path / "out", progress=stop)
-    assert not (tmp_path / "out").exists()
+    assert os.listdir(tmp_path) == [".out.moec-part"], "what it made stays for the next one"
+    moec.compile(TINY, tmp_path / "out")
+    assert os.listdir(tmp_path) == ["out"]
 
 
 def test_everything_is_documented():

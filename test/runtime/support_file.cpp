@@ -362,6 +362,20 @@ TEST(OutputDirectory, LeavesNothingWithoutCommit) {
   EXPECT_THAT(dir.list(), IsEmpty());
 }
 
+TEST(OutputDirectory, LeavesItselfToALaterRun) {
+  TemporaryDirectory dir;
+  Result<OutputDirectory> output = OutputDirectory::create(dir / "out", "marker");
+  ASSERT_TRUE(output) << output.message();
+  ASSERT_TRUE(fill(output->path(), "x"));
+  output->leave();
+  EXPECT_THAT(dir.list(), ElementsAre(".out.moec-part"));
+  Result<OutputDirectory> again = OutputDirectory::create(dir / "out", "marker");
+  ASSERT_TRUE(again) << again.message();
+  EXPECT_EQ(contentOf(again->path() + "/marker"), "x");
+  ASSERT_TRUE(again->commit());
+  EXPECT_THAT(dir.list(), ElementsAre("out"));
+}
+
 TEST(OutputDirectory, TakesNoLeftoversThatAreNoDirectory) {
   TemporaryDirectory dir;
   ASSERT_EQ(::mkdir((dir / "elsewhere").c_str(), 0777), 0);

@@ -52,11 +52,14 @@ std::span<const Chip> moec::chips() {
       {"H800", "NVIDIA H800 SXM 80 GB", 3.35 * tera, 989 * tera, 1979 * tera, 1979 * tera, 80 * gigabyte},
       // NVIDIA H200 datasheet (SXM): the H100's processor with more and faster memory.
       {"H200", "NVIDIA H200 SXM 141 GB", 4.8 * tera, 989 * tera, 1979 * tera, 1979 * tera, 141 * gigabyte},
-      // 910B2: 24 cube cores of 16x16x16 multiply-adds at 1.8 GHz, twice as many in int8, no FP8; HBM of 1.6 TB/s.
-      {"910B", "Ascend 910B2 64 GB", 1.6 * tera, 353.9 * tera, 0, 707.8 * tera, 64 * gigabyte},
-      // Two dies in a package, 1,504 int8 TOPS together (from arXiv:2506.12708's tokens/s per TFLOPS); no FP8.
+      // No data sheet of the 910B2: 64 GB of HBM at 1.6 TB/s are what is reported, the rates are computed from 24 cube
+      // cores of 16x16x16 multiply-adds at 1.8 GHz, twice as many in int8, no FP8.
+      {"910B", "Ascend 910B2 64 GB (rates computed, not published)", 1.6 * tera, 353.9 * tera, 0, 707.8 * tera,
+       64 * gigabyte},
+      // No data sheet: 1,504 int8 TOPS of two dies together follow from arXiv:2506.12708's tokens/s per TFLOPS; no FP8.
       {"910C", "Ascend 910C 128 GB, two dies", 3.2 * tera, 752 * tera, 0, 1504 * tera, 128 * gigabyte},
-      // EPYC: AMD's data sheets for channels, cores and base clock; one DIMM of 64 GB in each channel is assumed.
+      // EPYC: AMD's data sheets for channels, transfers, cores and base clock (the 9755's 6,400 MT/s are for chosen
+      // boards only); one DIMM of 64 GB in each channel is assumed.
       // Zen 3 and 4 finish two 256-bit f32 FMAs a cycle, Zen 5 two of 512 bits.
       socket("EPYC-7003", "AMD EPYC 7763 socket, 64 cores", 8, 3.2 * giga, 64, 32, 2.45 * giga, 512 * gigabyte),
       socket("EPYC-9004", "AMD EPYC 9654 socket, 96 cores", 12, 4.8 * giga, 96, 32, 2.4 * giga, 768 * gigabyte),

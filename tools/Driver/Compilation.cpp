@@ -340,7 +340,12 @@ Status Compilation::write(const std::string &output) {
     manifest[key] = value;
   MOEC_CHECK(copyTokenizer(directory.path()));
   MOEC_CHECK(writeCode(directory.path(), journal, manifest));
-  MOEC_CHECK(writeWeights(directory.path(), jobs, journal, manifest));
+  try {
+    MOEC_CHECK(writeWeights(directory.path(), jobs, journal, manifest));
+  } catch (...) { // thrown by `progress`: whoever stops a compile may want to go on later
+    directory.leave();
+    throw;
+  }
   MOEC_CHECK(writeFile(directory.path() + "/manifest.json", manifest.dump(1) + "\n"));
   return directory.commit();
 }

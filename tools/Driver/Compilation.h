@@ -90,7 +90,8 @@ public:
   /// Generates code, makes the weights and writes the artifact; after `lower`.
   /// `output` appears whole or not at all; an earlier artifact there is replaced.
   /// What a killed process made of the same output is verified and used; on an
-  /// error, nothing is left.
+  /// error, nothing is left. What `progress` throws goes on to the caller, and
+  /// leaves as much as a kill does.
   Status write(const std::string &output);
 
   /// Runs the module, imported or optimized, in the reference interpreter: one

@@ -10,6 +10,7 @@
 #include "runtime/Support/Json.h"
 #include "runtime/Support/Text.h"
 #include "tools/Driver/Compilation.h"
+#include "tools/Driver/CompileRate.h"
 
 #include <algorithm>
 #include <array>
@@ -54,6 +55,18 @@ uint64_t WeightFormat::bytes(int64_t rows, int64_t cols) const {
     total += ceilDiv(rows, scaleRows) * ceilDiv(cols, blockCols) * scaleBits / 8;
   }
   return static_cast<uint64_t>(total);
+}
+
+std::string_view moec::toString(RateSource source) {
+  switch (source) {
+  case RateSource::Assumed:
+    return "assumed";
+  case RateSource::Given:
+    return "given";
+  case RateSource::Measured:
+    return "measured";
+  }
+  return "";
 }
 
 //===----------------------------------------------------------------------===//
@@ -108,8 +121,10 @@ std::string moduleOf(std::string name) {
 /// What one token at a position costs beside weights.
 class ContextCost {
 public:
-  /// `element`: bytes of a cached number.
-  ContextCost(const ModelConfig &config, double element) : config(config), element(element) {}
+  /// `element`: bytes of a cached number. `expands`: a prompt's latents may be expanded to keys and values, once for
+  /// each of its tokens, where that is less work than attending to the latents themselves.
+  ContextCost(const ModelConfig &config, double element, bool expands)
+      : config(config), element(element), expands(expands) {}
 
   /// Bytes that a sequence of so many tokens keeps.
   double kept(double tokens) const {
@@ -127,11 +142,11 @@ public:
     visit(tokens, [&](double attended, double scanned) { bytes += attended * entry() + scanned * indexEntry(); });
     return bytes;
   }
-  /// Multiplications and additions of the next token. Latent attention in absorbed form.
-  double operations(double tokens) const {
+  /// Multiplications and additions of the next token, of the prompt or behind it. The products that expand its own
+  /// latent are those of a weight, and not among them.
+  double operations(double tokens, bool prompt) const {
     double heads = static_cast<double>(config.heads);
-    double pair = config.v4 ? 4.0 * static_cast<double>(config.v4->headDim)
-                            : 4.0 * static_cast<double>(config.kvLoraRank) + 2.0 * static_cast<double>(config.ropeDim);
+    double pair = pairOperations(tokens, prompt);
     double index = config.indexer ? 2.0 * static_cast<double>(config.indexer->heads * config.indexer->headDim) : 0;
     double sum = 0;
     visit(tokens, [&](double attended, double scanned) { sum += attended * heads * pair + scanned * index; });
@@ -142,6 +157,16 @@ private:
   static constexpr double window = 128;      ///< V4's uncompressed tokens
   static constexpr int64_t indexedRatio = 4; ///< V4's layers with an indexer
   double layers() const { return static_cast<double>(config.layers); }
+  /// Of one head, one token and one entry that it attends to.
+  double pairOperations(double tokens, bool prompt) const {
+    if (config.v4)
+      return 4.0 * static_cast<double>(config.v4->headDim);
+    double absorbed = 4.0 * static_cast<double>(config.kvLoraRank) + 2.0 * static_cast<double>(config.ropeDim);
+    // Where each token picks entries of its own, there is nothing to share.
+    if (!expands || !prompt || isSparse(tokens))
+      return absorbed;
+    return std::min(absorbed, 2.0 * static_cast<double>(config.queryDim() + config.valueDim));
+  }
   double entry() const {
     return element * static_cast<double>(config.v4 ? config.v4->headDim : config.kvLoraRank + config.ropeDim);
   }
@@ -169,6 +194,7 @@ private:
 
   const ModelConfig &config;
   double element;
+  bool expands;
 };
 
 /// Makes one plan; member functions fill in one subject each.
@@ -184,7 +210,7 @@ public:
     MOEC_CHECK(countBytes());
     finishParts();
     findPlaces();
-    planCompile();
+    MOEC_CHECK(planCompile());
     return std::move(plan);
   }
 
@@ -194,7 +220,6 @@ private:
 
   Status readTarget() {
     plan.target = options.target;
-    plan.diskRate = options.diskRate;
     plan.maxTokens = options.maxTokens;
     if (options.target != "cpu") {
       const Chip *chip = findChip(options.target);
@@ -224,8 +249,10 @@ private:
     std::error_code error;
     const bool isDirectory = std::filesystem::is_directory(options.model, error);
     const std::string path = isDirectory ? options.model + "/config.json" : options.model;
-    MOEC_TRY(plan.config, readConfig(path, plan.unsupported));
-    importable = plan.unsupported.empty();
+    std::vector<std::string> refused;
+    MOEC_TRY(plan.config, readConfig(path, refused));
+    importable = refused.empty();
+    plan.unsupported.insert(plan.unsupported.end(), refused.begin(), refused.end());
     std::filesystem::path name = std::filesystem::absolute(path, error).lexically_normal();
     plan.config.name = name.filename() == "config.json" ? name.parent_path().filename() : name.stem();
     for (const std::string &part : plan.config.missing()) {
@@ -290,6 +317,8 @@ private:
       PlanPart &entry = part(tensor.part);
       entry.parameters += totals.parameters;
       partOfModule.emplace(moduleOf(tensor.name), static_cast<int>(tensor.part));
+      if (tensor.part == Part::Experts)
+        expertType = tensor.dtype;
       if (!plan.hasHeaders) {
         plan.checkpointTensors += totals.tensors;
         entry.checkpointBytes += totals.bytes;
@@ -404,8 +433,23 @@ private:
       entry.activeParameters =
           static_cast<int64_t>(active(index, static_cast<uint64_t>(entry.parameters), plan.config.tiedEmbeddings));
       entry.activeBytes = activeBytes(target, index, entry.bytes);
+      if (entry.checkpointBytes && !entry.bytes)
+        entry.aside = asideReason(index);
       if (entry.parameters || entry.checkpointBytes || entry.bytes)
         plan.parts.push_back(entry);
+    }
+  }
+
+  std::string asideReason(int index) const {
+    switch (static_cast<Part>(index)) {
+    case Part::Indexer:
+      return "contexts up to " + std::to_string(plan.config.indexer->topk) + " tokens are attended to as a whole";
+    case Part::Mtp:
+      return "speculative decoding is not built yet";
+    case Part::Buffers:
+      return "the program computes them itself";
+    default:
+      return plan.config.path + " does not ask for them";
     }
   }
 
@@ -413,8 +457,10 @@ private:
   // Places
   //===------------------------------------------------------------------===//
 
-  /// The CPU's kernels cache f32, others will do with half.
-  ContextCost costOn(const Chip &chip) const { return {plan.config, isCompiled(chip) ? 4.0 : 2.0}; }
+  /// The CPU's kernels cache f32 and expand nothing; others will do with half, and with less work.
+  ContextCost costOn(const Chip &chip) const {
+    return {plan.config, isCompiled(chip) ? 4.0 : 2.0, /*expands=*/!isCompiled(chip)};
+  }
   uint64_t cacheOn(const Chip &chip) const {
     constexpr int64_t page = mlir::exec::CacheOp::pageTokens;
     if (isCompiled(chip))
@@ -466,15 +512,13 @@ private:
   }
 
   PlanPlace placeOn(const Chip &chip) const {
-    // What drivers, runtime and communication keep for themselves.
-    constexpr double usable = 0.9;
     PlanPlace place;
     place.chip = chip;
     place.cacheBytes = cacheOn(chip);
     place.arenaBytes = plan.arenaBytes;
     for (const auto &[index, bytes] : bytesOn(chip))
       place.weightBytes += bytes;
-    auto memory = static_cast<uint64_t>(usable * static_cast<double>(chip.memory));
+    auto memory = static_cast<uint64_t>(PlanPlace::usable * static_cast<double>(chip.memory));
     uint64_t needed = place.weightBytes + place.cacheBytes + place.arenaBytes;
     auto enough = static_cast<int64_t>(memory ? (needed + memory - 1) / memory : 0);
     // A machine is what it is; chips come in numbers.
@@ -493,14 +537,16 @@ private:
       chunk += static_cast<Part>(index) == Part::Experts ? static_cast<double>(bytes) * expertsTouched() : read;
     }
     double memorySeconds = (weights + cost.read(context)) / chip.bandwidth;
-    double unitSeconds = arithmeticSeconds(chip, true) + cost.operations(context) / chip.rate(Unit::Bf16);
+    double unitSeconds =
+        arithmeticSeconds(chip, true) + cost.operations(context, /*prompt=*/false) / chip.rate(Unit::Bf16);
     place.decode = count / std::max(memorySeconds, unitSeconds);
     place.decodeByMemory = memorySeconds >= unitSeconds;
 
     // A token of the prompt has half of the context before it, and its logits are not asked for.
     const double tokens = static_cast<double>(std::min(plan.maxTokens, plan.context));
     memorySeconds = (chunk + cost.read(context / 2)) / tokens / chip.bandwidth;
-    unitSeconds = arithmeticSeconds(chip, false) + cost.operations(context / 2) / chip.rate(Unit::Bf16);
+    unitSeconds =
+        arithmeticSeconds(chip, false) + cost.operations(context / 2, /*prompt=*/true) / chip.rate(Unit::Bf16);
     place.prefill = count / std::max(memorySeconds, unitSeconds);
     place.prefillByMemory = memorySeconds >= unitSeconds;
     return place;
@@ -514,14 +560,28 @@ private:
     return 1.0 - std::pow(idle, static_cast<double>(std::min(plan.maxTokens, plan.context)));
   }
 
-  void planCompile() {
+  Status planCompile() {
     for (const auto &[index, entry] : parts) {
       plan.writeBytes += entry.bytes;
       if (entry.bytes)
         plan.readBytes += entry.checkpointBytes;
     }
-    plan.compileSeconds = static_cast<double>(plan.readBytes + plan.writeBytes) / static_cast<double>(plan.diskRate);
+    if (options.diskRate) {
+      plan.compileRate = options.diskRate;
+      plan.compileRateSource = RateSource::Given;
+    } else if (options.measure) {
+      MOEC_TRY(double rate, measureCompileRate("."));
+      plan.compileRate = static_cast<uint64_t>(rate);
+      plan.compileRateSource = RateSource::Measured;
+    } else {
+      plan.compileRate = usualCompileRate;
+    }
+    plan.compileSeconds = static_cast<double>(plan.readBytes + plan.writeBytes) / static_cast<double>(plan.compileRate);
+    return success();
   }
+
+  /// An NVMe disk and a few cores.
+  static constexpr uint64_t usualCompileRate = 1ull << 30;
 
   const PlanOptions &options;
   Plan plan;

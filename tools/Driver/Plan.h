@@ -41,14 +41,14 @@ std::span<const WeightFormat> weightFormats();
 const WeightFormat *findWeightFormat(std::string_view name);
 
 struct PlanOptions {
-  std::string model;              ///< checkpoint directory, or a config.json
-  std::string target = "cpu";     ///< or a chip's name
-  std::string experts;            ///< format of routed experts; empty: as a compile makes them
-  int64_t devices = 0;            ///< 0: as many as hold the model
-  int64_t context = 0;            ///< tokens; 0: what `moec compile` takes
-  int64_t maxTokens = 512;        ///< of one run of the program
-  uint64_t diskRate = 1ull << 30; ///< bytes/s that are read and written by a compile, together
-  bool measure = false;           ///< take the rates of this machine
+  std::string model;          ///< checkpoint directory, or a config.json
+  std::string target = "cpu"; ///< or a chip's name
+  std::string experts;        ///< format of routed experts; empty: as a compile makes them
+  int64_t devices = 0;        ///< 0: as many as hold the model
+  int64_t context = 0;        ///< tokens; 0: what `moec compile` takes
+  int64_t maxTokens = 512;    ///< of one run of the program
+  uint64_t diskRate = 0;      ///< bytes/s that a compile reads and writes, together; 0: measured or assumed
+  bool measure = false;       ///< take the rates of this machine, those of a compile in the working directory
 };
 
 /// One part of the model.
@@ -57,11 +57,20 @@ struct PlanPart {
   int64_t parameters = 0, activeParameters = 0; ///< active: read for one token
   uint64_t checkpointBytes = 0;
   uint64_t bytes = 0, activeBytes = 0; ///< as planned
+  std::string aside;                   ///< why a compile leaves it out; empty if it does not
 };
+
+/// Where a rate comes from.
+enum class RateSource : uint8_t { Assumed, Given, Measured };
+/// "assumed", "given", "measured"
+std::string_view toString(RateSource source);
 
 /// The model on devices of one kind. Rates are upper limits: nothing but memory and multipliers takes time, and work is
 /// spread evenly over devices.
 struct PlanPlace {
+  /// The share of a memory that can be used: drivers, runtime and communication keep the rest for themselves.
+  static constexpr double usable = 0.9;
+
   Chip chip;
   uint64_t weightBytes = 0, cacheBytes = 0, arenaBytes = 0;
   int64_t devices = 0;
@@ -86,8 +95,9 @@ struct Plan {
   PlanPlace place;               ///< on the target
   std::vector<PlanPlace> others; ///< on the chips of the table, if the target is this machine
   uint64_t readBytes = 0, writeBytes = 0;
-  double compileSeconds = 0;
-  uint64_t diskRate = 0;
+  uint64_t compileRate = 0; ///< bytes/s, read and written together
+  RateSource compileRateSource = RateSource::Assumed;
+  double compileSeconds = 0; ///< of making the weights
 
   /// Sums over parts, and what is set aside left out.
   PlanPart total() const;

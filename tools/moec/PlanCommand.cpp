@@ -4,6 +4,7 @@
 #include "tools/moec/PlanCommand.h"
 
 #include "runtime/Support/Json.h"
+#include "tools/Driver/CompileRate.h"
 #include "tools/Driver/Text.h"
 
 #include <CLI/CLI.hpp>
@@ -34,8 +35,11 @@ std::string countText(double count) {
     count /= 1000;
     ++unit;
   }
-  return format(unit ? "%.1f%s" : "%.0f%s", count, units[unit]);
+  return format(unit == 0 ? "%.0f%s" : count < 10 ? "%.2f%s" : "%.1f%s", count, units[unit]);
 }
+
+/// "80 GB", as data sheets have it.
+std::string gigabytesText(uint64_t bytes) { return format("%.0f GB", static_cast<double>(bytes) / 1e9); }
 
 std::string rateText(double tokens, bool byMemory) {
   if (tokens <= 0)
@@ -52,22 +56,28 @@ std::string ratesText(const Chip &chip) {
 }
 
 void addPlace(Table &table, const PlanPlace &place) {
-  table.add({place.chip.name, sizeText(place.chip.memory), std::to_string(place.devices), place.fits ? "yes" : "no",
+  table.add({place.chip.name, sizeText(place.weightBytes + place.cacheBytes + place.arenaBytes),
+             gigabytesText(place.chip.memory), std::to_string(place.devices), place.fits ? "yes" : "no",
              rateText(place.decode, place.decodeByMemory), rateText(place.prefill, place.prefillByMemory)});
 }
 
 void print(const Plan &plan, std::ostream &out) {
   const hf::ModelConfig &config = plan.config;
-  out << config.name << " (" << config.type << "), " << config.layers << " layers, hidden " << config.hidden
-      << ", vocabulary " << config.vocab;
+  const PlanPart total = plan.total();
+  out << config.name << " (" << config.type << "): " << countText(static_cast<double>(total.parameters))
+      << " parameters, " << countText(static_cast<double>(total.activeParameters)) << " active for a token\n"
+      << config.layers << " layers, hidden " << config.hidden << ", vocabulary " << config.vocab;
   if (config.experts)
     out << ", " << config.experts << " experts, " << config.topk << " a token";
-  out << "; from " << (plan.hasHeaders ? "config and headers" : "its config alone") << "\n";
+  out << "\nfrom " << (plan.hasHeaders ? "config and headers" : "its config alone") << "\n";
   for (const std::string &reason : plan.unsupported)
     out << "not supported yet: " << reason << "\n";
+  for (const PlanPart &part : plan.parts)
+    if (!part.aside.empty())
+      out << "left out: " << part.name << " (" << sizeText(part.checkpointBytes) << "): " << part.aside << "\n";
 
   const char *planned = plan.exactWeights ? "artifact" : "forecast";
-  Table parts({"part", "parameters", "a token", "checkpoint", planned, "a token"});
+  Table parts({"part", "parameters", "active", "checkpoint", planned, "read a token"});
   auto add = [&](const PlanPart &part) {
     parts.add({part.name, countText(static_cast<double>(part.parameters)),
                countText(static_cast<double>(part.activeParameters)), sizeText(part.checkpointBytes),
@@ -75,7 +85,6 @@ void print(const Plan &plan, std::ostream &out) {
   };
   for (const PlanPart &part : plan.parts)
     add(part);
-  PlanPart total = plan.total();
   add(total);
   out << "\n" << parts.text() << "\n";
 
@@ -87,24 +96,29 @@ void print(const Plan &plan, std::ostream &out) {
   bytes(plan.exactWeights ? "weights" : "weights (forecast)", total.bytes);
   if (plan.arenaBytes)
     bytes("arena, " + std::to_string(plan.maxTokens) + " tokens a run" + exact, plan.arenaBytes);
+  else
+    memory.add({"arena: unknown, there is no program yet", "", ""});
   bytes("cache per token" + exact, plan.cacheBytesPerToken);
   bytes("cache of " + std::to_string(plan.context) + " tokens" + exact, plan.cacheBytes);
   bytes("compile reads", plan.readBytes);
-  bytes("compile writes", plan.writeBytes);
-  out << memory.text() << "a compile takes " << secondsText(plan.compileSeconds) << " if the disk reads and writes "
-      << sizeText(plan.diskRate) << "/s, and room for what it writes\n\n";
+  bytes("compile writes, and needs on disk", plan.writeBytes);
+  out << memory.text() << "making the weights takes " << secondsText(plan.compileSeconds) << " at "
+      << sizeText(plan.compileRate) << "/s of reading and writing (" << toString(plan.compileRateSource)
+      << (plan.compileRateSource == RateSource::Assumed ? ", see --measure" : "") << "),\nthe code some seconds\n\n";
 
   const Chip &chip = plan.place.chip;
   if (chip.bandwidth > 0)
     out << chip.description << ": " << ratesText(chip) << "\n";
   else
     out << chip.description << ": rates unknown, --measure takes them\n";
-  Table places({"where", "memory each", "devices", "fits", "decode tokens/s", "prefill tokens/s"});
+  Table places({"where", "needs", "memory of one", "devices", "fits", "decode tokens/s", "prefill tokens/s"});
   addPlace(places, plan.place);
   for (const PlanPlace &place : plan.others)
     addPlace(places, place);
-  out << places.text() << "at most, for one sequence of " << plan.context
-      << " tokens: time for memory or arithmetic, whichever is more, and none for anything else\n";
+  out << places.text() << "needs: weights, cache of " << plan.context << " tokens and arena, in "
+      << format("%.0f", 100 * PlanPlace::usable) << " % of the memory of all devices\n"
+      << "tokens/s: at most, for one sequence; decode with the context full, prefill on the way there;\n"
+      << "of memory and arithmetic what takes more time is named, and nothing else takes any\n";
 }
 
 //===----------------------------------------------------------------------===//
@@ -117,7 +131,8 @@ Json toJson(const PlanPart &part) {
           {"active_parameters", part.activeParameters},
           {"checkpoint_bytes", part.checkpointBytes},
           {"bytes", part.bytes},
-          {"active_bytes", part.activeBytes}};
+          {"active_bytes", part.activeBytes},
+          {"left_out", part.aside.empty() ? Json() : Json(part.aside)}};
 }
 
 Json toJson(const Chip &chip) {
@@ -176,7 +191,8 @@ Json toJson(const Plan &plan) {
                    {"bytes", plan.cacheBytes}};
   json["compile"] = {{"read_bytes", plan.readBytes},
                      {"write_bytes", plan.writeBytes},
-                     {"disk_rate", plan.diskRate},
+                     {"rate", plan.compileRate},
+                     {"rate_source", toString(plan.compileRateSource)},
                      {"seconds", plan.compileSeconds}};
   json["target"] = toJson(plan.place);
   json["chips"] = Json::array();
@@ -209,23 +225,30 @@ PlanCommand::PlanCommand(CLI::App &app)
   command->add_option("--max-tokens", options.maxTokens, "tokens in one run of the program")
       ->check(CLI::Range(int64_t(1), int64_t(1) << 16))
       ->capture_default_str();
-  command->add_option("--disk-rate", diskRate, "bytes a second that the disk reads and writes")->capture_default_str();
-  command->add_flag("--measure", options.measure, "measure this machine's memory and arithmetic first; takes a second");
+  command->add_option("--disk-rate", diskRate,
+                      "bytes a second that a compile reads and writes together (default: 1GiB, or as measured)");
+  command->add_flag("--measure", options.measure,
+                    "measure first: this machine's memory and arithmetic, and making weights in the working directory, "
+                    "on 256 MiB of its disk; takes some seconds");
   command->add_flag("--json", json, "print JSON");
 }
 
 Status PlanCommand::run() {
-  MOEC_TRY(options.diskRate, parseSize(diskRate));
-  if (options.diskRate == 0)
-    return Error{"--disk-rate is 0, expected at least one byte a second"};
+  if (!diskRate.empty()) {
+    MOEC_TRY(options.diskRate, parseSize(diskRate));
+    if (options.diskRate == 0)
+      return Error{"--disk-rate is 0, expected at least one byte a second"};
+  }
   if (options.model.empty()) {
     if (!options.measure || options.target != "cpu")
       return Error{"give a checkpoint directory or a config.json, or --measure alone"};
     MOEC_TRY(Chip chip, measureThisMachine());
+    MOEC_TRY(double rate, measureCompileRate("."));
     if (json)
-      std::cout << Json{{"target", toJson(chip)}}.dump(2) << "\n";
+      std::cout << Json{{"target", toJson(chip)}, {"compile", {{"rate", rate}}}}.dump(2) << "\n";
     else
-      std::cout << chip.description << ": " << ratesText(chip) << "\n";
+      std::cout << chip.description << ": " << ratesText(chip) << "\na compile in this directory reads and writes "
+                << sizeText(static_cast<uint64_t>(rate)) << "/s together\n";
     return success();
   }
   MOEC_TRY(Plan plan, makePlan(options));

@@ -26,7 +26,7 @@ public:
 private:
   CLI::App *command;
   PlanOptions options;
-  std::string diskRate = "1GiB";
+  std::string diskRate;
   bool json = false;
 };
 
