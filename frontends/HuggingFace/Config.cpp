@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 
 #include "frontends/HuggingFace/Config.h"
+#include "dialects/Formats/Detect.h"
 #include "runtime/Support/Text.h"
 
 #include <algorithm>
@@ -419,31 +420,14 @@ private:
     if (!in.has("quantization_config"))
       return success();
     MOEC_TRY(JsonObject quant, in.object("quantization_config"));
-    MOEC_TRY(std::string method, quant.string("quant_method"));
-    if (method != "fp8")
-      return wrong(quant, "quant_method",
-                   "is " + quote(method) + ", but only fp8 (e4m3 in blocks, with weight_scale_inv) is supported");
-    MOEC_TRY(std::string format, quant.stringOr("fmt", "e4m3"));
-    if (format != "e4m3")
-      return wrong(quant, "fmt", "is " + quote(format) + ", but only e4m3 is supported");
-    MOEC_TRY(std::string scheme, quant.stringOr("activation_scheme", "dynamic"));
-    if (scheme != "dynamic")
-      return wrong(quant, "activation_scheme", "is " + quote(scheme) + ", but only dynamic is supported");
+    MOEC_TRY(Format format, detectFormat(quant));
     MOEC_TRY(std::string scales, quant.stringOr("scale_fmt", "float"));
-    if (scales != "float" && scales != "ue8m0")
-      return wrong(quant, "scale_fmt", "is " + quote(scales) + ", but only float and ue8m0 are supported");
-    MOEC_TRY(const Json *block, quant.array("weight_block_size"));
-    Fp8Config fp8;
-    if (block->size() != 2)
-      return wrong(quant, "weight_block_size", "is " + describe(*block) + ", expected two integers such as [128, 128]");
-    for (const Json &entry : *block)
-      if (!entry.is_number_integer() || !inRange(entry, 1, maxWidth))
-        return wrong(quant, "weight_block_size",
-                     "holds " + describe(entry) + ", expected integers from 1 to " + std::to_string(maxWidth));
-    fp8.rows = (*block)[0].get<int64_t>();
-    fp8.cols = (*block)[1].get<int64_t>();
-    fp8.powerOfTwoScales = scales == "ue8m0";
-    out.fp8 = fp8;
+    if (isV4()) { // its own names and scales
+      if (format.element != Element::F8E4M3)
+        return wrong(quant, "quant_method", "stands for " + format.name + ", but deepseek_v4 models are fp8");
+      format = formats::fp8(format.scale.rows, format.scale.cols, formats::Naming::Scale, /*e8m0=*/true);
+    }
+    out.quantization = {std::move(format), scales == "ue8m0"};
     return success();
   }
 

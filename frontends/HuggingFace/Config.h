@@ -10,6 +10,7 @@
 #ifndef MOEC_FRONTENDS_HUGGINGFACE_CONFIG_H
 #define MOEC_FRONTENDS_HUGGINGFACE_CONFIG_H
 
+#include "dialects/Formats/Format.h"
 #include "runtime/Support/DType.h"
 #include "runtime/Support/Json.h"
 #include "runtime/Support/Result.h"
@@ -40,10 +41,10 @@ struct RopeConfig {
   bool truncate = true;
 };
 
-/// FP8 e4m3 weights with one scale for each block of `rows` x `cols`.
-struct Fp8Config {
-  int64_t rows = 128, cols = 128;
-  /// Scales are powers of two, so that a dequantised weight is exact in bf16.
+/// How those linear layers are stored that are not plain; which ones those are, tensors tell.
+struct QuantizationConfig {
+  Format format;
+  /// Scales are powers of two, so that a dequantised FP8 weight is exact in bf16.
   bool powerOfTwoScales = false;
 };
 
@@ -104,7 +105,7 @@ struct ModelConfig {
   bool tiedEmbeddings = false;
   /// `dtype` or `torch_dtype`: of tensors that are not quantised. A prediction only: headers are the truth.
   DType dtype = DType::BF16;
-  std::optional<Fp8Config> fp8;
+  std::optional<QuantizationConfig> quantization;
   std::optional<IndexerConfig> indexer; ///< deepseek_v32 and deepseek_v4
   std::optional<V4Config> v4;           ///< deepseek_v4; latent ranks and head widths other than `ropeDim` are 0 then
   std::optional<int64_t> bos;

@@ -81,15 +81,18 @@ private:
       shape.push_back(width);
     return RankedTensorType::get(shape, b.getI32Type());
   }
-  Type elementType(DType dtype) {
-    switch (dtype) {
+  Type elementType(const moec::hf::StoredAs &stored) {
+    if (stored.quantised) {
+      const moec::hf::QuantizationConfig &quantization = *config.quantization;
+      // Few significant bits times a power of two: exact in bf16.
+      bool exact = quantization.powerOfTwoScales || quantization.format.valueType() == DType::BF16;
+      return exact ? Type(b.getBF16Type()) : b.getF32Type();
+    }
+    switch (stored.dtype) {
     case DType::BF16:
       return b.getBF16Type();
     case DType::F16:
       return b.getF16Type();
-    case DType::F8E4M3:
-      // 4 significant bits times a power of two: exact in bf16.
-      return config.fp8->powerOfTwoScales ? Type(b.getBF16Type()) : b.getF32Type();
     default:
       return b.getF32Type();
     }
@@ -102,15 +105,21 @@ private:
   /// The weight called `name`, as the inventory found it. `castToF32` converts it to f32 if it is stored otherwise.
   Value weight(const std::string &name, bool castToF32 = false) {
     const ExpectedTensor &tensor = *byName.at(name);
-    DType dtype = inventory.dtype(name);
-    Type element = elementType(dtype);
-    SmallVector<Attribute> sources = {b.getStringAttr(name)}, recipe;
-    if (dtype == DType::F8E4M3) {
-      sources.push_back(b.getStringAttr(name + "_scale_inv"));
-      recipe.push_back(DequantAttr::of(
-          b.getContext(),
-          moec::formats::fp8(config.fp8->rows, config.fp8->cols, moec::formats::Naming::ScaleInv, /*e8m0=*/false),
-          /*indexed=*/false, element));
+    const moec::hf::StoredAs &stored = inventory.stored(name);
+    Type element = elementType(stored);
+    SmallVector<Attribute> sources, recipe;
+    if (stored.quantised) {
+      const moec::Format &format = config.quantization->format;
+      for (const moec::RequiredTensor &required : tensor.stored) {
+        // The stored shape says nothing that the other tensors do not; an index may be absent.
+        bool isSource =
+            required.suffix != format.storedShape && (required.suffix != format.groupIndex || stored.indexed);
+        if (isSource)
+          sources.push_back(b.getStringAttr(tensor.nameOf(required)));
+      }
+      recipe.push_back(DequantAttr::of(b.getContext(), format, stored.indexed, element));
+    } else {
+      sources.push_back(b.getStringAttr(name));
     }
     if (castToF32 && !element.isF32()) {
       element = b.getF32Type();

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 
 #include "frontends/HuggingFace/Inventory.h"
+#include "dialects/Formats/StoredMatrix.h"
 #include "runtime/Support/Text.h"
 
 #include <algorithm>
@@ -50,7 +51,7 @@ static std::string layerName(const ModelConfig &config, int64_t layer) {
   return std::string(layerPrefix(config)) + std::to_string(layer) + ".";
 }
 
-static std::string memberOf(const std::string &name, int64_t index) {
+std::string ExpectedTensor::memberOf(const std::string &name, int64_t index) {
   size_t hole = name.find("{e}");
   if (hole == std::string::npos)
     return name;
@@ -59,9 +60,8 @@ static std::string memberOf(const std::string &name, int64_t index) {
 
 std::string ExpectedTensor::member(int64_t index) const { return memberOf(name, index); }
 
-std::string ExpectedTensor::scaleMember(int64_t index) const {
-  assert(scale && "only quantised tensors have scales");
-  return memberOf(scale->name, index);
+std::string ExpectedTensor::nameOf(const RequiredTensor &tensor) const {
+  return name.substr(0, name.rfind('.') + 1) + tensor.suffix;
 }
 
 static int64_t countElements(const std::vector<int64_t> &shape) {
@@ -82,10 +82,14 @@ TensorTotals &TensorTotals::operator+=(const TensorTotals &other) {
 TensorTotals ExpectedTensor::totals() const {
   const int64_t own = members * countElements(shape);
   const bool learnt = dtype != DType::I64 && part != Part::Buffers;
-  TensorTotals sum{members, own, learnt ? own * packed : 0, static_cast<uint64_t>(own) * byteSize(dtype)};
-  if (scale) {
-    const int64_t scales = members * countElements(scale->shape);
-    sum += {members, scales, 0, static_cast<uint64_t>(scales) * byteSize(scale->dtype)};
+  if (stored.empty())
+    return {members, own, learnt ? own : 0, static_cast<uint64_t>(own) * byteSize(dtype)};
+  TensorTotals sum{0, 0, own, 0};
+  for (const RequiredTensor &tensor : stored) {
+    if (tensor.optional)
+      continue;
+    const int64_t elements = members * countElements(tensor.shapes.front());
+    sum += {members, elements, 0, static_cast<uint64_t>(elements) * byteSize(tensor.types.front())};
   }
   return sum;
 }
@@ -112,10 +116,8 @@ public:
   }
   void linear(Part part, const std::string &name, int64_t rows, int64_t cols, int64_t members = 1) {
     ExpectedTensor result{name + ".weight", {rows, cols}, all.value_or(part), config.dtype, members};
-    if (config.fp8) {
-      result.dtype = DType::F8E4M3;
-      result.scale = scaleOf(name, scaleShape(*config.fp8, result.shape));
-    }
+    if (config.quantization)
+      result.stored = requiredTensors(config.quantization->format, rows, cols);
     list.push_back(std::move(result));
   }
 
@@ -218,12 +220,11 @@ public:
     if (!config.v4->fp4Experts)
       return linear(Part::Experts, name, rows, cols, config.experts);
     list.push_back({name + ".weight",
-                    {rows, cols / 2},
+                    {rows, cols},
                     all.value_or(Part::Experts),
-                    DType::I8,
+                    config.dtype,
                     config.experts,
-                    scaleOf(name, {rows, cols / V4Config::fp4Block}),
-                    /*packed=*/2});
+                    requiredTensors(formats::mxfp4(formats::Naming::Scale), rows, cols)});
   }
 
   /// Softmax-weighted sums of `ratio` tokens.
@@ -251,12 +252,6 @@ public:
 private:
   /// Windows of this many tokens overlap by half and are chosen by the indexer.
   static constexpr int64_t overlapping = 4;
-
-  ExpectedScale scaleOf(const std::string &name, std::vector<int64_t> shape) const {
-    if (config.v4)
-      return {name + ".scale", std::move(shape), DType::F8E8M0};
-    return {name + ".weight_scale_inv", std::move(shape), DType::F32};
-  }
 
   const ModelConfig &config;
   std::optional<Part> all;
@@ -328,10 +323,6 @@ std::vector<ExpectedTensor> hf::expectedExtraTensors(const ModelConfig &config) 
   return extras;
 }
 
-std::vector<int64_t> hf::scaleShape(const Fp8Config &fp8, const std::vector<int64_t> &weight) {
-  return {(weight[0] + fp8.rows - 1) / fp8.rows, (weight[1] + fp8.cols - 1) / fp8.cols};
-}
-
 std::map<Part, TensorTotals> hf::expectedTotalsByPart(const ModelConfig &config) {
   std::map<Part, TensorTotals> parts;
   for (const auto &list : {expectedTensors(config), expectedExtraTensors(config)})
@@ -357,40 +348,32 @@ public:
   Check(const ModelConfig &config, const TensorTable &table, const std::string &directory)
       : config(config), table(table), directory(directory) {}
 
-  Status expect(const ExpectedTensor &tensor, std::map<std::string, DType> &dtypes) {
-    const StoredTensor *first = nullptr;
+  /// All members of a weight, which must be stored alike.
+  Result<StoredAs> expect(const ExpectedTensor &tensor) {
+    std::optional<StoredAs> first;
     for (int64_t index = 0; index < tensor.members; ++index) {
-      std::string name = tensor.member(index);
-      MOEC_TRY(const StoredTensor *stored, find(name, tensor.shape, expectedTypes(tensor)));
-      if (!accepts(tensor, stored->dtype))
-        return Error{std::string(stored->file) + ": tensor " + quote(name) + " is " +
-                     std::string(toString(stored->dtype)) + ", expected " + expectedTypes(tensor) +
-                     (stored->dtype == DType::F8E4M3 && !config.fp8
-                          ? " (" + config.path + " has no 'quantization_config')"
-                          : std::string())};
+      Result<StoredAs> found = hasCodes(tensor, index) ? expectQuantised(tensor, index) : expectPlain(tensor, index);
+      if (!found)
+        return found;
       if (!first)
-        first = stored;
-      else if (first->dtype != stored->dtype)
-        return Error{std::string(stored->file) + ": " + nameOf(name, *stored) + " is " +
-                     std::string(toString(stored->dtype)) + ", but '" + tensor.member(0) + "' is " +
-                     std::string(toString(first->dtype)) + "; the experts of a layer must be stored alike"};
-      if (tensor.scale && !isFloat(stored->dtype))
-        MOEC_CHECK(expectScale(tensor.scaleMember(index), *tensor.scale));
+        first = *found;
+      else if (!(*first == *found))
+        return unlike(tensor, index, *first, *found);
     }
-    if (tensor.scale && isFloat(first->dtype) && !unquantised)
-      unquantised = {tensor.member(0), first};
-    anyQuantised |= tensor.scale && !isFloat(first->dtype);
-    dtypes.emplace(tensor.name, first->dtype);
-    return success();
+    if (!tensor.stored.empty() && !first->quantised && !unquantised)
+      unquantised = tensor.member(0);
+    anyQuantised |= first->quantised;
+    return *first;
   }
 
   /// Some layers may stay as they were; not all.
   Status expectQuantised() const {
     if (!unquantised || anyQuantised)
       return success();
-    const auto &[name, stored] = *unquantised;
-    return Error{config.path + ": 'quantization_config' declares fp8, but no tensor is F8_E4M3: " + quote(name) +
-                 " in " + std::string(stored->file) + " is " + std::string(toString(stored->dtype))};
+    const StoredTensor &stored = table.at(*unquantised);
+    return Error{config.path + ": 'quantization_config' declares " + config.quantization->format.name +
+                 ", but no layer is stored so: " + quote(*unquantised) + " in " + std::string(stored.file) + " is " +
+                 std::string(toString(stored.dtype))};
   }
 
   /// Counts what nothing asked for and may stay; the first other tensor is the error.
@@ -417,50 +400,100 @@ private:
     return std::string(toString(stored.dtype)) + " " + shapeToString(stored.shape);
   }
 
-  /// Whoever saves a checkpoint again may widen its tensors, and leave linear layers unquantised.
-  static bool accepts(const ExpectedTensor &tensor, DType dtype) {
-    switch (tensor.dtype) {
-    case DType::I8:
-      return dtype == DType::I8 || dtype == DType::U8;
-    case DType::I64:
-      return dtype == DType::I64 || dtype == DType::I32;
-    default:
-      return isFloat(dtype) || dtype == tensor.dtype;
-    }
+  /// Does the table hold codes of this member, in a type that no plain weight has?
+  bool hasCodes(const ExpectedTensor &tensor, int64_t index) const {
+    if (tensor.stored.empty())
+      return false;
+    auto entry = table.find(tensor.member(index, tensor.stored.front()));
+    return entry != table.end() && !isFloat(entry->second.dtype);
   }
 
-  static std::string expectedTypes(const ExpectedTensor &tensor) {
-    switch (tensor.dtype) {
-    case DType::I8:
-      return "I8 or U8";
-    case DType::I64:
-      return "I64 or I32";
-    case DType::F8E4M3:
-      return "F8_E4M3, BF16, F16 or F32";
-    default:
-      return "BF16, F16 or F32";
-    }
+  Result<StoredAs> expectPlain(const ExpectedTensor &tensor, int64_t index) {
+    const std::string name = tensor.member(index);
+    // Whoever saves a checkpoint again may widen its tensors, and leave linear layers unquantised.
+    std::vector<DType> types = {DType::BF16, DType::F16, DType::F32};
+    if (tensor.dtype == DType::I64)
+      types = {DType::I64, DType::I32};
+    MOEC_TRY(const StoredTensor *stored, find(tensor, name, {"", types, {tensor.shape}}));
+    return StoredAs{stored->dtype};
   }
 
-  /// The tensor `name`, its shape checked.
-  Result<const StoredTensor *> find(const std::string &name, const std::vector<int64_t> &shape,
-                                    const std::string &types) {
+  Result<StoredAs> expectQuantised(const ExpectedTensor &tensor, int64_t index) {
+    StoredAs result{DType::F32, /*quantised=*/true};
+    for (const RequiredTensor &required : tensor.stored) {
+      const std::string name = tensor.member(index, required);
+      if (required.optional && !table.count(name))
+        continue;
+      MOEC_TRY(const StoredTensor *stored, find(tensor, name, required));
+      if (&required == &tensor.stored.front())
+        result.dtype = stored->dtype;
+      result.indexed |= config.quantization && required.suffix == config.quantization->format.groupIndex;
+    }
+    if (config.quantization) {
+      const Packing &packing = config.quantization->format.packing;
+      const std::vector<int64_t> &shape = tensor.shape;
+      const std::vector<int64_t> packed = packing.shape(shape[0], shape[1]);
+      if (tensor.stored.front().shapes.front() == packed &&
+          logicalShape(packing, packed) != std::array{shape[0], shape[1]})
+        return Error{std::string(table.at(tensor.member(index, tensor.stored.front())).file) + ": weight " +
+                     quote(tensor.member(index)) + " is " + shapeToString(shape) +
+                     ", which does not fill whole words of " + config.quantization->format.name + " codes"};
+    }
+    return result;
+  }
+
+  Error unlike(const ExpectedTensor &tensor, int64_t index, const StoredAs &first, const StoredAs &found) const {
+    auto nameOf = [&](int64_t member, const StoredAs &stored) {
+      return stored.quantised ? tensor.member(member, tensor.stored.front()) : tensor.member(member);
+    };
+    const std::string name = nameOf(index, found);
+    const StoredTensor &stored = table.at(name);
+    return Error{std::string(stored.file) + ": " + this->nameOf(name, stored) + " is " +
+                 std::string(toString(stored.dtype)) + ", but " + quote(nameOf(0, first)) + " is " +
+                 std::string(toString(first.dtype)) +
+                 (first.dtype == found.dtype ? " with other tensors beside it" : "") +
+                 "; the experts of a layer must be stored alike"};
+  }
+
+  /// The tensor `name`, with one of the shapes and types.
+  Result<const StoredTensor *> find(const ExpectedTensor &tensor, const std::string &name,
+                                    const RequiredTensor &required) {
+    const std::string types = expectedTypes(tensor, required);
     auto entry = table.find(name);
     if (entry == table.end())
-      return missing(name, shape, types);
-    if (entry->second.shape != shape)
-      return Error{std::string(entry->second.file) + ": " + nameOf(name, entry->second) + " is " +
-                   shapeToString(entry->second.shape) + ", but " + config.path + " asks for " + shapeToString(shape)};
-    used.insert(&entry->second);
-    return &entry->second;
+      return missing(name, required.shapes.front(), types);
+    const StoredTensor &stored = entry->second;
+    if (std::ranges::find(required.shapes, stored.shape) == required.shapes.end())
+      return Error{std::string(stored.file) + ": " + nameOf(name, stored) + " is " + shapeToString(stored.shape) +
+                   ", but " + config.path + " asks for " + shapeToString(required.shapes.front())};
+    if (std::ranges::find(required.types, stored.dtype) == required.types.end()) {
+      const bool undeclared = !config.quantization && !isFloat(stored.dtype);
+      return Error{std::string(stored.file) + ": tensor " + quote(name) + " is " + std::string(toString(stored.dtype)) +
+                   ", expected " + types +
+                   (undeclared ? " (" + config.path + " has no 'quantization_config')" : std::string())};
+    }
+    used.insert(&stored);
+    return &stored;
   }
 
-  Status expectScale(const std::string &name, const ExpectedScale &scale) {
-    MOEC_TRY(const StoredTensor *stored, find(name, scale.shape, std::string(toString(scale.dtype))));
-    if (stored->dtype != scale.dtype)
-      return Error{std::string(stored->file) + ": tensor " + quote(name) + " is " +
-                   std::string(toString(stored->dtype)) + ", expected " + std::string(toString(scale.dtype))};
-    return success();
+  /// "F8_E4M3, BF16, F16 or F32"; a linear layer may be quantised or plain.
+  static std::string expectedTypes(const ExpectedTensor &tensor, const RequiredTensor &required) {
+    const bool isPlain = required.suffix.empty();
+    if (tensor.stored.empty() || !(isPlain || &required == &tensor.stored.front()))
+      return typesText(required.types);
+    const RequiredTensor &codes = tensor.stored.front();
+    if (tensor.nameOf(codes) != tensor.name)
+      return typesText(required.types) + (isPlain ? ", or codes in " + quote(tensor.nameOf(codes)) + "," : "");
+    std::vector<DType> types = codes.types;
+    types.insert(types.end(), {DType::BF16, DType::F16, DType::F32});
+    return typesText(types);
+  }
+
+  static std::string typesText(const std::vector<DType> &types) {
+    std::string text;
+    for (size_t i = 0; i < types.size(); ++i)
+      text += (i == 0 ? "" : i + 1 == types.size() ? " or " : ", ") + std::string(toString(types[i]));
+    return text;
   }
 
   Error missing(const std::string &name, const std::vector<int64_t> &shape, const std::string &types) const {
@@ -500,6 +533,10 @@ private:
   }
 
   bool isTolerated(std::string_view name, const StoredTensor &stored) const {
+    if (config.quantization)
+      for (const std::string &suffix : config.quantization->format.setAside)
+        if (name.ends_with("." + suffix))
+          return true;
     if (config.v4 && name.starts_with("mtp."))
       return true;
     if (name == (config.v4 ? "head.weight" : "lm_head.weight"))
@@ -522,7 +559,7 @@ private:
   const std::string &directory;
   std::unordered_set<const StoredTensor *> used;
   /// The first linear layer that could have been quantised and is not.
-  std::optional<std::pair<std::string, const StoredTensor *>> unquantised;
+  std::optional<std::string> unquantised;
   bool anyQuantised = false;
 };
 
@@ -536,7 +573,8 @@ Result<Inventory> Inventory::check(const ModelConfig &config, const TensorTable 
   Check check(config, table, directory);
   for (const ExpectedTensor &tensor : expectedTensors(config)) {
     const int64_t before = check.numUsed();
-    MOEC_CHECK(check.expect(tensor, result.dtypes));
+    MOEC_TRY(StoredAs stored, check.expect(tensor));
+    result.weights.emplace(tensor.name, stored);
     (isImported(tensor) ? result.numUsed : result.numSetAside) += check.numUsed() - before;
   }
   MOEC_CHECK(check.expectQuantised());
@@ -548,14 +586,19 @@ Result<Inventory> Inventory::check(const ModelConfig &config, const TensorTable 
 Inventory Inventory::assume(const ModelConfig &config, std::optional<DType> plain) {
   Inventory result;
   for (const ExpectedTensor &tensor : expectedTensors(config)) {
-    result.dtypes.emplace(tensor.name, tensor.scale ? tensor.dtype : plain.value_or(tensor.dtype));
+    StoredAs stored{plain.value_or(tensor.dtype)};
+    if (!tensor.stored.empty())
+      stored = {tensor.stored.front().types.front(), /*quantised=*/true};
+    if (config.quantization)
+      stored.indexed = stored.quantised && config.quantization->format.groupIndexRequired;
+    result.weights.emplace(tensor.name, stored);
     (isImported(tensor) ? result.numUsed : result.numSetAside) += tensor.totals().tensors;
   }
   return result;
 }
 
-DType Inventory::dtype(const std::string &name) const {
-  auto found = dtypes.find(name);
-  assert(found != dtypes.end() && "only expected tensors have a type");
+const StoredAs &Inventory::stored(const std::string &name) const {
+  auto found = weights.find(name);
+  assert(found != weights.end() && "only expected weights are stored");
   return found->second;
 }

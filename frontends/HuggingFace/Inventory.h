@@ -48,29 +48,27 @@ struct TensorTotals {
   TensorTotals &operator+=(const TensorTotals &other);
 };
 
-/// The block scales that go with a quantised tensor.
-struct ExpectedScale {
-  std::string name;
-  std::vector<int64_t> shape;
-  DType dtype = DType::F32;
-};
-
-/// One tensor, or the `members` tensors that `{e}` = 0 .. members-1 in the name stands for.
+/// One weight, or the `members` weights that `{e}` = 0 .. members-1 in the name stands for. A quantised one lies in
+/// several tensors, which are called after its module.
 struct ExpectedTensor {
   std::string name;
-  std::vector<int64_t> shape; ///< of one member, as stored
+  std::vector<int64_t> shape; ///< of one member, in weights
   Part part = Part::Attention;
-  DType dtype = DType::BF16; ///< in the published checkpoint
+  DType dtype = DType::BF16; ///< in the published checkpoint, if it is plain
   int64_t members = 1;
-  /// Of one member; present where the config says that this tensor is quantised.
-  std::optional<ExpectedScale> scale = std::nullopt;
-  int64_t packed = 1; ///< weights in one stored element: 2 for FP4, else 1
+  /// The tensors of one member if it is quantised, the codes first; empty if the config says that it is plain.
+  std::vector<RequiredTensor> stored = {};
 
-  /// The names of member `index`; only a quantised tensor has a scale.
+  /// The names of member `index`: of the plain weight, and of one of its tensors if it is quantised.
   std::string member(int64_t index) const;
-  std::string scaleMember(int64_t index) const;
-  /// Of all members and their scales.
+  std::string member(int64_t index, const RequiredTensor &tensor) const { return memberOf(nameOf(tensor), index); }
+  /// The same with `{e}`.
+  std::string nameOf(const RequiredTensor &tensor) const;
+  /// Of all members as the config says that they are stored.
   TensorTotals totals() const;
+
+private:
+  static std::string memberOf(const std::string &name, int64_t index);
 };
 
 /// What the model itself needs, in the order of the forward pass. Its length grows with the layers only.
@@ -79,13 +77,19 @@ std::vector<ExpectedTensor> expectedTensors(const ModelConfig &config);
 /// import, and no checkpoint must have them. V4's DSpark blocks are not listed.
 std::vector<ExpectedTensor> expectedExtraTensors(const ModelConfig &config);
 
-/// `[ceil(rows / block), ceil(cols / block)]`.
-std::vector<int64_t> scaleShape(const Fp8Config &fp8, const std::vector<int64_t> &weight);
-
 /// A complete checkpoint by part, extras included; parts that the model lacks are absent.
 std::map<Part, TensorTotals> expectedTotalsByPart(const ModelConfig &config);
 /// The sum of all parts.
 TensorTotals expectedTotals(const ModelConfig &config);
+
+/// How a weight is stored.
+struct StoredAs {
+  DType dtype = DType::F32; ///< of the plain weight, or of the codes
+  bool quantised = false;
+  bool indexed = false; ///< a group index lies beside the codes
+
+  bool operator==(const StoredAs &) const = default;
+};
 
 /// The outcome of a check: each expected tensor is there, with the right shape and a usable element type.
 class Inventory {
@@ -98,14 +102,14 @@ public:
   /// As if each tensor were stored as published, or those that are not quantised in `plain`: IR without a checkpoint.
   static Inventory assume(const ModelConfig &config, std::optional<DType> plain = std::nullopt);
 
-  /// Element type of an expected tensor or family, by its name with `{e}`.
-  DType dtype(const std::string &name) const;
+  /// How an expected weight or family is stored, by its name with `{e}`.
+  const StoredAs &stored(const std::string &name) const;
   int64_t used() const { return numUsed; }
   /// Tensors that the imported module does not read, the checked ones of an indexer among them.
   int64_t setAside() const { return numSetAside; }
 
 private:
-  std::map<std::string, DType> dtypes;
+  std::map<std::string, StoredAs> weights;
   int64_t numUsed = 0, numSetAside = 0;
 };
 

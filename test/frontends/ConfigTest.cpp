@@ -34,7 +34,7 @@ TEST(Config, V2LiteHasNoQueryLoraAndAPlainRouter) {
   EXPECT_EQ(config.sharedExperts, 2);
   EXPECT_EQ(config.moeLayers(), 26);
   EXPECT_FALSE(config.isMoe[0]);
-  EXPECT_FALSE(config.fp8.has_value());
+  EXPECT_FALSE(config.quantization.has_value());
   EXPECT_EQ(config.bos, 100000);
   EXPECT_THAT(config.eos, ElementsAre(100001));
 }
@@ -57,10 +57,10 @@ TEST(Config, V3IsSigmoidFp8WithOneMtpLayer) {
   EXPECT_EQ(config.routedScale, 2.5);
   EXPECT_EQ(config.moeLayers(), 58);
   EXPECT_EQ(config.mtpLayers, 1);
-  ASSERT_TRUE(config.fp8.has_value());
-  EXPECT_EQ(config.fp8->rows, 128);
-  EXPECT_FALSE(config.fp8->powerOfTwoScales);
-  EXPECT_TRUE(publishedConfig("deepseek-v3-1").fp8->powerOfTwoScales);
+  ASSERT_TRUE(config.quantization.has_value());
+  EXPECT_EQ(config.quantization->format, formats::fp8(128, 128, formats::Naming::ScaleInv, /*e8m0=*/false));
+  EXPECT_FALSE(config.quantization->powerOfTwoScales);
+  EXPECT_TRUE(publishedConfig("deepseek-v3-1").quantization->powerOfTwoScales);
 }
 
 TEST(Config, KimiAndMoonlightHaveOneGroup) {
@@ -443,17 +443,23 @@ INSTANTIATE_TEST_SUITE_P(
             "config.json: 'rope_scaling.mscale_all_dim' is -1, expected a number from 0 to 100"},
         Bad{"PartialRotary", "deepseek-v3", yarnWith("partial_rotary_factor", 0.5),
             "config.json: 'rope_scaling.partial_rotary_factor' is 0.5, but only 1 is supported"},
-        Bad{"Gptq", "deepseek-v3", fp8With("quant_method", "gptq"),
-            "config.json: 'quantization_config.quant_method' is 'gptq', but only fp8 (e4m3 in blocks, with "
-            "weight_scale_inv) is supported"},
+        Bad{"UnknownMethod", "deepseek-v3", fp8With("quant_method", "hqq"),
+            "config.json: 'quantization_config.quant_method' is the string 'hqq', but only fp8, gptq, awq, "
+            "compressed-tensors, modelopt or modelopt_fp4 is supported"},
+        Bad{"GptqWithoutBits", "deepseek-v3", fp8With("quant_method", "gptq"),
+            "config.json: 'quantization_config.bits' is missing, expected an integer from 1 to 32"},
         Bad{"E5m2", "deepseek-v3", fp8With("fmt", "e5m2"),
-            "config.json: 'quantization_config.fmt' is 'e5m2', but only e4m3 is supported"},
+            "config.json: 'quantization_config.fmt' is the string 'e5m2', but only e4m3 or float8_e4m3fn is supported"},
         Bad{"ScaleFormat", "deepseek-v3", fp8With("scale_fmt", "e8m7"),
-            "config.json: 'quantization_config.scale_fmt' is 'e8m7', but only float and ue8m0 are supported"},
-        Bad{"PerTensor", "deepseek-v3", fp8With("weight_block_size", nullptr),
-            "config.json: 'quantization_config.weight_block_size' is null, expected an array"},
+            "config.json: 'quantization_config.scale_fmt' is the string 'e8m7', but only float or ue8m0 is supported"},
         Bad{"ZeroBlock", "deepseek-v3", fp8With("weight_block_size", {128, 0}),
-            "config.json: 'quantization_config.weight_block_size' holds 0, expected integers from 1 to 262144"},
+            "config.json: 'quantization_config.weight_block_size' is an array of 2 elements, but only two positive "
+            "integers such as [128, 128] is supported"},
+        Bad{"V4InGptq",
+            "deepseek-v4-flash",
+            {{"quantization_config", {{"quant_method", "gptq"}, {"bits", 4}, {"group_size", 128}}}},
+            "config.json: 'quantization_config.quant_method' stands for gptq int4 in groups of 128, but deepseek_v4 "
+            "models are fp8"},
         Bad{"Eos",
             "deepseek-v3",
             {{"eos_token_id", "</s>"}},

@@ -226,7 +226,7 @@ TEST_F(Import, PackedExpertsFromACheckpoint) {
   std::vector<TensorSpec> specs;
   std::map<std::string, std::vector<std::string>> parts; ///< what each packed tensor holds, in order
   for (const ExpectedTensor &tensor : expectedTensors(apart->config)) {
-    const DType dtype = apart->inventory.dtype(tensor.name);
+    const DType dtype = apart->inventory.stored(tensor.name).dtype;
     size_t hole = tensor.name.find("{e}.");
     if (hole == std::string::npos) {
       specs.push_back({tensor.name, dtype, tensor.shape});

@@ -53,14 +53,11 @@ TEST(Inventory, TypesOfDeepSeekV3) {
   ModelConfig config = publishedConfig("deepseek-v3");
   std::map<DType, int64_t> elements;
   for (const auto &list : {expectedTensors(config), expectedExtraTensors(config)})
-    for (ExpectedTensor tensor : list) {
-      const int64_t all = tensor.totals().elements;
-      if (tensor.scale) {
-        DType scales = tensor.scale->dtype;
-        tensor.scale.reset();
-        elements[scales] += all - tensor.totals().elements;
-      }
-      elements[tensor.dtype] += tensor.totals().elements;
+    for (const ExpectedTensor &tensor : list) {
+      if (tensor.stored.empty())
+        elements[tensor.dtype] += tensor.totals().elements;
+      for (const RequiredTensor &stored : tensor.stored)
+        elements[stored.types.front()] += tensor.members * stored.shapes.front()[0] * stored.shapes.front()[1];
     }
   const std::map<DType, int64_t> published = {
       {DType::F8E4M3, 680571043840}, {DType::BF16, 3918786560}, {DType::F32, 41555600}};
@@ -183,8 +180,8 @@ TEST(Inventory, TotalsDoNotOverflow) {
       double own = tensor.members;
       for (int64_t dim : tensor.shape)
         own *= dim;
-      elements += own * (tensor.scale ? 2 : 1);
-      bytes += own * (byteSize(tensor.dtype) + (tensor.scale ? 4 : 0));
+      elements += own * (tensor.stored.empty() ? 1 : 2);
+      bytes += own * (tensor.stored.empty() ? byteSize(tensor.dtype) : 1 + 4);
     }
   TensorTotals totals = expectedTotals(*config);
   EXPECT_DOUBLE_EQ(totals.elements, elements);
@@ -248,9 +245,10 @@ TensorTable fullTable(const ModelConfig &config) {
   for (const auto &list : {expectedTensors(config), expectedExtraTensors(config)})
     for (const ExpectedTensor &tensor : list)
       for (int64_t e = 0; e < tensor.members; ++e) {
-        table[tensor.member(e)] = {tensor.dtype, tensor.shape, "m.safetensors"};
-        if (tensor.scale)
-          table[tensor.scaleMember(e)] = {tensor.scale->dtype, tensor.scale->shape, "m.safetensors"};
+        if (tensor.stored.empty())
+          table[tensor.member(e)] = {tensor.dtype, tensor.shape, "m.safetensors"};
+        for (const RequiredTensor &stored : tensor.stored)
+          table[tensor.member(e, stored)] = {stored.types.front(), stored.shapes.front(), "m.safetensors"};
       }
   return table;
 }
@@ -268,8 +266,8 @@ TEST(Inventory, AcceptsACompleteCheckpoint) {
   EXPECT_EQ(static_cast<int64_t>(table.size()), expectedTotals(config).tensors);
   EXPECT_EQ(inventory->used() + inventory->setAside(), expectedTotals(config).tensors);
   EXPECT_EQ(inventory->used(), 3 * 14 + 6 + 2 * (6 * 2 + 8) + 3);
-  EXPECT_EQ(inventory->dtype("model.layers.1.mlp.experts.{e}.up_proj.weight"), DType::F8E4M3);
-  EXPECT_EQ(inventory->dtype("model.norm.weight"), DType::BF16);
+  EXPECT_EQ(inventory->stored("model.layers.1.mlp.experts.{e}.up_proj.weight").dtype, DType::F8E4M3);
+  EXPECT_EQ(inventory->stored("model.norm.weight").dtype, DType::BF16);
 }
 
 TEST(Inventory, TheIndexerIsCheckedAndSetAside) {
@@ -279,7 +277,7 @@ TEST(Inventory, TheIndexerIsCheckedAndSetAside) {
   ASSERT_TRUE(inventory.ok()) << inventory.message();
   EXPECT_EQ(inventory->used(), 3 * 14 + 6 + 2 * (6 * 2 + 8) + 3);
   EXPECT_EQ(inventory->used() + inventory->setAside(), expectedTotals(config).tensors);
-  EXPECT_EQ(inventory->dtype("model.norm.weight"), DType::F32);
+  EXPECT_EQ(inventory->stored("model.norm.weight").dtype, DType::F32);
 
   table["model.layers.2.self_attn.indexer.wq_b.weight"].shape = {16, 21};
   EXPECT_EQ(problem(config, table), "m.safetensors: tensor 'model.layers.2.self_attn.indexer.wq_b.weight' is [16, 21], "
@@ -291,7 +289,7 @@ TEST(Inventory, TheIndexerIsCheckedAndSetAside) {
   table = fullTable(config);
   table.erase("model.layers.1.self_attn.indexer.wk.weight_scale_inv");
   EXPECT_EQ(problem(config, table), "dir: tensor 'model.layers.1.self_attn.indexer.wk.weight_scale_inv' is missing, "
-                                    "expected F32 [1, 3] from config.json");
+                                    "expected F32, F16 or BF16 [1, 3] from config.json");
 }
 
 /// V4 is not imported, but its headers can be told from another model's.
@@ -314,11 +312,11 @@ TEST(Inventory, ChecksV4) {
       {[](TensorTable &t) { t["layers.0.ffn.gate.tid2eid"].dtype = DType::F32; },
        "m.safetensors: tensor 'layers.0.ffn.gate.tid2eid' is F32, expected I64 or I32"},
       {[](TensorTable &t) { t["layers.2.ffn.experts.5.w1.weight"].dtype = DType::F8E4M3; },
-       "m.safetensors: tensor 'layers.2.ffn.experts.5.w1.weight' is F8_E4M3, expected I8 or U8"},
+       "m.safetensors: tensor 'layers.2.ffn.experts.5.w1.weight' is F8_E4M3, expected U8, I8, BF16, F16 or F32"},
       {[](TensorTable &t) { t["layers.2.ffn.experts.5.w1.scale"].shape = {1, 2}; },
        "m.safetensors: tensor 'layers.2.ffn.experts.5.w1.scale' is [1, 2], but config.json asks for [32, 2]"},
       {[](TensorTable &t) { t["layers.2.attn.wq_a.scale"].dtype = DType::F32; },
-       "m.safetensors: tensor 'layers.2.attn.wq_a.scale' is F32, expected F8_E8M0"},
+       "m.safetensors: tensor 'layers.2.attn.wq_a.scale' is F32, expected F8_E8M0 or U8"},
       {[](TensorTable &t) { t["layers.3.attn_norm.weight"] = t["norm.weight"]; },
        "m.safetensors: unexpected tensor 'layers.3.attn_norm.weight' (BF16 [64]), but config.json has "
        "'num_hidden_layers' 3 and 'num_nextn_predict_layers' 1"},
@@ -336,8 +334,9 @@ TEST(Inventory, ChecksV4) {
 TEST(Inventory, QuantizationThatNoTensorFollows) {
   ModelConfig config = smallConfig();
   TensorTable table = fullTable(smallConfig({{"quantization_config", "<absent>"}}));
-  EXPECT_EQ(problem(config, table), "config.json: 'quantization_config' declares fp8, but no tensor is F8_E4M3: "
-                                    "'model.layers.0.self_attn.q_a_proj.weight' in m.safetensors is BF16");
+  EXPECT_EQ(problem(config, table),
+            "config.json: 'quantization_config' declares fp8 e4m3 in blocks of 16x16, but no "
+            "layer is stored so: 'model.layers.0.self_attn.q_a_proj.weight' in m.safetensors is BF16");
 }
 
 TEST(Inventory, AssumesWhatIsPublished) {
@@ -346,11 +345,11 @@ TEST(Inventory, AssumesWhatIsPublished) {
   for (const Inventory *inventory : {&published, &narrow}) {
     EXPECT_EQ(inventory->used() + inventory->setAside(), 92425 - (14 + 7 + 6 * 256 + 8 + 6)) << "all but MTP";
     EXPECT_EQ(inventory->setAside(), 61 * 7);
-    EXPECT_EQ(inventory->dtype("model.layers.3.mlp.experts.{e}.up_proj.weight"), DType::F8E4M3);
+    EXPECT_EQ(inventory->stored("model.layers.3.mlp.experts.{e}.up_proj.weight").dtype, DType::F8E4M3);
   }
-  EXPECT_EQ(published.dtype("model.layers.3.input_layernorm.weight"), DType::F32);
-  EXPECT_EQ(published.dtype("model.layers.3.mlp.gate.weight"), DType::BF16);
-  EXPECT_EQ(narrow.dtype("model.layers.3.input_layernorm.weight"), DType::F16);
+  EXPECT_EQ(published.stored("model.layers.3.input_layernorm.weight").dtype, DType::F32);
+  EXPECT_EQ(published.stored("model.layers.3.mlp.gate.weight").dtype, DType::BF16);
+  EXPECT_EQ(narrow.stored("model.layers.3.input_layernorm.weight").dtype, DType::F16);
 }
 
 TEST(Inventory, ToleratesWhatChangesNothing) {
@@ -398,7 +397,8 @@ TEST(Inventory, NamesTheFirstDifference) {
        "dir: tensor 'model.layers.1.self_attn.q_a_proj.weight' is missing, expected F8_E4M3, BF16, F16 or F32 [20, 40] "
        "from config.json"},
       {[&](TensorTable &t) { t.erase(q + "_scale_inv"); },
-       "dir: tensor 'model.layers.1.self_attn.q_a_proj.weight_scale_inv' is missing, expected F32 [2, 3] from "
+       "dir: tensor 'model.layers.1.self_attn.q_a_proj.weight_scale_inv' is missing, expected F32, F16 or BF16 [2, 3] "
+       "from "
        "config.json"},
       {[&](TensorTable &t) { t[q].dtype = DType::BF16; },
        "m.safetensors: unexpected tensor 'model.layers.1.self_attn.q_a_proj.weight_scale_inv' (F32 [2, 3]), which a "
@@ -406,8 +406,8 @@ TEST(Inventory, NamesTheFirstDifference) {
       {[&](TensorTable &t) { t[q + "_scale_inv"].shape = {1, 3}; },
        "m.safetensors: tensor 'model.layers.1.self_attn.q_a_proj.weight_scale_inv' is [1, 3], but config.json asks for "
        "[2, 3]"},
-      {[&](TensorTable &t) { t[q + "_scale_inv"].dtype = DType::BF16; },
-       "m.safetensors: tensor 'model.layers.1.self_attn.q_a_proj.weight_scale_inv' is BF16, expected F32"},
+      {[&](TensorTable &t) { t[q + "_scale_inv"].dtype = DType::I8; },
+       "m.safetensors: tensor 'model.layers.1.self_attn.q_a_proj.weight_scale_inv' is I8, expected F32, F16 or BF16"},
       {[&](TensorTable &t) { t[q].shape = {40, 20}; },
        "m.safetensors: tensor 'model.layers.1.self_attn.q_a_proj.weight' is [40, 20], but config.json asks for "
        "[20, 40]"},

@@ -46,10 +46,12 @@ static void checkTotals(const ModelConfig &config) {
   for (const auto &list : {hf::expectedTensors(config), hf::expectedExtraTensors(config)}) {
     listed += list.size();
     for (const ExpectedTensor &tensor : list) {
-      product(elements(tensor.members, tensor.shape), tensor.packed);
-      add(tensor.members, tensor.shape, tensor.dtype);
-      if (tensor.scale)
-        add(tensor.members, tensor.scale->shape, tensor.scale->dtype);
+      elements(tensor.members, tensor.shape);
+      if (tensor.stored.empty())
+        add(tensor.members, tensor.shape, tensor.dtype);
+      for (const RequiredTensor &stored : tensor.stored)
+        if (!stored.optional)
+          add(tensor.members, stored.shapes.front(), stored.types.front());
     }
   }
   require(listed <= 64 * static_cast<size_t>(config.layers + config.mtpLayers + 1), "lists grow with layers only");

@@ -7,6 +7,7 @@
 #include "dialects/Exec/ExecDialect.h"
 #include "dialects/Moe/MoeDialect.h"
 #include "frontends/HuggingFace/Inventory.h"
+#include "passes/Moe/WeightFormat.h"
 #include "runtime/Support/Json.h"
 #include "runtime/Support/Text.h"
 #include "tools/Driver/Compilation.h"
@@ -32,7 +33,7 @@ std::span<const WeightFormat> moec::weightFormats() {
       WeightFormat{"bf16", 16},
       WeightFormat{"fp8", 8, 32, 128, 128, Unit::Fp8}, // DeepSeek-V3's blocks
       WeightFormat{"int8", 8, 32, 1, 0, Unit::Int8},   // one f32 scale for each row
-      WeightFormat{"int4", 4, 16, 1, 64},              // one bf16 scale for each 64 of a row
+      WeightFormat{"int4", 4, 16, 1, 32},              // one f16 scale for each 32 of a row
       WeightFormat{"mxfp4", 4, 8, 1, 32, Unit::Fp8},   // OCP Microscaling Formats 1.0, as in DeepSeek-V4
       WeightFormat{"nvfp4", 4, 8, 1, 16},
   };
@@ -318,7 +319,7 @@ private:
       entry.parameters += totals.parameters;
       partOfModule.emplace(moduleOf(tensor.name), static_cast<int>(tensor.part));
       if (tensor.part == Part::Experts)
-        expertType = tensor.dtype;
+        expertType = tensor.stored.empty() ? tensor.dtype : tensor.stored.front().types.front();
       if (!plan.hasHeaders) {
         plan.checkpointTensors += totals.tensors;
         entry.checkpointBytes += totals.bytes;
@@ -354,8 +355,7 @@ private:
     uint64_t bytes = 0;
     for (const hf::ExpectedTensor &tensor : expected)
       if (tensor.part == Part::Experts)
-        bytes += static_cast<uint64_t>(tensor.members) *
-                 expertFormat->bytes(tensor.shape[0], tensor.shape[1] * tensor.packed);
+        bytes += static_cast<uint64_t>(tensor.members) * expertFormat->bytes(tensor.shape[0], tensor.shape[1]);
     compiledBytes[static_cast<int>(Part::Experts)] = storedBytes[static_cast<int>(Part::Experts)] = bytes;
     return success();
   }
@@ -377,23 +377,20 @@ private:
     if (plan.hasHeaders) {
       MOEC_TRY(source.inventory, hf::Inventory::check(plan.config, checkpoint.tensors(), options.model));
     }
-    for (const hf::ExpectedTensor &tensor : expected)
-      if (tensor.part == Part::Experts)
-        expertType = source.inventory.dtype(tensor.name);
+    if (expertFormat && mlir::moe::WeightFormat::parse(options.experts))
+      compile.experts = options.experts;
     MOEC_TRY(auto compilation, Compilation::of(compile, std::move(source)));
     MOEC_CHECK(compilation->optimize());
     MOEC_CHECK(compilation->lower());
 
-    std::map<std::string, int> partOfName;
-    for (const hf::ExpectedTensor &tensor : expected)
-      partOfName.emplace(tensor.name, static_cast<int>(tensor.part));
     for (auto op : compilation->program().getOps<mlir::exec::WeightOp>()) {
       MOEC_TRY(WeightJob job, WeightJob::from(op));
-      auto found = partOfName.find(job.sources.front());
-      if (found == partOfName.end()) // scales are packed apart
-        found = partOfName.find(job.sources.front().substr(0, job.sources.front().rfind("_scale_inv")));
-      assert(found != partOfName.end() && "weights are made of expected tensors");
+      auto found = partOfModule.find(moduleOf(job.sources.front()));
+      assert(found != partOfModule.end() && "weights are made of expected tensors");
       int index = found->second;
+      bool scales = llvm::any_of(op.getRecipe(), llvm::IsaPred<mlir::moe::PackBlockScalesAttr>);
+      if (index == static_cast<int>(Part::Experts) && !scales)
+        expertType = job.dtype;
       // Tied embeddings: the table of rows, and the same once more for the product.
       if (index == static_cast<int>(Part::Embeddings) &&
           llvm::any_of(op.getRecipe(), [](mlir::Attribute step) { return mlir::isa<mlir::moe::PackPanelsAttr>(step); }))
@@ -416,6 +413,8 @@ private:
     switch (expertType) {
     case DType::F8E4M3:
       return "fp8";
+    case DType::U8: // codes and scales in one stream
+      return "int4";
     case DType::F32:
       return "f32";
     case DType::F16:
@@ -505,7 +504,8 @@ private:
     case Part::Indexer:
     case Part::Dense:
     case Part::SharedExperts:
-      return plan.config.fp8 ? Unit::Fp8 : Unit::Bf16;
+      return plan.config.quantization && plan.config.quantization->format.element == Element::F8E4M3 ? Unit::Fp8
+                                                                                                     : Unit::Bf16;
     default:
       return Unit::Bf16;
     }
