@@ -74,9 +74,9 @@ public:
     return unitBytes() + unitRows * tileColumns() * 2 * static_cast<int64_t>(sizeof(float)) + sourceRows;
   }
 
-  Status make(int64_t unit, std::vector<std::byte> &bytes, WeightFiles &out) const {
+  Status make(int64_t unit, std::vector<std::byte> &bytes, WeightSink &out) const {
     int64_t matrix = unit / unitsPerMatrix, index = unit % unitsPerMatrix;
-    bytes.assign(unitBytes(), std::byte(0));
+    bytes.resize(unitBytes());
     if (auto pack = mlir::dyn_cast_or_null<steps::PackPanelsAttr>(recipe.pack)) {
       MOEC_CHECK(makePanel(matrix, index, /*rowsPerSource=*/1, bytes));
     } else if (auto pack = mlir::dyn_cast_or_null<steps::PackBlockScalesAttr>(recipe.pack)) {
@@ -270,7 +270,7 @@ struct Work {
 
 } // namespace
 
-Status moec::materialize(const std::vector<WeightJob> &jobs, const TensorSource &from, WeightFiles &out,
+Status moec::materialize(const std::vector<WeightJob> &jobs, const TensorSource &from, WeightSink &out,
                          const MaterializeOptions &options) {
   Work work;
   for (size_t number = 0; number < jobs.size(); ++number) {

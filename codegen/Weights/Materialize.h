@@ -8,7 +8,8 @@
 #ifndef MOEC_CODEGEN_WEIGHTS_MATERIALIZE_H
 #define MOEC_CODEGEN_WEIGHTS_MATERIALIZE_H
 
-#include "codegen/Weights/WeightFiles.h"
+#include "codegen/Weights/WeightSink.h"
+#include "runtime/Support/DType.h"
 #include "runtime/Support/TensorSource.h"
 
 #include "mlir/IR/BuiltinAttributes.h"
@@ -47,7 +48,7 @@ struct MaterializeOptions {
 /// names, types and shapes in the same order, but for the bytes that are there
 /// already. Each output byte is written once, and equals what
 /// the reference interpreter's recipes give. On an error, `out` is unfinished.
-Status materialize(const std::vector<WeightJob> &jobs, const TensorSource &from, WeightFiles &out,
+Status materialize(const std::vector<WeightJob> &jobs, const TensorSource &from, WeightSink &out,
                    const MaterializeOptions &options);
 
 } // namespace moec

@@ -8,6 +8,7 @@
 #define MOEC_CODEGEN_WEIGHTS_WEIGHTFILES_H
 
 #include "codegen/Weights/Journal.h"
+#include "codegen/Weights/WeightSink.h"
 #include "runtime/Support/Safetensors.h"
 
 #include <condition_variable>
@@ -33,7 +34,7 @@ struct WeightFileEntry {
 /// whole tensors, and `weights.safetensors.index.json`, which says which file
 /// holds which weight (`weight_map`, as Hugging Face's indexes have it). What
 /// is written is noted in a journal, so that a later process can go on.
-class WeightFiles {
+class WeightFiles final : public WeightSink {
 public:
   static constexpr const char *indexName = "weights.safetensors.index.json";
   /// Bytes of a file between two notes in the journal: what a kill costs.
@@ -46,15 +47,12 @@ public:
   static Result<std::unique_ptr<WeightFiles>>
   open(const std::string &directory, const std::vector<TensorSpec> &weights, uint64_t limit, Journal &journal,
        const std::function<void(uint64_t, const std::string &)> &progress = nullptr);
-  ~WeightFiles();
+  ~WeightFiles() override;
 
-  /// Bytes of the weight with this index that are there, from its begin.
-  uint64_t present(size_t weight) const { return places[weight].present; }
-  /// Writes `size` bytes of a weight, `offset` bytes from its begin. Thread-safe.
-  Status write(size_t weight, uint64_t offset, const void *data, uint64_t size);
-  /// Says that the first `bytes` of this weight, and all weights before it, are
-  /// written. They are synced and noted in another thread, whose errors come from here and `finish`.
-  Status advance(size_t weight, uint64_t bytes);
+  uint64_t present(size_t weight) const override { return places[weight].present; }
+  Status write(size_t weight, uint64_t offset, const void *data, uint64_t size) override;
+  /// What is written is synced and noted in another thread, whose errors come from here and `finish`.
+  Status advance(size_t weight, uint64_t bytes) override;
   /// Makes everything durable and writes the index. Once.
   Result<std::vector<WeightFileEntry>> finish();
 

@@ -156,6 +156,14 @@ public:
 
   Status read(int64_t row, int64_t numRows, int64_t col, int64_t numCols, float *out) const override {
     assert(row >= 0 && numRows >= 0 && row + numRows <= rows && col >= 0 && numCols >= 0 && col + numCols <= cols);
+    if (isPlainF8) {
+      int64_t done = 0;
+      while (done < numRows && readPlainF8(row + done, col, numCols, out + done * numCols))
+        ++done;
+      row += done;
+      numRows -= done;
+      out += done * numCols;
+    }
     // Where rows lie side by side, narrow stripes let a cache line serve all the rows that share it.
     int64_t stripe = format.packing.inMajor ? chunk : std::max<int64_t>(numCols, 1);
     for (int64_t s = 0; s < numCols; s += stripe)
@@ -264,6 +272,20 @@ private:
     return group;
   }
 
+  /// One row of FP8 with nothing but scales, all of them harmless and all codes numbers; else false.
+  bool readPlainF8(int64_t row, int64_t col, int64_t count, float *out) const {
+    const std::byte *data = codes.data + row * cols;
+    const int64_t group = format.scale.cols ? format.scale.cols : cols;
+    const int64_t first = (format.scale.rows ? row / format.scale.rows : 0) * inGroups;
+    for (int64_t c = col, end; c < col + count; c = end) {
+      end = std::min(col + count, (c / group + 1) * group);
+      float scale = loadScale(scales.dtype, scales.data, first + c / group);
+      if (!isHarmless(scale) || !scaleF8E4M3(data + c, scale, out + (c - col), end - c))
+        return false;
+    }
+    return true;
+  }
+
   /// At most `chunk` columns of one row.
   Status readRun(int64_t row, int64_t col, int64_t count, float *out) const {
     std::array<uint8_t, chunk> run;
@@ -277,14 +299,6 @@ private:
       const uint8_t *from = run.data() + (c - col);
       float *to = out + (c - col);
       int64_t size = end - c;
-      if (isPlainF8 && isHarmless(scale)) {
-        if (!scaleF8E4M3(reinterpret_cast<const std::byte *>(from), scale, to, size))
-          for (int64_t i = 0; i < size; ++i)
-            if (std::isnan(values[from[i]]))
-              return wrongValue(row, c + i, from[i], scale, inGroup);
-        c = end;
-        continue;
-      }
       for (int64_t i = 0; i < size; ++i) {
         to[i] = valueOf(from[i], zero, scale);
         if (!std::isfinite(to[i]) || (scale == 0 && values[from[i]] != zero))

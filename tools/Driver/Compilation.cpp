@@ -7,6 +7,7 @@
 #include "codegen/Common/KernelSpec.h"
 #include "codegen/Weights/Journal.h"
 #include "codegen/Weights/Materialize.h"
+#include "codegen/Weights/WeightFiles.h"
 #include "dialects/Exec/ExecDialect.h"
 #include "dialects/Moe/MoeDialect.h"
 #include "dialects/Moe/Reference/Interpreter.h"

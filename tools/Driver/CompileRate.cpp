@@ -5,6 +5,7 @@
 
 #include "codegen/Weights/Journal.h"
 #include "codegen/Weights/Materialize.h"
+#include "codegen/Weights/WeightFiles.h"
 #include "dialects/Moe/MoeDialect.h"
 #include "frontends/HuggingFace/Checkpoint.h"
 #include "runtime/Support/Safetensors.h"

@@ -6,6 +6,7 @@
 /// byte, whatever the shapes, threads and memory.
 
 #include "codegen/Weights/Materialize.h"
+#include "codegen/Weights/WeightFiles.h"
 #include "dialects/Exec/ExecDialect.h"
 #include "dialects/Moe/MoeDialect.h"
 #include "dialects/Moe/Reference/Recipe.h"
