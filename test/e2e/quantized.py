@@ -334,13 +334,10 @@ WIDE = SMALL | {
 }  # fmt: skip
 
 
-def config_of(name: str) -> dict:
-    """config.json of a model whose layers are in the format `name`, but for its `quantization_config`."""
-    return json.loads(PARITY.read_text()) | (WIDE if name == "fp8-128x128" else SMALL)
-
-
-def layer_name(tensor: str) -> str:
-    return tensor.removesuffix(".weight")
+def config_of(name: str, quantization: dict | None = None) -> dict:
+    """config.json of the model whose layers are in the format `name`, as `quantization` declares them."""
+    config = json.loads(PARITY.read_text()) | (WIDE if name == "fp8-128x128" else SMALL)
+    return config | ({} if quantization is None else {"quantization_config": quantization})
 
 
 def every_layer(layer: str) -> bool:
@@ -354,7 +351,7 @@ def tensors_of(name: str, quantizes: Callable[[str], bool] = every_layer) -> tup
     twin: Stored = {}
     for tensor in listing(config_of(name)):
         x = values("quantized", tensor.name, tensor.shape)
-        layer = layer_name(tensor.name)
+        layer = tensor.name.removesuffix(".weight")
         if "_proj" in layer and quantizes(layer):
             stored, x = FORMATS[name].pack(x)
             quantized |= {f"{layer}.{suffix}": entry for suffix, entry in stored.items()}
@@ -374,6 +371,5 @@ def write(directory: Path, config: dict, tensors: Stored) -> Path:
 def build(directory: Path, name: str, quantizes: Callable[[str], bool] = every_layer) -> tuple[Path, Path]:
     """Checkpoint directories of the model and of its twin."""
     quantized, twin = tensors_of(name, quantizes)
-    config = config_of(name)
-    declared = config | {"quantization_config": FORMATS[name].config}
-    return write(directory / "quantized", declared, quantized), write(directory / "twin", config, twin)
+    declared = config_of(name, FORMATS[name].config)
+    return write(directory / "quantized", declared, quantized), write(directory / "twin", config_of(name), twin)
