@@ -155,11 +155,13 @@ def test_scale(name, kind, layer, refused):
     assert f"'{layer}.{scale_name(name)}' holds {WORDS[kind]}" in message
 
 
-@pytest.mark.parametrize("kind", ["nan", "inf"])
-def test_scale_beside_codes_that_are_kept(kind, refused):
-    """FP8 blocks go into the artifact as they are; nothing is multiplied on the way."""
-    message = refused(with_scale("fp8-32x32", DENSE, kind), "fp8-32x32", FORMATS["fp8-32x32"].config)
-    assert f"scale of tensor '{DENSE}.weight_scale_inv' is not finite" in message
+# FP8 blocks go into the artifact as they are: nothing is multiplied on the way.
+@pytest.mark.parametrize("kind", SCALES)
+@pytest.mark.parametrize("name, layer", [("fp8-32x32", DENSE), ("float-block", EXPERT)])
+def test_scale_beside_codes_that_are_kept(name, layer, kind, refused):
+    message = refused(with_scale(name, layer, kind), name, FORMATS[name].config)
+    assert f"'{layer}.{scale_name(name)}'" in message
+    assert WORDS[kind] in message or (kind in ("nan", "inf") and "is not finite" in message)
 
 
 def changed(name: str, layer: str, suffix: str, at: int, value) -> quantized.Stored:
@@ -178,6 +180,8 @@ VALUES = {
     "negative group": ("gptq-v1", "g_idx", 0, -1, "holds the group -1 at [0], but there are 2 groups"),
     "another zero point": ("gptq-v1", "qzeros", -1, 0x77777577, "holds differing zero points, but the layer is declared"),
     "no zero point of v1 or v2": ("gptq-v1", "qzeros", 0, 0x77777771, "begins with the zero point 1, but the zero points"),
+    "stored rows": ("pack4", "weight_shape", 0, 1, f"holds [1, {WIDTH}], expected [96, {WIDTH}]"),
+    "stored columns": ("pack4-asymmetric", "weight_shape", 1, -WIDTH, f"holds [96, -{WIDTH}], expected [96, {WIDTH}]"),
     "zero global scale": ("nvfp4", "weight_global_scale", 0, 0, "holds 0, expected a positive number"),
     "negative global scale": ("nvfp4-modelopt", "weight_scale_2", 0, -2, "holds -2, expected a positive number"),
     "global scale NaN": ("nvfp4", "weight_global_scale", 0, np.nan, "holds nan, expected a positive number"),
