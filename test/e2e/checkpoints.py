@@ -154,6 +154,22 @@ def write_safetensors(path: Path, tensors: dict[str, tuple[str, np.ndarray]]) ->
             file.write(np.ascontiguousarray(data).tobytes())
 
 
+def read_safetensors(path: Path) -> tuple[dict[str, tuple[str, np.ndarray]], dict[str, str]]:
+    """The tensors as `write_safetensors` takes them, and the metadata. Types that NumPy lacks come as their bits."""
+    bits = {"BF16": "<u2", "F8_E4M3": "u1", "F8_E8M0": "u1"}
+    raw = path.read_bytes()
+    begin = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:begin])
+    metadata = header.pop("__metadata__", {})
+    tensors = {}
+    for name, entry in header.items():
+        first, last = (begin + offset for offset in entry["data_offsets"])
+        kind = entry["dtype"]
+        own = f"<{kind[0].lower()}{int(kind[1:]) // 8}" if kind not in bits else bits[kind]
+        tensors[name] = (kind, np.frombuffer(raw[first:last], own).reshape(entry["shape"]))
+    return tensors, metadata
+
+
 def build(model_dir: Path, out: Path) -> Path:
     """Writes the parity model as a checkpoint directory that moec compiles."""
     out.mkdir(parents=True, exist_ok=True)

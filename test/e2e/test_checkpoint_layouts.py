@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import sparse_checkpoint
-from checkpoints import write_safetensors
+from checkpoints import read_safetensors, write_safetensors
 from safetensors.numpy import load_file
 
 TEST = Path(__file__).parent.parent
@@ -31,26 +31,12 @@ def assert_same(moe_run, ours: Path, theirs: Path, tokens: int, out: Path) -> No
     assert np.array_equal(found, expected)
 
 
-def stored(path: Path) -> dict[str, tuple[str, np.ndarray]]:
-    """Types and values of the tensors of one file, bf16 as the integers with its bits."""
-    data = path.read_bytes()
-    begin = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:begin])
-    del header["__metadata__"]
-    result = {}
-    for name, info in header.items():
-        first, last = info["data_offsets"]
-        values = np.frombuffer(data[begin + first : begin + last], {"BF16": np.uint16, "F32": np.float32}[info["dtype"]])
-        result[name] = (info["dtype"], values.reshape(info["shape"]))
-    return result
-
-
 def test_packed_experts(moec, moe_run, compiled, tmp_path):
     """As transformers 5 keeps them: one tensor for all experts of a layer, rows of gate above those of up."""
     model = tmp_path / "tiny-shakespeare"
     shutil.copytree(TINY, model, ignore=shutil.ignore_patterns("*.safetensors"))
     experts = range(json.loads((TINY / "config.json").read_text())["n_routed_experts"])
-    tensors = stored(TINY / "model.safetensors")
+    tensors, _ = read_safetensors(TINY / "model.safetensors")
     packed = {name: tensor for name, tensor in tensors.items() if ".mlp.experts." not in name}
     prefixes = {name.split("experts.")[0] + "experts." for name in tensors if ".mlp.experts." in name}
     assert len(prefixes) == 4  # three layers and the one for multi-token prediction
