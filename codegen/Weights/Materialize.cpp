@@ -122,9 +122,23 @@ private:
     return matrix * (unitsPerMatrix * plainRows - recipe.blocks.front()->rows) * cols * byteSize(job.dtype);
   }
 
-  /// The first tensor that a block is made from, for messages.
-  const std::string &sourceOf(size_t block) const {
-    return job.sources[block * job.sources.size() / recipe.blocks.size()];
+  /// The first tensor that a matrix of a block is made from, for messages.
+  std::string sourceOf(size_t block, int64_t matrix) const {
+    std::string name = job.sources[block * job.sources.size() / recipe.blocks.size()];
+    if (size_t marker = name.find(steps::kFamilyMarker); marker != std::string::npos)
+      name.replace(marker, steps::kFamilyMarker.size(), std::to_string(matrix));
+    return name;
+  }
+
+  /// Scales that are packed beside their codes are used as they are: a hole in a file must not become zero weights.
+  Status checkScales(size_t block, int64_t matrix, int64_t row, int64_t col, int64_t width,
+                     std::span<const float> scales) const {
+    for (size_t i = 0; i < scales.size(); ++i)
+      if (!(scales[i] > 0) || !std::isfinite(scales[i]))
+        return Error{"tensor '" + sourceOf(block, matrix) + "' holds the scale " + numberText(scales[i]) + " at [" +
+                     std::to_string(row + static_cast<int64_t>(i) / width) + ", " +
+                     std::to_string(col + static_cast<int64_t>(i) % width) + "], expected a positive number"};
+    return success();
   }
 
   Error mismatch(const std::string &found) const {
@@ -194,10 +208,8 @@ private:
       int64_t width = std::min(tileCols, cols - col);
       for (size_t b = 0; b < recipe.blocks.size(); ++b) {
         MOEC_CHECK(recipe.blocks[b]->read({matrix, row, rows, col, width}, lines.data()));
-        if (mlir::isa<steps::PackBlockScalesAttr>(recipe.pack) &&
-            !std::ranges::all_of(std::span(lines.data(), rows * width),
-                                 [](float value) { return std::isfinite(value); }))
-          return Error{"scale of tensor '" + sourceOf(b) + "' is not finite"};
+        if (mlir::isa<steps::PackBlockScalesAttr>(recipe.pack))
+          MOEC_CHECK(checkScales(b, matrix, row, col, width, std::span(lines.data(), rows * width)));
         for (int64_t lane = 0; lane < present; ++lane) {
           const float *line = &lines[((first + lane) / rowsPerSource - row) * width];
           float *to = &panel[b * lanes + lane];
@@ -225,7 +237,7 @@ private:
             MOEC_CHECK(recipe.blocks[b]->read({matrix, row + r, 1, col, width}, &lines[r * width]));
           if (!packInt4(int4, lines.data(), width, width, b * lanes + lane,
                         &bytes[col / int4.group * int4.groupBytes()]))
-            return scaleError(sourceOf(b), int4.scale, lines.data(), kInt4Rows * width);
+            return scaleError(sourceOf(b, matrix), int4.scale, lines.data(), kInt4Rows * width);
         }
       }
     return success();

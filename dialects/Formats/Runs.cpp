@@ -3,6 +3,8 @@
 
 #include "dialects/Formats/Runs.h"
 
+#include "runtime/Support/Text.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -317,7 +319,7 @@ Error scaleError(const std::string &tensor, DType scale, const float *values, in
   float worst = 0;
   for (int64_t i = 0; i < count && std::isfinite(worst); ++i)
     worst = std::isfinite(values[i]) && std::abs(values[i]) <= std::abs(worst) ? worst : values[i];
-  std::string found = "tensor '" + tensor + "' holds " + std::to_string(worst);
+  std::string found = "tensor " + quote(tensor) + " holds " + numberText(worst);
   if (!std::isfinite(worst))
     return Error{found + ", but weights must be numbers"};
   return Error{found + ", which is too large for int4 codes with scales in " + std::string(toString(scale))};

@@ -12,7 +12,6 @@
 #include <cassert>
 #include <cmath>
 #include <cstring>
-#include <sstream>
 
 static_assert(std::endian::native == std::endian::little, "words are taken apart byte by byte");
 
@@ -43,13 +42,6 @@ float loadScale(DType type, const std::byte *data, int64_t index) {
     assert(false && "not a type of scales");
     return 0;
   }
-}
-
-/// "1e-05", "nan".
-std::string numberText(double value) {
-  std::ostringstream out;
-  out << value;
-  return out.str();
 }
 
 /// The codes of one tensor, by their place in the logical matrix.

@@ -114,15 +114,15 @@ def Moe_DequantAttr : Moe_StepAttr<"Dequant", "dequant"> {
   let description = [{
     `W[i, j] = (code[i, j] - zero[g]) * scale[g] * global`, rounded once to `type`, where `g` is the
     group of (i, j). It consumes, for each weight, as many consecutive tensors as the format has, in
-    the order codes, scales, then what there is of global scale, zero points and group index, and
-    gives one matrix.
+    the order codes, scales, then what there is of global scale, zero points, group index and stored
+    shape, and gives one matrix.
 
     | format | codes | scales | more |
     | --- | --- | --- | --- |
     | `fp8 RxC` | f8E4M3FN | one for R x C weights | |
     | `gptq 1xG`, `gptq_v2 1xG` | packed along inputs, `[in, out]` | one for G inputs | zero points; index if `indexed` |
     | `awq 1xG` | int4, packed along outputs, `[in, out]` | one for G inputs | zero points |
-    | `packed 1xG` | packed along inputs | one for G inputs | zero points if `zeros`; index if `indexed` |
+    | `packed 1xG` | packed along inputs | one for G inputs | zero points if `zeros`; index if `indexed`; its shape |
     | `int8 RxC` | signed bytes | one for R x C weights | |
     | `nvfp4`, `nvfp4_modelopt` | e2m1, two to a byte | e4m3 for 16 inputs | a global scale that divides, or multiplies |
     | `mxfp4` | e2m1, two to a byte | e8m0 for 32 inputs | |

@@ -219,8 +219,6 @@ moec::Format DequantAttr::getDescription() const {
   if (!getIndexed())
     format.groupIndex.clear();
   format.groupIndexRequired = getIndexed();
-  // It says what the other tensors' shapes say too; whoever imports a model compares it.
-  format.storedShape.clear();
   return format;
 }
 

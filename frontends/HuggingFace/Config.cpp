@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
-#include <sstream>
 
 using namespace moec;
 using namespace moec::hf;
@@ -28,12 +27,6 @@ constexpr int64_t maxMtpLayers = 64;
 
 Error wrong(const JsonObject &object, const std::string &key, const std::string &what) {
   return Error{object.field(key) + " " + what};
-}
-
-std::string text(double value) {
-  std::ostringstream out;
-  out << value;
-  return out.str();
 }
 
 /// Reads one config.json; each member function reads one subject.
@@ -121,7 +114,7 @@ private:
                           0, maxMtpLayers, 0));
     MOEC_TRY(out.rmsEps, in.numberOr("rms_norm_eps", 1e-6));
     if (!(out.rmsEps > 0 && out.rmsEps <= 1))
-      return wrong(in, "rms_norm_eps", "is " + text(out.rmsEps) + ", expected a number above 0 and at most 1");
+      return wrong(in, "rms_norm_eps", "is " + numberText(out.rmsEps) + ", expected a number above 0 and at most 1");
     return success();
   }
 
@@ -299,7 +292,8 @@ private:
     MOEC_TRY(bool normalize, in.booleanOr("norm_topk_prob", false));
     MOEC_TRY(double scale, in.numberOr("routed_scaling_factor", 1.0));
     if (!(scale > 0 && scale <= 1e6))
-      return wrong(in, "routed_scaling_factor", "is " + text(scale) + ", expected a number above 0 and at most 1e6");
+      return wrong(in, "routed_scaling_factor",
+                   "is " + numberText(scale) + ", expected a number above 0 and at most 1e6");
     out.normalize = normalize && !(isV2() && out.topk == 1);
     out.routedScale = isV2() && out.normalize ? 1.0 : scale;
     return success();
@@ -350,13 +344,13 @@ private:
     // `mrope`-like nesting by layer type does not exist in this family.
     MOEC_TRY(double partial, dict.numberOr("partial_rotary_factor", 1.0));
     if (partial != 1.0)
-      return wrong(dict, "partial_rotary_factor", "is " + text(partial) + ", but only 1 is supported");
+      return wrong(dict, "partial_rotary_factor", "is " + numberText(partial) + ", but only 1 is supported");
 
     MOEC_TRY(double theta, in.numberOr("rope_theta", 10000.0));
     MOEC_TRY(rope.theta, dict.numberOr("rope_theta", theta));
     if (!(rope.theta > 1 && rope.theta <= 1e15))
       return wrong(dict.has("rope_theta") ? dict : in, "rope_theta",
-                   "is " + text(rope.theta) + ", expected a number above 1 and at most 1e15");
+                   "is " + numberText(rope.theta) + ", expected a number above 1 and at most 1e15");
     if (type == "default")
       return success();
     if (type != "yarn" && type != "linear")
@@ -374,7 +368,7 @@ private:
     }
     if (!(rope.factor >= 1 && rope.factor <= 1e6))
       return wrong(dict, "factor",
-                   (derived ? "follows from 'max_position_embeddings' as " : "is ") + text(rope.factor) +
+                   (derived ? "follows from 'max_position_embeddings' as " : "is ") + numberText(rope.factor) +
                        ", expected a number from 1 to 1e6");
     MOEC_CHECK(readScale(dict, "mscale_all_dim", rope.mscaleAllDim));
     if (rope.type == RopeConfig::Type::Linear)
@@ -387,13 +381,14 @@ private:
     rope.betaSlow = rope.betaSlow == 0 ? 1.0 : rope.betaSlow;
     if (!(rope.betaSlow > 0 && rope.betaSlow <= rope.betaFast && rope.betaFast <= 1e6))
       return wrong(dict, "beta_slow",
-                   "is " + text(rope.betaSlow) + " and 'beta_fast' is " + text(rope.betaFast) +
+                   "is " + numberText(rope.betaSlow) + " and 'beta_fast' is " + numberText(rope.betaFast) +
                        ", expected 0 < beta_slow <= beta_fast <= 1e6");
     MOEC_TRY(rope.truncate, dict.booleanOr("truncate", true));
     if (dict.has("attention_factor")) {
       MOEC_TRY(double factor, dict.number("attention_factor"));
       if (!(factor > 0 && factor <= 1e3))
-        return wrong(dict, "attention_factor", "is " + text(factor) + ", expected a number above 0 and at most 1000");
+        return wrong(dict, "attention_factor",
+                     "is " + numberText(factor) + ", expected a number above 0 and at most 1000");
       rope.attentionFactor = factor;
     }
     return success();
@@ -402,7 +397,7 @@ private:
   static Status readScale(const JsonObject &dict, const char *key, double &scale) {
     MOEC_TRY(scale, dict.numberOr(key, 0.0));
     if (!(scale >= 0 && scale <= 100))
-      return wrong(dict, key, "is " + text(scale) + ", expected a number from 0 to 100");
+      return wrong(dict, key, "is " + numberText(scale) + ", expected a number from 0 to 100");
     return success();
   }
 

@@ -111,10 +111,7 @@ private:
     if (stored.quantised) {
       const moec::Format &format = config.quantization->format;
       for (const moec::RequiredTensor &required : tensor.stored) {
-        // The stored shape says nothing that the other tensors do not; an index may be absent.
-        bool isSource =
-            required.suffix != format.storedShape && (required.suffix != format.groupIndex || stored.indexed);
-        if (isSource)
+        if (required.suffix != format.groupIndex || stored.indexed) // which may be absent
           sources.push_back(b.getStringAttr(tensor.nameOf(required)));
       }
       recipe.push_back(DequantAttr::of(b.getContext(), format, stored.indexed, element));

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cctype>
 #include <charconv>
+#include <sstream>
 #include <system_error>
 
 namespace moec {
@@ -57,6 +58,12 @@ std::string quote(std::string_view text, size_t limit) {
     i += length;
   }
   return out + "'";
+}
+
+std::string numberText(double value) {
+  std::ostringstream out;
+  out << value;
+  return out.str();
 }
 
 std::string shapeToString(const std::vector<int64_t> &shape) {

@@ -25,6 +25,9 @@ std::string quote(std::string_view text, size_t limit = 160);
 /// "[2, 3]"; the rest of a shape of more than eight dimensions as "...".
 std::string shapeToString(const std::vector<int64_t> &shape);
 
+/// "0.5", "1e-05", "nan": six digits, for messages.
+std::string numberText(double value);
+
 /// Token ids between commas, "0,5,7", each at least 0. `what` names the text in errors.
 Result<std::vector<int32_t>> parseIds(std::string_view text, std::string_view what);
 

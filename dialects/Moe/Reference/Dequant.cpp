@@ -86,6 +86,16 @@ Result<StoredTensor> dequantize(DequantAttr step, llvm::ArrayRef<std::string> na
   double global = format.globalScale.empty() ? 1 : load(DType::F32, views[next++].data, 0);
   const TensorView *zeros = format.zeroPoints.empty() ? nullptr : &views[next++];
   const TensorView *index = format.groupIndex.empty() ? nullptr : &views[next++];
+  if (!format.storedShape.empty()) {
+    const TensorView &shape = views[next++];
+    auto stored = [&](size_t i) {
+      return shape.dtype == DType::I64 ? bitsAt<int64_t>(shape.data, i) : bitsAt<int32_t>(shape.data, i);
+    };
+    if (stored(0) != rows || stored(1) != cols)
+      return Error{"tensor '" + names[next - 1] + "' holds [" + std::to_string(stored(0)) + ", " +
+                   std::to_string(stored(1)) + "], expected [" + std::to_string(rows) + ", " + std::to_string(cols) +
+                   "]"};
+  }
   if (!(global > 0) || !std::isfinite(global))
     return Error{"the global scale of '" + names[0] + "' is " + std::to_string(global) +
                  ", expected a positive number"};

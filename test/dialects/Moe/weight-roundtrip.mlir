@@ -76,8 +76,8 @@ func.func @stored() {
   %2 = moe.weight ["c", "s", "z", "g"] recipe [#moe.dequant<gptq 1x32 bits 4 symmetric indexed, f32>] : tensor<8x64xf32>
   %3 = moe.weight ["c", "s", "z"] recipe [#moe.dequant<gptq_v2 1x? bits 8, f32>] : tensor<8x64xf32>
   %4 = moe.weight ["c", "s", "z"] recipe [#moe.dequant<awq 1x64, f32>] : tensor<8x64xf32>
-  %5 = moe.weight ["{e}.c", "{e}.s"] recipe [#moe.dequant<packed 1x32 bits 4, f32>, #moe.stack<4>] : tensor<4x8x64xf32>
-  %6 = moe.weight ["c", "s", "z", "g"] recipe [#moe.dequant<packed 1x32 bits 8 zeros indexed, f32>] : tensor<8x64xf32>
+  %5 = moe.weight ["{e}.c", "{e}.s", "{e}.h"] recipe [#moe.dequant<packed 1x32 bits 4, f32>, #moe.stack<4>] : tensor<4x8x64xf32>
+  %6 = moe.weight ["c", "s", "z", "g", "h"] recipe [#moe.dequant<packed 1x32 bits 8 zeros indexed, f32>] : tensor<8x64xf32>
   %7 = moe.weight ["c", "s"] recipe [#moe.dequant<int8 1x?, f32>] : tensor<8x64xf32>
   %8 = moe.weight ["c", "s", "g"] recipe [#moe.dequant<nvfp4, f32>] : tensor<8x64xf32>
   %9 = moe.weight ["c", "s", "g"] recipe [#moe.dequant<nvfp4_modelopt, f32>] : tensor<8x64xf32>
