@@ -103,6 +103,11 @@ public:
     inner.batch = 0;
     return family[rect.batch]->read(inner, out);
   }
+  Status readCodes(const Rect &rect, uint8_t *codes, uint16_t *scales) const override {
+    Rect inner = rect;
+    inner.batch = 0;
+    return family[rect.batch]->readCodes(inner, codes, scales);
+  }
   void release(int64_t batch, int64_t row, int64_t rows) const override { family[batch]->release(0, row, rows); }
 
 private:
@@ -127,6 +132,9 @@ public:
   }
   Status read(const Rect &rect, float *out) const override {
     return matrix->read(rect.row, rect.rows, rect.col, rect.cols, out);
+  }
+  Status readCodes(const Rect &rect, uint8_t *codes, uint16_t *scales) const override {
+    return matrix->readCodes(rect.row, rect.rows, rect.col, rect.cols, codes, scales);
   }
   void release(int64_t, int64_t row, int64_t rows) const override { matrix->release(row, rows); }
 
@@ -421,11 +429,16 @@ Result<RecipeBlocks> moec::buildRecipe(const std::vector<std::string> &sources, 
   llvm::SmallVector<mlir::Attribute> values(logical);
   if (mlir::isa_and_nonnull<steps::PackGroupsAttr>(result.pack)) {
     auto *quantize = llvm::find_if(values, llvm::IsaPred<steps::QuantizeAttr>);
-    if (quantize == values.end())
+    if (quantize != values.end()) {
+      result.quantize = mlir::cast<steps::QuantizeAttr>(*quantize);
+      values.erase(quantize);
+      logical = values;
+    } else if (auto stored = mlir::dyn_cast_or_null<steps::DequantAttr>(values.empty() ? nullptr : values.front())) {
+      result.quantize = stored.getInt4Groups();
+      result.hasCodes = true;
+    }
+    if (!result.quantize)
       return Error{"a recipe packs codes that none of its steps makes"};
-    result.quantize = mlir::cast<steps::QuantizeAttr>(*quantize);
-    values.erase(quantize);
-    logical = values;
   }
   int64_t count = 0;
   for (mlir::Attribute step : logical)

@@ -36,6 +36,11 @@ public:
   /// format here widens to f32 exactly. Fails on values that no weight may have
   /// (NaN codes in FP8 data, scales that are not finite).
   virtual Status read(const Rect &rect, float *out) const = 0;
+  /// The int4 codes of `rect`, plus 8, and the bits of the scales of each row's groups, where the block is stored so;
+  /// columns are whole groups.
+  virtual Status readCodes(const Rect &rect, uint8_t *codes, uint16_t *scales) const {
+    return Error{"a tensor holds no codes"};
+  }
   /// Says that the sources of these rows are not needed soon.
   virtual void release(int64_t batch, int64_t row, int64_t rows) const = 0;
 
@@ -52,6 +57,8 @@ struct RecipeBlocks {
   mlir::Attribute pack;
   /// How `pack_groups` quantizes the blocks, which hold the values before; null for other steps.
   mlir::moe::QuantizeAttr quantize;
+  /// They are stored so, and hold codes.
+  bool hasCodes = false;
 };
 
 /// Builds the tree for `recipe` over `sources`. Errors name the tensor, its shape and what the step expects.

@@ -232,6 +232,10 @@ private:
         int64_t row = first + lane, present = std::clamp<int64_t>(outputRows - row, 0, kInt4Rows);
         for (int64_t col = 0; col < cols; col += tile) {
           int64_t width = std::min(tile, cols - col);
+          if (recipe.hasCodes) {
+            MOEC_CHECK(packCodes(*recipe.blocks[b], {matrix, row, present, col, width}, b * lanes + lane, bytes));
+            continue;
+          }
           std::fill(lines.begin() + present * width, lines.end(), 0.0f);
           for (int64_t r = 0; r < present; ++r)
             MOEC_CHECK(recipe.blocks[b]->read({matrix, row + r, 1, col, width}, &lines[r * width]));
@@ -240,6 +244,17 @@ private:
             return scaleError(sourceOf(b, matrix), int4.scale, lines.data(), kInt4Rows * width);
         }
       }
+    return success();
+  }
+
+  /// Puts codes that are stored as such into lanes `lane` .. of a panel; those of absent rows stand for 0.
+  Status packCodes(const Block &block, const Rect &rect, int64_t lane, std::vector<std::byte> &bytes) const {
+    std::vector<uint8_t> codes(kInt4Rows * rect.cols, 8);
+    int64_t groups = rect.cols / int4.group;
+    std::vector<uint16_t> scales(kInt4Rows * groups, 0);
+    if (rect.rows > 0)
+      MOEC_CHECK(block.readCodes(rect, codes.data(), scales.data()));
+    placeInt4(int4, codes.data(), scales.data(), rect.cols, lane, &bytes[rect.col / int4.group * int4.groupBytes()]);
     return success();
   }
 

@@ -304,6 +304,22 @@ bool packInt4(const Int4Panel &panel, const float *values, int64_t stride, int64
   return HWY_DYNAMIC_DISPATCH(packInt4Rows)(panel, values, stride, cols, lane, out);
 }
 
+void placeInt4(const Int4Panel &panel, const uint8_t *codes, const uint16_t *scales, int64_t cols, int64_t lane,
+               std::byte *out) {
+  const int64_t groups = cols / panel.group;
+  for (int64_t g = 0; g < groups; ++g, out += panel.groupBytes())
+    for (int64_t r = 0; r < kInt4Rows; ++r) {
+      std::memcpy(out + 2 * (lane + r), &scales[r * groups + g], sizeof(uint16_t));
+      const uint8_t *row = codes + r * cols + g * panel.group;
+      for (int64_t t = 0; t < panel.group; t += 32)
+        for (int64_t q = 0; q < 4; ++q) {
+          std::byte *to = out + 2 * panel.width + ((t / 8 + q) * panel.width + lane + r) * 4;
+          for (int64_t j = 0; j < 4; ++j)
+            to[j] = static_cast<std::byte>(row[t + 4 * q + j] | row[t + 16 + 4 * q + j] << 4);
+        }
+    }
+}
+
 float int4Value(const Int4Panel &panel, const std::byte *packed, int64_t lane, int64_t col) {
   packed += col / panel.group * panel.groupBytes();
   col %= panel.group;

@@ -44,6 +44,11 @@ inline constexpr int64_t kInt4Rows = 4;
 /// it because a value is not or because it is too large for the scale's type; what was written is then of no use.
 bool packInt4(const Int4Panel &panel, const float *values, int64_t stride, int64_t cols, int64_t lane, std::byte *out);
 
+/// Puts four rows of `cols` codes, plus 8, and the bits of their scales into lanes `lane` .. `lane + 3`, as `packInt4`
+/// does with those that it makes.
+void placeInt4(const Int4Panel &panel, const uint8_t *codes, const uint16_t *scales, int64_t cols, int64_t lane,
+               std::byte *out);
+
 /// What the code in lane `lane`, column `col` of groups that begin at `packed` stands for.
 float int4Value(const Int4Panel &panel, const std::byte *packed, int64_t lane, int64_t col);
 

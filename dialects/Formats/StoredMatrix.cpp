@@ -165,6 +165,25 @@ public:
     return success();
   }
 
+  Status readCodes(int64_t row, int64_t numRows, int64_t col, int64_t numCols, uint8_t *out,
+                   uint16_t *outScales) const override {
+    const int64_t group = format.scale.cols;
+    assert(byteSize(scales.dtype) == 2 && format.scale.rows == 1 && group > 0 && !groupOf && col % group == 0);
+    for (int64_t r = row; r < row + numRows; ++r)
+      for (int64_t c = col; c < col + numCols; c += group, out += group) {
+        int64_t inGroup = c / group;
+        MOEC_TRY(float scale, scaleAt(r, inGroup));
+        MOEC_TRY(float zero, zeroAt(r, inGroup));
+        int64_t index = format.scale.inMajor ? inGroup * outGroups + r : r * inGroups + inGroup;
+        *outScales++ = load<uint16_t>(scales.data, index);
+        reader.run(r, c, group, out);
+        for (int64_t i = 0; i < group && scale == 0; ++i)
+          if (values[out[i]] != zero)
+            return wrongValue(r, c + i, out[i], scale, inGroup);
+      }
+    return success();
+  }
+
   void release(int64_t row, int64_t numRows) const override {
     // Stored as [in, out], rows share pages: they go together, with the last one.
     if (format.packing.inMajor) {

@@ -25,6 +25,12 @@ public:
   /// must lie inside, to `out`, row-major and dense. Each value is exact or
   /// rounded once to f32. Fails on what no weight may be: see `open`.
   virtual Status read(int64_t row, int64_t numRows, int64_t col, int64_t numCols, float *out) const = 0;
+  /// The codes of a rectangle, row-major, and of each row the bits of the scales of its groups, where scales have two
+  /// bytes and groups are of one row; columns are whole groups. Fails as `read` does.
+  virtual Status readCodes(int64_t row, int64_t numRows, int64_t col, int64_t numCols, uint8_t *codes,
+                           uint16_t *scales) const {
+    return Error{"codes of this format cannot be read"};
+  }
   /// Says that the bytes of these rows are not needed soon.
   virtual void release(int64_t row, int64_t numRows) const = 0;
 

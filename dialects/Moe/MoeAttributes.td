@@ -95,6 +95,44 @@ def Moe_StackAttr : Moe_StepAttr<"Stack", "stack"> {
   let genVerifyDecl = 1;
 }
 
+def Moe_CodeFormat : I32EnumAttr<"CodeFormat", "what a quantized weight is stored as", [
+    I32EnumAttrCase<"Int4", 0, "int4">]> {
+  let cppNamespace = "::mlir::moe";
+  let genSpecializedAttr = 0;
+}
+
+def Moe_QuantizeAttr : Moe_StepAttr<"Quantize", "quantize"> {
+  let summary = "Round to codes with one scale for each group of columns; gives the values they stand for";
+  let description = [{
+    Each row is cut into groups of `group` columns. `int4`: with `m` the element of largest
+    magnitude in a group (of two, the negative one),
+
+    ```
+    scale     = m / -8 + 0, rounded to nearest even in `scale`
+    code[i]   = the integer nearest to x[i] * f32(1 / scale), ties to even, within -8 .. 7;
+                                                                // 0 if that inverse is not finite
+    y[i]      = code[i] * scale                                 // exact in f32
+    ```
+
+    so that all 16 codes are used, as ggml's Q4_0 does it. Results are f32; where a target has a
+    kernel for the codes, `pack_groups` stores them instead. It acts on each tensor.
+
+    - (C1) `group` is a positive multiple of 32.
+    - (C2) `scale` is bf16 or f16.
+  }];
+  let parameters = (ins EnumParameter<Moe_CodeFormat>:$codes, "int64_t":$group, "::mlir::Type":$scale);
+  let assemblyFormat = "`<` $codes `,` `group` `=` $group `,` `scale` `=` $scale `>`";
+  let genVerifyDecl = 1;
+  let extraClassDeclaration = [{
+    /// Groups are whole blocks of this many columns.
+    static constexpr int64_t columnsPerBlock = 32;
+    /// Bytes of one group of a panel of `width` lanes: see `pack_groups`.
+    int64_t packedBytes(int64_t width) const {
+      return width * (getScale().getIntOrFloatBitWidth() / 8) + width * getGroup() / 2;
+    }
+  }];
+}
+
 def Moe_StoredFormat : I32EnumAttr<"StoredFormat", "how a checkpoint stores a quantized weight", [
     I32EnumAttrCase<"Fp8", 0, "fp8">,
     I32EnumAttrCase<"Gptq", 1, "gptq">,
@@ -129,7 +167,8 @@ def Moe_DequantAttr : Moe_StepAttr<"Dequant", "dequant"> {
 
     `?` in a block stands for a whole dimension; blocks at the edges are partial. `gptq`, `gptq_v2` and
     `packed` have codes of `bits` 4 or 8. With `symmetric`, all zero points of a gptq weight are the
-    same, which tells whether they are stored less 1. Exact layouts: `dialects/Formats/Format.h`.
+    same, which tells whether they are stored less 1. `scale`, if given, is what scales are stored
+    as; int4 codes around 8 in groups with such scales can be packed as they are (`pack_groups`). Exact layouts: `dialects/Formats/Format.h`.
     Sources: DeepSeek-V3, README_WEIGHTS, and arXiv:2412.19437, sec. 3.3.2; OCP Microscaling Formats
     1.0; the packing of AutoGPTQ, AutoAWQ and compressed-tensors.
 
@@ -137,11 +176,13 @@ def Moe_DequantAttr : Moe_StepAttr<"Dequant", "dequant"> {
     - (C2) `type` is f32, bf16 or f16.
     - (C3) `bits` is 4 or 8 for gptq, gptq_v2 and packed, and what the format has for others.
     - (C4) Only gptq and gptq_v2 are `symmetric`, only `packed` has `zeros`, only these three are `indexed`.
+    - (C5) `scale` is f16 or bf16.
   }];
   let parameters = (ins EnumParameter<Moe_StoredFormat>:$format, "int64_t":$rows, "int64_t":$cols, "int64_t":$bits,
-                    "bool":$symmetric, "bool":$zeros, "bool":$indexed, "::mlir::Type":$type);
+                    "bool":$symmetric, "bool":$zeros, "bool":$indexed, OptionalParameter<"::mlir::Type">:$scale,
+                    "::mlir::Type":$type);
   let assemblyFormat = [{
-    `<` custom<StoredFormat>($format, $rows, $cols, $bits, $symmetric, $zeros, $indexed) `,` $type `>`
+    `<` custom<StoredFormat>($format, $rows, $cols, $bits, $symmetric, $zeros, $indexed, $scale) `,` $type `>`
   }];
   let genVerifyDecl = 1;
   let extraClassDeclaration = [{
@@ -149,8 +190,12 @@ def Moe_DequantAttr : Moe_StepAttr<"Dequant", "dequant"> {
     moec::Format getDescription() const;
     /// Tensors of the checkpoint for each weight.
     int64_t getNumSources() const;
-    /// The step for a description, and whether a group index is among the sources.
-    static DequantAttr of(::mlir::MLIRContext *context, const moec::Format &format, bool indexed, ::mlir::Type type);
+    /// The quantization that codes and scales are laid out as, where they are int4 around 8 in groups of whole blocks
+    /// of columns, with scales that are known to be f16 or bf16; else null.
+    QuantizeAttr getInt4Groups() const;
+    /// The step for a description; whether a group index is among the sources, and what scales are stored as.
+    static DequantAttr of(::mlir::MLIRContext *context, const moec::Format &format, bool indexed, moec::DType scale,
+                          ::mlir::Type type);
   }];
 }
 
@@ -228,44 +273,6 @@ def Moe_PackBlockScalesAttr : Moe_StepAttr<"PackBlockScales", "pack_block_scales
   let parameters = (ins "int64_t":$width, "int64_t":$n, "int64_t":$rows);
   let assemblyFormat = "`<` $width `,` $n `,` $rows `>`";
   let genVerifyDecl = 1;
-}
-
-def Moe_CodeFormat : I32EnumAttr<"CodeFormat", "what a quantized weight is stored as", [
-    I32EnumAttrCase<"Int4", 0, "int4">]> {
-  let cppNamespace = "::mlir::moe";
-  let genSpecializedAttr = 0;
-}
-
-def Moe_QuantizeAttr : Moe_StepAttr<"Quantize", "quantize"> {
-  let summary = "Round to codes with one scale for each group of columns; gives the values they stand for";
-  let description = [{
-    Each row is cut into groups of `group` columns. `int4`: with `m` the element of largest
-    magnitude in a group (of two, the negative one),
-
-    ```
-    scale     = m / -8 + 0, rounded to nearest even in `scale`
-    code[i]   = the integer nearest to x[i] * f32(1 / scale), ties to even, within -8 .. 7;
-                                                                // 0 if that inverse is not finite
-    y[i]      = code[i] * scale                                 // exact in f32
-    ```
-
-    so that all 16 codes are used, as ggml's Q4_0 does it. Results are f32; where a target has a
-    kernel for the codes, `pack_groups` stores them instead. It acts on each tensor.
-
-    - (C1) `group` is a positive multiple of 32.
-    - (C2) `scale` is bf16 or f16.
-  }];
-  let parameters = (ins EnumParameter<Moe_CodeFormat>:$codes, "int64_t":$group, "::mlir::Type":$scale);
-  let assemblyFormat = "`<` $codes `,` `group` `=` $group `,` `scale` `=` $scale `>`";
-  let genVerifyDecl = 1;
-  let extraClassDeclaration = [{
-    /// Groups are whole blocks of this many columns.
-    static constexpr int64_t columnsPerBlock = 32;
-    /// Bytes of one group of a panel of `width` lanes: see `pack_groups`.
-    int64_t packedBytes(int64_t width) const {
-      return width * (getScale().getIntOrFloatBitWidth() / 8) + width * getGroup() / 2;
-    }
-  }];
 }
 
 def Moe_PackGroupsAttr : Moe_StepAttr<"PackGroups", "pack_groups"> {

@@ -40,7 +40,7 @@ static FormatFields fieldsOf(StoredFormat format) {
 
 /// `fp8 128x128`, `gptq 1x64 bits 4 symmetric indexed`, `mxfp4`; `?` in a block, 0 here, is a whole dimension.
 static ParseResult parseStoredFormat(AsmParser &parser, StoredFormat &format, int64_t &rows, int64_t &cols,
-                                     int64_t &bits, bool &symmetric, bool &zeros, bool &indexed) {
+                                     int64_t &bits, bool &symmetric, bool &zeros, bool &indexed, Type &scale) {
   StringRef keyword;
   SMLoc loc = parser.getCurrentLocation();
   if (parser.parseKeyword(&keyword))
@@ -71,11 +71,13 @@ static ParseResult parseStoredFormat(AsmParser &parser, StoredFormat &format, in
   symmetric = succeeded(parser.parseOptionalKeyword("symmetric"));
   zeros = succeeded(parser.parseOptionalKeyword("zeros"));
   indexed = succeeded(parser.parseOptionalKeyword("indexed"));
+  if (succeeded(parser.parseOptionalKeyword("scale")) && parser.parseType(scale))
+    return failure();
   return success();
 }
 
 static void printStoredFormat(AsmPrinter &printer, StoredFormat format, int64_t rows, int64_t cols, int64_t bits,
-                              bool symmetric, bool zeros, bool indexed) {
+                              bool symmetric, bool zeros, bool indexed, Type scale) {
   printer << stringifyStoredFormat(format);
   FormatFields fields = fieldsOf(format);
   auto dimension = [](int64_t size) { return size ? std::to_string(size) : "?"; };
@@ -86,6 +88,8 @@ static void printStoredFormat(AsmPrinter &printer, StoredFormat format, int64_t 
   for (auto [set, keyword] : {std::pair(symmetric, " symmetric"), {zeros, " zeros"}, {indexed, " indexed"}})
     if (set)
       printer << keyword;
+  if (scale)
+    printer << " scale " << scale;
 }
 
 /// `[1.0, 0.01]`, with as many digits as it takes: the array's own form keeps six.
@@ -164,7 +168,7 @@ LogicalResult StackAttr::verify(EmitError emitError, int64_t count) {
 }
 
 LogicalResult DequantAttr::verify(EmitError emitError, StoredFormat format, int64_t rows, int64_t cols, int64_t bits,
-                                  bool symmetric, bool zeros, bool indexed, Type type) {
+                                  bool symmetric, bool zeros, bool indexed, Type scale, Type type) {
   FormatFields fields = fieldsOf(format);
   StringRef name = stringifyStoredFormat(format);
   bool isGptq = format == StoredFormat::Gptq || format == StoredFormat::GptqV2;
@@ -186,6 +190,8 @@ LogicalResult DequantAttr::verify(EmitError emitError, StoredFormat format, int6
                                        {indexed, isGptq || isPacked, "indexed"}})
     if (set && !allowed)
       return emitError() << name << " weights are never '" << keyword << "'";
+  if (scale && !scale.isF16() && !scale.isBF16()) // C5
+    return emitError() << "scales are " << scale << ", expected bf16 or f16";
   return checkRounded(emitError, type); // C2
 }
 
@@ -226,7 +232,16 @@ int64_t DequantAttr::getNumSources() const {
   return static_cast<int64_t>(moec::requiredTensors(getDescription(), 1, 1).size());
 }
 
-DequantAttr DequantAttr::of(MLIRContext *context, const moec::Format &format, bool indexed, Type type) {
+QuantizeAttr DequantAttr::getInt4Groups() const {
+  bool isMiddle = getFormat() == StoredFormat::Packed ? !getZeros() : getSymmetric();
+  if (getBits() != 4 || !isMiddle || getIndexed() || !getScale() || getCols() == 0 ||
+      getCols() % QuantizeAttr::columnsPerBlock != 0)
+    return nullptr;
+  return QuantizeAttr::get(getContext(), CodeFormat::Int4, getCols(), getScale());
+}
+
+DequantAttr DequantAttr::of(MLIRContext *context, const moec::Format &format, bool indexed, moec::DType scale,
+                            Type type) {
   auto kind = [&] {
     using moec::Element;
     switch (format.element) {
@@ -247,8 +262,14 @@ DequantAttr DequantAttr::of(MLIRContext *context, const moec::Format &format, bo
     }
     llvm_unreachable("all elements are listed");
   }();
+  Builder builder(context);
+  Type scaleType;
+  if (format.element == moec::Element::Unsigned && format.packing.bits == 4)
+    scaleType = scale == moec::DType::F16    ? Type(builder.getF16Type())
+                : scale == moec::DType::BF16 ? Type(builder.getBF16Type())
+                                             : Type();
   return get(context, kind, format.scale.rows, format.scale.cols, format.packing.bits, format.symmetric,
-             kind == StoredFormat::Packed && !format.zeroPoints.empty(), indexed, type);
+             kind == StoredFormat::Packed && !format.zeroPoints.empty(), indexed, scaleType, type);
 }
 
 LogicalResult HeadRowsAttr::verify(EmitError emitError, int64_t heads, int64_t begin, int64_t end) {

@@ -61,7 +61,8 @@ def Moe_WeightOp : Moe_Op<"weight", [Pure, DeclareOpInterfaceMethods<OpAsmOpInte
     - (C7) The shape of the result is one that the last steps can give.
     - (C8) The element type of the result is the one of the last `cast` or `dequant`; it
       is f32 after `quantize` and i8 after `pack_groups`.
-    - (C9) What `pack_groups` finds was quantized; after that it was at most stacked or cut by heads.
+    - (C9) What `pack_groups` finds was quantized, or stored in int4 groups; after that it was at most
+      stacked or cut by heads.
 
     ```mlir
     func.func @weights() -> (tensor<576x2048xbf16>, tensor<64x1408x2048xbf16>, tensor<16x128x512xbf16>) {

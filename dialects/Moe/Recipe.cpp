@@ -132,7 +132,7 @@ private:
       for (size_t j = 1; j < sources; ++j)
         if (list[i].family != list[i + j].family)
           return stepError(index) << "takes a tensor per expert beside a single one: tensors " << i << " and " << i + j;
-      results.push_back({list[i].family, step.getType(), /*codes=*/nullptr});
+      results.push_back({list[i].family, step.getType(), step.getInt4Groups()});
     }
     list = std::move(results);
     return success();

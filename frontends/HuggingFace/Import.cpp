@@ -114,7 +114,7 @@ private:
         if (required.suffix != format.groupIndex || stored.indexed) // which may be absent
           sources.push_back(b.getStringAttr(tensor.nameOf(required)));
       }
-      recipe.push_back(DequantAttr::of(b.getContext(), format, stored.indexed, element));
+      recipe.push_back(DequantAttr::of(b.getContext(), format, stored.indexed, stored.scale, element));
     } else {
       sources.push_back(b.getStringAttr(name));
     }

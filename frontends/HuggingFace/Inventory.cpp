@@ -427,6 +427,8 @@ private:
       MOEC_TRY(const StoredTensor *stored, find(tensor, name, required));
       if (&required == &tensor.stored.front())
         result.dtype = stored->dtype;
+      if (config.quantization && required.suffix == config.quantization->format.scale.suffix)
+        result.scale = stored->dtype;
       result.indexed |= config.quantization && required.suffix == config.quantization->format.groupIndex;
     }
     if (config.quantization) {
@@ -591,6 +593,8 @@ Inventory Inventory::assume(const ModelConfig &config, std::optional<DType> plai
       stored = {tensor.stored.front().types.front(), /*quantised=*/true};
     if (config.quantization)
       stored.indexed = stored.quantised && config.quantization->format.groupIndexRequired;
+    if (config.quantization && config.quantization->format.element == Element::Unsigned) // as most files have them
+      stored.scale = config.quantization->format.packing.inMajor ? DType::F16 : DType::BF16;
     result.weights.emplace(tensor.name, stored);
     (isImported(tensor) ? result.numUsed : result.numSetAside) += tensor.totals().tensors;
   }

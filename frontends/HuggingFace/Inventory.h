@@ -86,7 +86,8 @@ TensorTotals expectedTotals(const ModelConfig &config);
 struct StoredAs {
   DType dtype = DType::F32; ///< of the plain weight, or of the codes
   bool quantised = false;
-  bool indexed = false; ///< a group index lies beside the codes
+  bool indexed = false;     ///< a group index lies beside the codes
+  DType scale = DType::F32; ///< what scales are stored as
 
   bool operator==(const StoredAs &) const = default;
 };

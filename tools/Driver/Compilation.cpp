@@ -76,17 +76,26 @@ std::string typeText(mlir::Type type) {
 /// Why a weight is stored as it is.
 std::string formatReason(mlir::exec::WeightOp weight) {
   mlir::Type element = mlir::cast<mlir::ShapedType>(weight.getType()).getElementType();
+  bool codes = mlir::isa<mlir::IntegerType>(element);
   if (mlir::isa<mlir::Float8E4M3FNType>(element))
     return "kept: the target multiplies FP8 blocks";
-  for (mlir::Attribute step : weight.getRecipe()) {
+  for (mlir::Attribute step : llvm::reverse(weight.getRecipe())) {
     if (mlir::isa<mlir::moe::QuantizeAttr>(step))
-      return mlir::isa<mlir::IntegerType>(element) ? "quantized, as asked: codes and scales in groups"
-                                                   : "quantized, as asked, but no kernel reads its codes here";
+      return codes ? "quantized, as asked: codes and scales in groups"
+                   : "quantized, as asked, but no kernel reads its codes here";
     if (mlir::isa<mlir::moe::PackBlockScalesAttr>(step))
       return "scales of an FP8 weight, one a lane";
-    if (mlir::isa<mlir::moe::DequantAttr>(step))
-      return "dequantised: its rows are cut by head, across scale blocks";
-    if (mlir::isa<mlir::moe::CastAttr>(step))
+    if (auto stored = mlir::dyn_cast<mlir::moe::DequantAttr>(step)) {
+      std::string format = stored.getDescription().name;
+      if (codes)
+        return "kept: the target multiplies int4 in groups, as " + format + " is";
+      bool cut = llvm::any_of(weight.getRecipe(), llvm::IsaPred<mlir::moe::HeadRowsAttr, mlir::moe::TransposeAttr>);
+      if (stored.getFormat() == mlir::moe::StoredFormat::Fp8 && cut)
+        return "dequantised: its rows are cut by head, across scale blocks";
+      return "dequantised: the target has no kernel for " + format;
+    }
+    if (mlir::isa<mlir::moe::CastAttr>(step) &&
+        !llvm::any_of(weight.getRecipe(), llvm::IsaPred<mlir::moe::DequantAttr>))
       return "widened: too small to matter";
   }
   return "kept as stored";

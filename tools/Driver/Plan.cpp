@@ -342,21 +342,26 @@ private:
     for (auto &[index, entry] : parts)
       if (index != otherPart && index != static_cast<int>(Part::Mtp) && index != static_cast<int>(Part::Buffers))
         storedBytes[index] = entry.checkpointBytes;
+    const std::string published = storedExperts();
     if (importable)
       MOEC_CHECK(lower());
     plan.exactWeights = plan.exactMemory = isCompiled(target);
     plan.experts = storedExperts();
-    if (!expertFormat || plan.config.moeLayers() == 0 || plan.experts == expertFormat->name)
+    if (!expertFormat || plan.config.moeLayers() == 0)
+      return success();
+    uint64_t bytes = 0;
+    for (const hf::ExpectedTensor &tensor : expected)
+      if (tensor.part == Part::Experts)
+        bytes += static_cast<uint64_t>(tensor.members) * expertFormat->bytes(tensor.shape[0], tensor.shape[1]);
+    if (published != expertFormat->name)
+      storedBytes[static_cast<int>(Part::Experts)] = bytes;
+    if (plan.experts == expertFormat->name) // as a compile makes them
       return success();
     if (target.isCpu)
       plan.unsupported.push_back("experts in " + options.experts + ": their bytes are a forecast");
     plan.exactWeights = false;
     plan.experts = expertFormat->name;
-    uint64_t bytes = 0;
-    for (const hf::ExpectedTensor &tensor : expected)
-      if (tensor.part == Part::Experts)
-        bytes += static_cast<uint64_t>(tensor.members) * expertFormat->bytes(tensor.shape[0], tensor.shape[1]);
-    compiledBytes[static_cast<int>(Part::Experts)] = storedBytes[static_cast<int>(Part::Experts)] = bytes;
+    compiledBytes[static_cast<int>(Part::Experts)] = bytes;
     return success();
   }
 

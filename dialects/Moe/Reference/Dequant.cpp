@@ -106,6 +106,8 @@ Result<StoredTensor> dequantize(DequantAttr step, llvm::ArrayRef<std::string> na
   if (format.symmetric) // the first tells how all are stored
     added = middle - int(codeAt(format.zeroPacking, *zeros, 0, 0));
   StoredTensor result{*storedType(step.getType()), Tensor<float>({rows, cols})};
+  if (QuantizeAttr groups = step.getInt4Groups())
+    result.quantized.emplace(groups, Tensor<float>({rows, cols}), Tensor<float>({rows, inGroups}));
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < cols; ++j) {
       auto refused = [&](const std::string &problem) {
@@ -135,6 +137,10 @@ Result<StoredTensor> dequantize(DequantAttr step, llvm::ArrayRef<std::string> na
       if (!std::isfinite(rounded))
         return refused(std::isnan(code) ? "is NaN" : "is too large");
       result.values.data[i * cols + j] = rounded;
+      if (result.quantized) {
+        result.quantized->codes.data[i * cols + j] = code - float(zero);
+        result.quantized->scales.data[i * inGroups + inGroup] = scale;
+      }
     }
   return result;
 }

@@ -29,7 +29,11 @@ static FailureOr<moe::WeightOp> sourceOf(Operation *user, Value tensor) {
 /// "model.layers.3.mlp.experts.{e}.up_proj.weight" -> "model.layers.3.mlp.experts.up_proj".
 static std::string nameOf(moe::WeightOp weight, StringRef suffix = "") {
   StringRef source = cast<StringAttr>(weight.getSources()[0]).getValue();
-  source.consume_back(".weight");
+  ArrayRef<Attribute> recipe = weight.getRecipe().getValue();
+  if (!recipe.empty() && isa<moe::DequantAttr>(recipe.front()))
+    source = source.rsplit('.').first; // codes, whatever their format calls them
+  else
+    source.consume_back(".weight");
   std::string name;
   for (StringRef rest = source; !rest.empty();) {
     auto [before, after] = rest.split(".{e}");
@@ -49,6 +53,18 @@ static moe::DequantAttr fp8Blocks(moe::WeightOp weight) {
   auto stored = dyn_cast<moe::DequantAttr>(recipe[0]);
   bool blocks = stored && stored.getFormat() == moe::StoredFormat::Fp8 && stored.getRows() > 0 && stored.getCols() > 0;
   return blocks && weight.getSources().size() == 2 ? stored : nullptr;
+}
+
+/// The groups in which the recipe's codes lie, if they do: it quantizes in the end, or takes what is stored so and at
+/// most stacks it.
+static moe::QuantizeAttr int4Groups(ArrayRef<Attribute> recipe) {
+  if (recipe.empty())
+    return nullptr;
+  if (auto quantize = dyn_cast<moe::QuantizeAttr>(recipe.back()))
+    return quantize;
+  auto stored = dyn_cast<moe::DequantAttr>(recipe.front());
+  bool kept = stored && llvm::all_of(recipe.drop_front(), llvm::IsaPred<moe::StackAttr>);
+  return kept ? stored.getInt4Groups() : nullptr;
 }
 
 WeightOp WeightPacker::getOrCreate(Location loc, const std::string &name, ArrayRef<Attribute> sources,
@@ -128,7 +144,7 @@ FailureOr<WeightPacker::Panels> WeightPacker::pack(Operation *user, ValueRange t
   SmallVector<Attribute> sources, recipe(first.getRecipe().getValue());
   for (moe::WeightOp part : parts)
     llvm::append_range(sources, part.getSources().getValue());
-  auto quantize = recipe.empty() ? nullptr : dyn_cast<moe::QuantizeAttr>(recipe.back());
+  moe::QuantizeAttr quantize = int4Groups(recipe);
   if (quantize && !transposed && target.hasGroups) {
     recipe.push_back(moe::PackGroupsAttr::get(context, width));
     result.type = DType::U8;

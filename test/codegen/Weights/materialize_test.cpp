@@ -48,11 +48,24 @@ public:
     }
     entry.view = {dtype, std::move(shape), entry.bytes.data()};
   }
-  /// Positive numbers in f32.
-  void addScales(const std::string &name, std::vector<int64_t> shape) {
-    add(name, DType::F32, std::move(shape));
-    for (size_t i = 3; i < bytes(name).size(); i += 4)
+  /// Positive numbers.
+  void addScales(const std::string &name, std::vector<int64_t> shape, DType dtype = DType::F32) {
+    add(name, dtype, std::move(shape));
+    for (size_t i = byteSize(dtype) - 1; i < bytes(name).size(); i += byteSize(dtype))
       bytes(name)[i] &= std::byte(0x7F);
+  }
+  /// Integers: the given ones, or random bits.
+  template <class Int = int32_t>
+  void addWords(const std::string &name, DType dtype, std::vector<int64_t> shape, std::vector<Int> words = {}) {
+    Entry &entry = entries[name];
+    size_t count = 1;
+    for (int64_t dim : shape)
+      count *= dim;
+    while (words.size() < count)
+      words.push_back(static_cast<Int>(random()));
+    entry.bytes.resize(count * sizeof(Int));
+    std::memcpy(entry.bytes.data(), words.data(), entry.bytes.size());
+    entry.view = {dtype, std::move(shape), entry.bytes.data()};
   }
   std::vector<std::byte> &bytes(const std::string &name) { return entries.at(name).bytes; }
 
@@ -226,6 +239,26 @@ TEST_F(MaterializeTest, GroupsOfFp8Experts) {
                        "#moe.quantize<int4, group = 64, scale = f16>, #moe.pack_groups<32>]";
   expectSame({"gate{e}", "gate{e}.s"}, recipe);
   expectSame({"gate{e}", "gate{e}.s", "up{e}", "up{e}.s"}, recipe);
+}
+
+TEST_F(MaterializeTest, CodesThatAreKept) {
+  // 40 rows of 128: compressed-tensors and symmetric GPTQ, each as values and as the codes that they are.
+  for (int e = 0; e < 3; ++e) {
+    std::string name = "e" + std::to_string(e);
+    source.addWords(name + ".c", DType::I32, {40, 128 / 8});
+    source.addScales(name + ".s", {40, 4}, DType::BF16);
+    source.addWords(name + ".h", DType::I64, {2}, std::vector<int64_t>{40, 128});
+  }
+  std::string packed = "#moe.dequant<packed 1x32 bits 4 scale bf16, f32>, #moe.stack<3>";
+  expectSame({"e{e}.c", "e{e}.s", "e{e}.h"}, "[" + packed + ", #moe.pack_panels<32>]");
+  expectSame({"e{e}.c", "e{e}.s", "e{e}.h"}, "[" + packed + ", #moe.pack_groups<32>]");
+  expectSame({"e{e}.c", "e{e}.s", "e{e}.h", "e{e}.c", "e{e}.s", "e{e}.h"}, "[" + packed + ", #moe.pack_groups<32>]");
+  source.addWords("g.c", DType::I32, {128 / 8, 40});
+  source.addScales("g.s", {2, 40}, DType::F16);
+  source.addWords("g.z", DType::I32, {2, 40 / 8}, std::vector<int32_t>(10, 0x77777777));
+  for (const char *last : {"#moe.pack_panels<32>", "#moe.pack_groups<32>"})
+    expectSame({"g.c", "g.s", "g.z"},
+               "[#moe.dequant<gptq 1x64 bits 4 symmetric scale f16, f32>, " + std::string(last) + "]");
 }
 
 TEST_F(MaterializeTest, GroupsThatCannotBe) {

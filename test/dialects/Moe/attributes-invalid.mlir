@@ -137,3 +137,8 @@ func.func private @quantize_c2() attributes {a = #moe.quantize<int4, group = 32,
 
 // expected-error@+1 {{width is 0, expected a positive number}}
 func.func private @pack_groups_c1() attributes {a = #moe.pack_groups<0>}
+
+// -----
+
+// expected-error@+1 {{scales are 'f32', expected bf16 or f16}}
+func.func private @dequant_c5() attributes {a = #moe.dequant<packed 1x32 bits 4 scale f32, f32>}

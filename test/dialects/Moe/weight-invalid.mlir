@@ -320,3 +320,12 @@ func.func @weight_c9_transposed() {
   %0 = moe.weight ["a"] recipe [#moe.quantize<int4, group = 32, scale = f16>, #moe.transpose, #moe.pack_groups<32>] : tensor<1x1x1x576xi8>
   return
 }
+
+// -----
+
+// Zero points of their own are in no group's 8.
+func.func @weight_c9_zero_points() {
+  // expected-error@+1 {{packs codes and scales, but finds a tensor that no earlier step quantizes}}
+  %0 = moe.weight ["c", "s", "z", "h"] recipe [#moe.dequant<packed 1x32 bits 4 zeros scale bf16, f32>, #moe.pack_groups<32>] : tensor<1x1x1x576xi8>
+  return
+}

@@ -65,6 +65,7 @@ func.func @quantized() {
 //       CHECK: recipe [#moe.dequant<gptq_v2 1x? bits 8, f32>] : tensor<8x64xf32>
 //       CHECK: recipe [#moe.dequant<awq 1x64, f32>] : tensor<8x64xf32>
 //       CHECK: recipe [#moe.dequant<packed 1x32 bits 4, f32>, #moe.stack<4>] : tensor<4x8x64xf32>
+//       CHECK: recipe [#moe.dequant<gptq 1x64 bits 4 symmetric scale f16, f32>, #moe.pack_groups<32>] : tensor<1x1x1x1088xi8>
 //       CHECK: recipe [#moe.dequant<packed 1x32 bits 8 zeros indexed, f32>] : tensor<8x64xf32>
 //       CHECK: recipe [#moe.dequant<int8 1x?, f32>] : tensor<8x64xf32>
 //       CHECK: recipe [#moe.dequant<nvfp4, f32>] : tensor<8x64xf32>
@@ -77,6 +78,7 @@ func.func @stored() {
   %3 = moe.weight ["c", "s", "z"] recipe [#moe.dequant<gptq_v2 1x? bits 8, f32>] : tensor<8x64xf32>
   %4 = moe.weight ["c", "s", "z"] recipe [#moe.dequant<awq 1x64, f32>] : tensor<8x64xf32>
   %5 = moe.weight ["{e}.c", "{e}.s", "{e}.h"] recipe [#moe.dequant<packed 1x32 bits 4, f32>, #moe.stack<4>] : tensor<4x8x64xf32>
+  %11 = moe.weight ["c", "s", "z"] recipe [#moe.dequant<gptq 1x64 bits 4 symmetric scale f16, f32>, #moe.pack_groups<32>] : tensor<1x1x1x1088xi8>
   %6 = moe.weight ["c", "s", "z", "g", "h"] recipe [#moe.dequant<packed 1x32 bits 8 zeros indexed, f32>] : tensor<8x64xf32>
   %7 = moe.weight ["c", "s"] recipe [#moe.dequant<int8 1x?, f32>] : tensor<8x64xf32>
   %8 = moe.weight ["c", "s", "g"] recipe [#moe.dequant<nvfp4, f32>] : tensor<8x64xf32>
