@@ -109,3 +109,22 @@ def test_symmetric_gptq_tells_its_version(name, declared, models, moec, tmp_path
     quantization = FORMATS[name].config | {"checkpoint_format": declared}
     model = quantized.write(tmp_path / "model", quantized.config_of(name, quantization), tensors)
     assert np.array_equal(logits(moec, "interpret", model, tmp_path), logits(moec, "interpret", twin, tmp_path))
+
+
+STORED_AS = {
+    "fp8-128x128": ("F8_E4M3", "kept: the target multiplies FP8 blocks"),
+    "pack4": ("U8", "kept: the target multiplies int4 in groups, as pack-quantized int4 in groups of 32 is"),
+    "awq": ("F32", "dequantised: the target has no kernel for awq int4 in groups of 32"),
+    "mxfp4": ("BF16", "dequantised: the target has no kernel for mxfp4"),
+}
+
+
+@pytest.mark.parametrize("name", STORED_AS)
+def test_what_is_kept_is_explained(name, models, compiled, moec):
+    model, _ = models(name)
+    dtype, reason = STORED_AS[name]
+    weights = json.loads(moec.run("inspect", compiled(model), "--json").stdout)["weights"]
+    experts = [weight for weight in weights if ".experts." in weight["name"] and not weight["name"].endswith(".scales")]
+    assert experts and {weight["dtype"] for weight in experts} == {dtype}
+    explained = moec.run("compile", model, "--emit=exec", "--explain").stderr.decode()
+    assert reason in explained
