@@ -56,29 +56,37 @@ HWY_NOINLINE void widenBf16(const uint16_t *data, float *out, int64_t count) {
       [&](int64_t i) { out[i] = bf16ToFloat(data[i]); });
 }
 
-HWY_NOINLINE bool scaleF8(const uint8_t *data, float factor, float *out, int64_t count) {
+HWY_NOINLINE bool scaleF8(const uint8_t *data, const float *scales, int64_t group, int64_t first, float *out,
+                          int64_t count) {
   const hn::RebindToSigned<Words> ints;
   const hn::Rebind<int8_t, Words> bytes;
   // Sign, exponent and mantissa go to where f32 has them, which is 2^-120 times the value, subnormals included.
   const auto places = hn::Set(ints, static_cast<int32_t>(0x87F00000)), ones = hn::Set(ints, 0x07F00000);
-  const auto power = hn::Set(Floats(), 0x1p120f), by = hn::Set(Floats(), factor);
+  const auto power = hn::Set(Floats(), 0x1p120f);
   auto most = hn::Zero(ints);
-  bool numbers = true;
-  overRun(
-      count,
-      [&](int64_t i) HWY_ATTR {
-        readAhead(data, i, count);
-        auto code = hn::PromoteTo(ints, hn::LoadU(bytes, reinterpret_cast<const int8_t *>(data) + i));
-        auto bits = hn::And(hn::ShiftLeft<20>(code), places);
-        most = hn::Max(most, hn::And(bits, ones));
-        // The first product is exact.
-        hn::StoreU(hn::Mul(hn::Mul(hn::BitCast(Floats(), bits), power), by), Floats(), out + i);
-      },
-      [&](int64_t i) {
-        out[i] = f8e4m3ToFloat(data[i]) * factor;
-        numbers &= (data[i] & 0x7F) != 0x7F;
-      });
-  return numbers && hn::AllFalse(ints, hn::Eq(most, ones));
+  int tailMost = 0;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(ints));
+  for (int64_t i = 0, end; i < count; first = 0, ++scales) {
+    end = std::min(count, i + group - first);
+    const float scale = *scales;
+    const auto by = hn::Set(Floats(), scale);
+    for (; i + lanes <= end; i += lanes) {
+      readAhead(data, i, count);
+      auto code = hn::PromoteTo(ints, hn::LoadU(bytes, reinterpret_cast<const int8_t *>(data) + i));
+      auto bits = hn::And(hn::ShiftLeft<20>(code), places);
+      most = hn::Max(most, hn::And(bits, ones));
+      // The first product is exact.
+      hn::StoreU(hn::Mul(hn::Mul(hn::BitCast(Floats(), bits), power), by), Floats(), out + i);
+    }
+    for (; i < end; ++i) { // the same for one; a call would take the vectors out of their registers
+      auto bits = static_cast<uint32_t>(static_cast<int8_t>(data[i])) << 20 & 0x87F00000u;
+      float value;
+      std::memcpy(&value, &bits, sizeof(value));
+      out[i] = value * 0x1p120f * scale;
+      tailMost = std::max(tailMost, data[i] & 0x7F);
+    }
+  }
+  return tailMost != 0x7F && hn::AllFalse(ints, hn::Eq(most, ones));
 }
 
 #if HWY_TARGET == HWY_SCALAR
@@ -256,8 +264,8 @@ HWY_EXPORT(widenBf16);
 HWY_EXPORT(scaleF8);
 HWY_EXPORT(packInt4Rows);
 
-bool scaleF8E4M3(const std::byte *data, float factor, float *out, int64_t count) {
-  return HWY_DYNAMIC_DISPATCH(scaleF8)(reinterpret_cast<const uint8_t *>(data), factor, out, count);
+bool scaleF8E4M3(const std::byte *data, const float *scales, int64_t group, int64_t first, float *out, int64_t count) {
+  return HWY_DYNAMIC_DISPATCH(scaleF8)(reinterpret_cast<const uint8_t *>(data), scales, group, first, out, count);
 }
 
 bool widen(DType type, const std::byte *data, float *out, int64_t count) {
@@ -268,8 +276,10 @@ bool widen(DType type, const std::byte *data, float *out, int64_t count) {
   case DType::BF16:
     HWY_DYNAMIC_DISPATCH(widenBf16)(reinterpret_cast<const uint16_t *>(data), out, count);
     return true;
-  case DType::F8E4M3:
-    return scaleF8E4M3(data, 1, out, count);
+  case DType::F8E4M3: {
+    const float one = 1;
+    return scaleF8E4M3(data, &one, count, /*first=*/0, out, count);
+  }
   case DType::F8E8M0:
   case DType::U8:
     for (int64_t i = 0; i < count; ++i)

@@ -21,8 +21,9 @@ namespace moec {
 /// alignment. False if a code of F8E4M3 is NaN; a number stands in its place then.
 bool widen(DType type, const std::byte *data, float *out, int64_t count);
 
-/// `out[i] = float(data[i]) * factor`, rounded once, for F8E4M3; false as above.
-bool scaleF8E4M3(const std::byte *data, float factor, float *out, int64_t count);
+/// `out[i] = float(data[i]) * scales[(first + i) / group]`, rounded once, for F8E4M3; `first` lies in the first group.
+/// False as above.
+bool scaleF8E4M3(const std::byte *data, const float *scales, int64_t group, int64_t first, float *out, int64_t count);
 
 /// `value` rounded once to F32, F16 or BF16, to nearest even, and widened to f32 again.
 float roundOnce(DType type, double value);

@@ -285,13 +285,16 @@ private:
 
   /// One row of FP8 with nothing but scales, all of them harmless and all codes numbers; else false.
   bool readPlainF8(int64_t row, int64_t col, int64_t count, float *out) const {
-    const std::byte *data = codes.data + row * cols;
     const int64_t group = format.scale.cols ? format.scale.cols : cols;
-    const int64_t first = (format.scale.rows ? row / format.scale.rows : 0) * inGroups;
+    const int64_t rowScales = (format.scale.rows ? row / format.scale.rows : 0) * inGroups;
+    std::array<float, 64> factors;
     for (int64_t c = col, end; c < col + count; c = end) {
-      end = std::min(col + count, (c / group + 1) * group);
-      float scale = loadScale(scales.dtype, scales.data, first + c / group);
-      if (!isHarmless(scale) || !scaleF8E4M3(data + c, scale, out + (c - col), end - c))
+      const int64_t first = c / group, last = std::min<int64_t>(first + factors.size(), (col + count - 1) / group + 1);
+      end = std::min(col + count, last * group);
+      for (int64_t g = first; g < last; ++g)
+        if (!isHarmless(factors[g - first] = loadScale(scales.dtype, scales.data, rowScales + g)))
+          return false;
+      if (!scaleF8E4M3(codes.data + row * cols + c, factors.data(), group, c % group, out + (c - col), end - c))
         return false;
     }
     return true;

@@ -73,18 +73,27 @@ TEST(Runs, ScaledCodesAreRoundedOnce) {
     for (float factor : {1.0f, 0.3f, 1e-42f, 3e35f}) {
       for (size_t i = 0; i < codes.size(); ++i)
         codes[i] = static_cast<std::byte>(i * 37 % 127 + i % 2 * 128);
-      EXPECT_TRUE(scaleF8E4M3(codes.data(), factor, out.data(), 45));
+      EXPECT_TRUE(scaleF8E4M3(codes.data(), &factor, 45, 0, out.data(), 45));
       for (size_t i = 0; i < codes.size(); ++i) {
         float expected = f8e4m3ToFloat(static_cast<uint8_t>(codes[i])) * factor;
         EXPECT_TRUE(sameBits(out[i], expected)) << out[i] << " for " << expected;
       }
       for (size_t place : {44, 31, 17, 0}) {
         std::byte before = std::exchange(codes[place], std::byte(place % 2 ? 0x7F : 0xFF));
-        EXPECT_FALSE(scaleF8E4M3(codes.data(), factor, out.data(), 45));
+        EXPECT_FALSE(scaleF8E4M3(codes.data(), &factor, 45, 0, out.data(), 45));
         codes[place] = before;
       }
     }
-    EXPECT_TRUE(scaleF8E4M3(nullptr, 1, nullptr, 0));
+    EXPECT_TRUE(scaleF8E4M3(nullptr, nullptr, 1, 0, nullptr, 0));
+    // Groups that begin and end anywhere.
+    const float factors[] = {0.5f, 3, 0.7f, 11, 0.01f, 9, 2};
+    for (int64_t group : {7, 16, 20, 32})
+      for (int64_t first : {int64_t(0), int64_t(5), group - 1}) {
+        int64_t count = 40;
+        EXPECT_TRUE(scaleF8E4M3(codes.data(), factors, group, first, out.data(), count));
+        for (int64_t i = 0; i < count; ++i)
+          EXPECT_EQ(out[i], f8e4m3ToFloat(static_cast<uint8_t>(codes[i])) * factors[(first + i) / group]) << i;
+      }
   });
 }
 
