@@ -27,6 +27,10 @@ def compile(
     *,
     target: str = "cpu",
     max_context: int | None = None,
+    experts: str = "keep",
+    attention: str = "keep",
+    dense: str = "keep",
+    head: str = "keep",
     max_tokens: int = 512,
     max_memory: int = 2 << 30,
     threads: int | None = None,
@@ -40,6 +44,9 @@ def compile(
         replaced, anything else is refused.
       target: the chip; "cpu" so far.
       max_context: longest sequence in tokens; None: what config.json allows, at most 32768.
+      experts, attention, dense, head: formats of the weights of routed experts, of attention's projections, of
+        feed-forward layers that every token takes, of the projection to logits: "keep", "f32", "bf16", "f16", or
+        "int4" in groups of 32 columns, "int4:g64", "int4:g128:bf16" with bf16 instead of f16 scales.
       max_tokens: tokens in one run of the program; longer steps are cut, with the same result.
       max_memory: bound, in bytes, on what making the weights keeps in memory.
       threads: None: one per processor.
@@ -51,7 +58,10 @@ def compile(
     Raises:
       ValueError: the checkpoint or an argument is unusable, or the disk is full; the message says which.
     """
-    _compile(os.fspath(model_dir), os.fspath(out), target, max_context or 0, max_tokens, max_memory, threads or 0, progress)
+    formats = [experts, attention, dense, head]
+    _compile(
+        os.fspath(model_dir), os.fspath(out), target, max_context or 0, formats, max_tokens, max_memory, threads or 0, progress
+    )
 
 
 def load(

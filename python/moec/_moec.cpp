@@ -10,6 +10,7 @@
 #include "runtime/Tokenizer/Tokenizer.h"
 #include "tools/Driver/Compilation.h"
 
+#include <array>
 #include <pybind11/functional.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -18,6 +19,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <tuple>
 
 namespace py = pybind11;
 using namespace moec;
@@ -102,12 +104,14 @@ struct PyGeneration {
 };
 
 void compileModel(const std::string &model, const std::string &out, const std::string &target, int64_t maxContext,
-                  int64_t maxTokens, uint64_t maxMemory, unsigned threads,
+                  const std::array<std::string, 4> &formats, int64_t maxTokens, uint64_t maxMemory, unsigned threads,
                   std::function<void(uint64_t, uint64_t, std::string)> progress) {
   CompileOptions options;
   options.model = model;
   options.target = target;
   options.maxContext = maxContext;
+  std::tie(options.experts, options.attention, options.dense, options.head) =
+      std::tie(formats[0], formats[1], formats[2], formats[3]);
   options.maxTokens = maxTokens;
   options.maxMemory = maxMemory;
   options.threads = threads;

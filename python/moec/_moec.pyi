@@ -61,6 +61,7 @@ def _compile(
     out: str,
     target: str,
     max_context: int,
+    formats: list[str],
     max_tokens: int,
     max_memory: int,
     threads: int,

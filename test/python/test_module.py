@@ -34,6 +34,12 @@ def model(artifact):
     return moec.load(artifact, threads=2, max_slots=2)
 
 
+def test_compile_takes_formats(artifact, tmp_path):
+    moec.compile(TINY, tmp_path / "int4", experts="int4", dense="int4:g64:bf16")
+    size = [sum(path.stat().st_size for path in directory.glob("weights-*")) for directory in (artifact, tmp_path / "int4")]
+    assert size[1] < 0.65 * size[0]
+
+
 def test_properties(model):
     assert (model.name, model.type) == ("tiny-shakespeare", "deepseek_v3")
     assert (model.vocab_size, model.max_context, model.max_slots) == (1280, 1024, 2)
@@ -137,6 +143,8 @@ def test_ir():
 def test_errors_are_sentences(tmp_path):
     with pytest.raises(ValueError, match="config.json"):
         moec.compile(tmp_path, tmp_path / "out")
+    with pytest.raises(ValueError, match="unknown weight format 'int3'"):
+        moec.compile(TINY, tmp_path / "out", experts="int3")
     with pytest.raises(ValueError, match="manifest.json"):
         moec.load(tmp_path)
     assert not (tmp_path / "out").exists()
