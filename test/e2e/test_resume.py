@@ -54,9 +54,19 @@ def noted(out: Path) -> int:
     return sum(size for name, size in best.items() if name.startswith("weights"))
 
 
+def interruptible() -> None:
+    """What runs in the background of a script inherits that interrupts are ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def launch(command: list[str]) -> subprocess.Popen:
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible
+    )
+
+
 def start(moec, model: Path, out: Path, *options) -> subprocess.Popen:
-    command = [str(moec.path), "compile", str(model), "-o", str(out), *options]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return launch([str(moec.path), "compile", str(model), "-o", str(out), *options])
 
 
 def halt(process: subprocess.Popen, out: Path, beyond: int, how: signal.Signals) -> bool:
@@ -135,7 +145,7 @@ def test_python_is_interrupted_and_goes_on(model, whole, tmp_path):
     out = tmp_path / "out"
     code = "import moec, sys; moec.compile(*sys.argv[1:], progress=lambda done, total, what: print(what))"
     command = [sys.executable, "-c", code, str(model), str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = launch(command)
     assert "KeyboardInterrupt" in end_at_once(process, out, signal.SIGINT)
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("verifying weights-00001.safetensors\n")
