@@ -65,6 +65,9 @@ public:
     return success();
   }
 
+  StoredRow storedRow(int64_t batch, int64_t row) const override {
+    return {view.data + (batch * rows + row) * cols * byteSize(dtype), byteSize(dtype)};
+  }
   void release(int64_t batch, int64_t row, int64_t count) const override {
     TensorView part = view;
     part.data += (batch * rows + row) * cols * byteSize(dtype);
@@ -108,6 +111,7 @@ public:
     inner.batch = 0;
     return family[rect.batch]->readCodes(inner, codes, scales);
   }
+  StoredRow storedRow(int64_t batch, int64_t row) const override { return family[batch]->storedRow(0, row); }
   void release(int64_t batch, int64_t row, int64_t rows) const override { family[batch]->release(0, row, rows); }
 
 private:
@@ -136,6 +140,7 @@ public:
   Status readCodes(const Rect &rect, uint8_t *codes, uint16_t *scales) const override {
     return matrix->readCodes(rect.row, rect.rows, rect.col, rect.cols, codes, scales);
   }
+  StoredRow storedRow(int64_t, int64_t row) const override { return {matrix->storedRow(row), 1}; }
   void release(int64_t, int64_t row, int64_t rows) const override { matrix->release(row, rows); }
 
 private:

@@ -27,6 +27,12 @@ struct Rect {
   int64_t col = 0, cols = 0;
 };
 
+/// A row as it is stored, its columns one after the other; null if it is not.
+struct StoredRow {
+  const std::byte *data = nullptr;
+  int64_t bytesPerColumn = 0;
+};
+
 /// A tensor seen as `[batch, rows, cols]`, whose elements are computed when read.
 /// A vector is one row; a matrix is a batch of one. Thread-safe.
 class Block {
@@ -41,6 +47,8 @@ public:
   virtual Status readCodes(const Rect &rect, uint8_t *codes, uint16_t *scales) const {
     return Error{"a tensor holds no codes"};
   }
+  /// Where this row lies in the checkpoint, if it does in one piece.
+  virtual StoredRow storedRow(int64_t batch, int64_t row) const { return {}; }
   /// Says that the sources of these rows are not needed soon.
   virtual void release(int64_t batch, int64_t row, int64_t rows) const = 0;
 

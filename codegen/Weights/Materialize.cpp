@@ -222,28 +222,44 @@ private:
     return success();
   }
 
-  /// Panel `index` of codes and scales, a few rows at a time: those lie side by side in the source, so that it is read
-  /// nearly in order, and the panel stays in a core's L2 cache until it is whole.
+  /// Panel `index` of codes and scales, tile by tile: the rows whose lanes share cache lines of the panel follow each
+  /// other, so that those lines are whole while they are near.
   Status makeGroups(int64_t matrix, int64_t index, std::vector<std::byte> &bytes) const {
-    int64_t lanes = lanesPerBlock(), first = index * lanes, tile = tileColumns();
+    constexpr int64_t lanesPerLine = 16;
+    const int64_t lanes = lanesPerBlock(), tile = tileColumns();
     std::vector<float> lines(kInt4Rows * tile);
     for (size_t b = 0; b < recipe.blocks.size(); ++b)
-      for (int64_t lane = 0; lane < lanes; lane += kInt4Rows) {
-        int64_t row = first + lane, present = std::clamp<int64_t>(outputRows - row, 0, kInt4Rows);
-        for (int64_t col = 0; col < cols; col += tile) {
-          int64_t width = std::min(tile, cols - col);
-          if (recipe.hasCodes) {
-            MOEC_CHECK(packCodes(*recipe.blocks[b], {matrix, row, present, col, width}, b * lanes + lane, bytes));
-            continue;
+      for (int64_t line = 0; line < lanes; line += lanesPerLine)
+        for (int64_t col = 0; col < cols; col += tile)
+          for (int64_t lane = line; lane < std::min(lanes, line + lanesPerLine); lane += kInt4Rows) {
+            int64_t row = index * lanes + lane, present = std::clamp<int64_t>(outputRows - row, 0, kInt4Rows);
+            // The same rows further on, or after their last columns those of the next lanes.
+            bool ends = col + tile >= cols;
+            Rect next = {matrix, ends ? row + lanesPerLine : row, kInt4Rows, ends ? 0 : col + tile, tile};
+            MOEC_CHECK(makeTile(b, {matrix, row, present, col, std::min(tile, cols - col)}, next, b * lanes + lane,
+                                lines, bytes));
           }
-          std::fill(lines.begin() + present * width, lines.end(), 0.0f);
-          for (int64_t r = 0; r < present; ++r)
-            MOEC_CHECK(recipe.blocks[b]->read({matrix, row + r, 1, col, width}, &lines[r * width]));
-          if (!packInt4(int4, lines.data(), width, width, b * lanes + lane,
-                        &bytes[col / int4.group * int4.groupBytes()]))
-            return scaleError(sourceOf(b, matrix), int4.scale, lines.data(), kInt4Rows * width);
-        }
-      }
+    return success();
+  }
+
+  /// Puts a tile of at most four rows into lanes `lane` .. of a panel; `next` will be read after it.
+  Status makeTile(size_t b, const Rect &rect, const Rect &next, int64_t lane, std::vector<float> &lines,
+                  std::vector<std::byte> &bytes) const {
+    const Block &block = *recipe.blocks[b];
+    if (recipe.hasCodes)
+      return packCodes(block, rect, lane, bytes);
+    std::fill(lines.begin() + rect.rows * rect.cols, lines.end(), 0.0f);
+    for (int64_t r = 0; r < rect.rows; ++r)
+      MOEC_CHECK(block.read({rect.batch, rect.row + r, 1, rect.col, rect.cols}, &lines[r * rect.cols]));
+    ReadAhead ahead;
+    for (int64_t r = 0; r < kInt4Rows && next.row + kInt4Rows <= outputRows; ++r) {
+      StoredRow stored = block.storedRow(next.batch, next.row + r);
+      ahead.rows[r] = stored.data + next.col * stored.bytesPerColumn;
+      ahead.bytesPerColumn = stored.bytesPerColumn;
+    }
+    if (!packInt4(int4, lines.data(), rect.cols, rect.cols, lane, &bytes[rect.col / int4.group * int4.groupBytes()],
+                  ahead))
+      return scaleError(sourceOf(b, rect.batch), int4.scale, lines.data(), kInt4Rows * rect.cols);
     return success();
   }
 

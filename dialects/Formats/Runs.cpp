@@ -36,20 +36,12 @@ template <class Vector, class Scalar> HWY_INLINE void overRun(int64_t count, Vec
     scalar(i);
 }
 
-/// Whoever reads rows side by side goes on a run further along each: ask for it while this one is worked on.
-template <class T> HWY_INLINE void readAhead(const T *data, int64_t i, int64_t count) {
-  constexpr int64_t line = 64 / sizeof(T);
-  if (i % line == 0)
-    __builtin_prefetch(data + i + count);
-}
-
 HWY_NOINLINE void widenBf16(const uint16_t *data, float *out, int64_t count) {
   const Words words;
   const hn::Rebind<uint16_t, Words> halves;
   overRun(
       count,
       [&](int64_t i) HWY_ATTR {
-        readAhead(data, i, count);
         auto bits = hn::ShiftLeft<16>(hn::PromoteTo(words, hn::LoadU(halves, data + i)));
         hn::StoreU(hn::BitCast(Floats(), bits), Floats(), out + i);
       },
@@ -71,7 +63,6 @@ HWY_NOINLINE bool scaleF8(const uint8_t *data, const float *scales, int64_t grou
     const float scale = *scales;
     const auto by = hn::Set(Floats(), scale);
     for (; i + lanes <= end; i += lanes) {
-      readAhead(data, i, count);
       auto code = hn::PromoteTo(ints, hn::LoadU(bytes, reinterpret_cast<const int8_t *>(data) + i));
       auto bits = hn::And(hn::ShiftLeft<20>(code), places);
       most = hn::Max(most, hn::And(bits, ones));
@@ -92,7 +83,7 @@ HWY_NOINLINE bool scaleF8(const uint8_t *data, const float *scales, int64_t grou
 #if HWY_TARGET == HWY_SCALAR
 
 HWY_NOINLINE bool packInt4Rows(const Int4Panel &panel, const float *values, int64_t stride, int64_t cols, int64_t lane,
-                               std::byte *out) {
+                               std::byte *out, const ReadAhead &ahead) {
   for (int64_t c = 0; c < cols; c += panel.group, out += panel.groupBytes())
     for (int64_t r = 0; r < kInt4Rows; ++r) {
       const float *x = values + r * stride + c;
@@ -127,6 +118,8 @@ HWY_NOINLINE bool packInt4Rows(const Int4Panel &panel, const float *values, int6
 using Bytes = hn::Repartition<uint8_t, Words>;
 /// One value for each row that is quantized at a time.
 using RowWords = hn::FixedTag<uint32_t, kInt4Rows>;
+
+constexpr int64_t cacheLine = 64;
 
 /// Columns whose scales are found before their codes, so that the latter wait for nothing.
 constexpr int64_t kScaleColumns = 1024, kMaxGroups = kScaleColumns / 32;
@@ -193,7 +186,7 @@ HWY_INLINE bool makeScales(DType type, float *values, uint16_t *bits, int64_t co
 }
 
 HWY_NOINLINE bool packInt4Rows(const Int4Panel &panel, const float *values, int64_t stride, int64_t cols, int64_t lane,
-                               std::byte *out) {
+                               std::byte *out, const ReadAhead &ahead) {
   static_assert(kInt4Rows == 4);
   const Floats floats;
   const Words words;
@@ -227,6 +220,10 @@ HWY_NOINLINE bool packInt4Rows(const Int4Panel &panel, const float *values, int6
       auto *to = reinterpret_cast<uint8_t *>(out) + 2 * panel.width + 4 * lane;
       for (int64_t t = 0; t < group; t += 32)
         for (int64_t i = 0; i < 16; i += lanes) {
+          const int64_t next = (begin + g * group + t) * ahead.bytesPerColumn;
+          if (i == 0 && ahead.bytesPerColumn && next % cacheLine == 0)
+            for (const std::byte *row : ahead.rows)
+              __builtin_prefetch(row + next);
           const float *at = values + begin + g * group + t + i;
           // In the last byte of each word the code of a column, plus 8; then that of one column in four rows.
           auto code = [&](int64_t row, int64_t half) HWY_ATTR {
@@ -310,8 +307,9 @@ float roundOnce(DType type, double value) {
   return type == DType::F16 ? f16ToFloat(floatToF16(nearest)) : bf16ToFloat(floatToBf16(nearest));
 }
 
-bool packInt4(const Int4Panel &panel, const float *values, int64_t stride, int64_t cols, int64_t lane, std::byte *out) {
-  return HWY_DYNAMIC_DISPATCH(packInt4Rows)(panel, values, stride, cols, lane, out);
+bool packInt4(const Int4Panel &panel, const float *values, int64_t stride, int64_t cols, int64_t lane, std::byte *out,
+              const ReadAhead &ahead) {
+  return HWY_DYNAMIC_DISPATCH(packInt4Rows)(panel, values, stride, cols, lane, out, ahead);
 }
 
 void placeInt4(const Int4Panel &panel, const uint8_t *codes, const uint16_t *scales, int64_t cols, int64_t lane,

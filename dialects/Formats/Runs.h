@@ -11,6 +11,7 @@
 #include "runtime/Support/DType.h"
 #include "runtime/Support/Result.h"
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -39,11 +40,19 @@ struct Int4Panel {
 /// Rows that are quantized side by side.
 inline constexpr int64_t kInt4Rows = 4;
 
+/// What will be read when four rows are quantized: it is asked for bit by bit meanwhile, so that memory works while the
+/// core does. Asking for everything at once fills the few places that wait for memory, and the core with them.
+struct ReadAhead {
+  std::array<const std::byte *, kInt4Rows> rows{};
+  int64_t bytesPerColumn = 0; ///< 0: nothing is asked for
+};
+
 /// Quantizes four rows of `cols` values, a multiple of the group, as `#moe.quantize<int4>` says, and puts them into
 /// lanes `lane` .. `lane + 3` of a panel, `lane` a multiple of 4, as `#moe.pack_groups` says. Row r is at `values + r *
 /// stride` and has the alignment of a float; `out` is where the first group begins. False if a scale is not finite, be
 /// it because a value is not or because it is too large for the scale's type; what was written is then of no use.
-bool packInt4(const Int4Panel &panel, const float *values, int64_t stride, int64_t cols, int64_t lane, std::byte *out);
+bool packInt4(const Int4Panel &panel, const float *values, int64_t stride, int64_t cols, int64_t lane, std::byte *out,
+              const ReadAhead &ahead = {});
 
 /// Puts four rows of `cols` codes, plus 8, and the bits of their scales into lanes `lane` .. `lane + 3`, as `packInt4`
 /// does with those that it makes.

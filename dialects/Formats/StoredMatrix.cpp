@@ -165,6 +165,8 @@ public:
     return success();
   }
 
+  const std::byte *storedRow(int64_t row) const override { return isPlainF8 ? codes.data + row * cols : nullptr; }
+
   Status readCodes(int64_t row, int64_t numRows, int64_t col, int64_t numCols, uint8_t *out,
                    uint16_t *outScales) const override {
     const int64_t group = format.scale.cols;

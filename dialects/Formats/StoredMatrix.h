@@ -31,6 +31,8 @@ public:
                            uint16_t *scales) const {
     return Error{"codes of this format cannot be read"};
   }
+  /// Where the codes of a row lie, if one after the other and a byte each; else null.
+  virtual const std::byte *storedRow(int64_t row) const { return nullptr; }
   /// Says that the bytes of these rows are not needed soon.
   virtual void release(int64_t row, int64_t numRows) const = 0;
 
