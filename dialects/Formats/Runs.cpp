@@ -26,26 +26,20 @@ namespace hn = hwy::HWY_NAMESPACE;
 using Floats = hn::CappedTag<float, 16>;
 using Words = hn::RebindToUnsigned<Floats>;
 
-/// Calls `load(i)` for each whole vector of `count` elements, and `scalar(i)` for each of the rest.
-template <class Vector, class Scalar> HWY_INLINE void overRun(int64_t count, Vector vector, Scalar scalar) {
-  const auto lanes = static_cast<int64_t>(hn::Lanes(Floats()));
-  int64_t i = 0;
-  for (; i + lanes <= count; i += lanes)
-    vector(i);
-  for (; i < count; ++i)
-    scalar(i);
-}
-
-HWY_NOINLINE void widenBf16(const uint16_t *data, float *out, int64_t count) {
+HWY_NOINLINE void widenBf16(const std::byte *data, float *out, int64_t count) {
   const Words words;
   const hn::Rebind<uint16_t, Words> halves;
-  overRun(
-      count,
-      [&](int64_t i) HWY_ATTR {
-        auto bits = hn::ShiftLeft<16>(hn::PromoteTo(words, hn::LoadU(halves, data + i)));
-        hn::StoreU(hn::BitCast(Floats(), bits), Floats(), out + i);
-      },
-      [&](int64_t i) { out[i] = bf16ToFloat(data[i]); });
+  const auto lanes = static_cast<int64_t>(hn::Lanes(words));
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    auto bits = hn::PromoteTo(words, hn::LoadU(halves, reinterpret_cast<const uint16_t *>(data + 2 * i)));
+    hn::StoreU(hn::BitCast(Floats(), hn::ShiftLeft<16>(bits)), Floats(), out + i);
+  }
+  for (; i < count; ++i) {
+    uint16_t bits;
+    std::memcpy(&bits, data + 2 * i, sizeof(bits));
+    out[i] = bf16ToFloat(bits);
+  }
 }
 
 HWY_NOINLINE bool scaleF8(const uint8_t *data, const float *scales, int64_t group, int64_t first, float *out,
@@ -271,7 +265,7 @@ bool widen(DType type, const std::byte *data, float *out, int64_t count) {
     std::memcpy(out, data, count * sizeof(float));
     return true;
   case DType::BF16:
-    HWY_DYNAMIC_DISPATCH(widenBf16)(reinterpret_cast<const uint16_t *>(data), out, count);
+    HWY_DYNAMIC_DISPATCH(widenBf16)(data, out, count);
     return true;
   case DType::F8E4M3: {
     const float one = 1;
