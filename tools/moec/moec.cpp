@@ -42,6 +42,12 @@ class ProgressLine {
 public:
   void show(uint64_t done, uint64_t total, const std::string &what) {
     auto now = Clock::now();
+    if (!begun) { // code comes before weights, and is none of their time
+      begun = true;
+      before = done;
+      start = now;
+      last = terminal ? Clock::time_point() : now;
+    }
     if (now - last < (terminal ? std::chrono::milliseconds(100) : std::chrono::milliseconds(5000)))
       return;
     last = now;
@@ -58,8 +64,7 @@ public:
     clear();
     std::fprintf(stderr, "weights: %s of %s were there and are intact\n", sizeText(present).c_str(),
                  sizeText(total).c_str());
-    before = present;
-    start = last = Clock::now();
+    begun = false;
   }
   ~ProgressLine() { clear(); }
 
@@ -72,9 +77,9 @@ private:
   }
 
   bool terminal = isatty(STDERR_FILENO);
-  bool shown = false;
-  uint64_t before = 0;
-  Clock::time_point start = Clock::now(), last = start;
+  bool shown = false, begun = false;
+  uint64_t before = 0; ///< bytes that were there when the weights began
+  Clock::time_point start, last;
 };
 
 Status writeText(const std::string &path, const std::string &text) {
