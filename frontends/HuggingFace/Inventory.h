@@ -87,6 +87,8 @@ struct StoredAs {
   DType dtype = DType::F32; ///< of the plain weight, or of the codes
   bool quantised = false;
   bool indexed = false; ///< a group index lies beside the codes
+  /// The blocks of a GGUF file that hold it by themselves, else null.
+  const GgufType *blocks = nullptr;
 
   bool operator==(const StoredAs &) const = default;
 };

@@ -83,8 +83,10 @@ std::string formatReason(mlir::exec::WeightOp weight) {
                                                    : "quantized, as asked, but no kernel reads its codes here";
     if (mlir::isa<mlir::moe::PackBlockScalesAttr>(step))
       return "scales of an FP8 weight, one a lane";
-    if (mlir::isa<mlir::moe::DequantAttr>(step))
-      return "dequantised: its rows are cut by head, across scale blocks";
+    if (auto stored = mlir::dyn_cast<mlir::moe::DequantAttr>(step))
+      return stored.getFormat() == mlir::moe::StoredFormat::Fp8
+                 ? "dequantised: its rows are cut by head, across scale blocks"
+                 : "dequantised: no kernel reads its codes here";
     if (mlir::isa<mlir::moe::CastAttr>(step))
       return "widened: too small to matter";
   }

@@ -70,6 +70,10 @@ func.func @quantized() {
 //       CHECK: recipe [#moe.dequant<nvfp4, f32>] : tensor<8x64xf32>
 //       CHECK: recipe [#moe.dequant<nvfp4_modelopt, f32>] : tensor<8x64xf32>
 //       CHECK: recipe [#moe.dequant<mxfp4, bf16>] : tensor<8x64xbf16>
+//       CHECK: recipe [#moe.dequant<gguf_q8_0, f32>] : tensor<8x64xf32>
+//       CHECK: recipe [#moe.dequant<gguf_q4_0, f32>, #moe.stack<4>] : tensor<4x8x64xf32>
+//       CHECK: recipe [#moe.dequant<gguf_q4_k, f32>] : tensor<8x256xf32>
+//       CHECK: recipe [#moe.dequant<gguf_q6_k, f32>, #moe.cast<bf16>] : tensor<8x256xbf16>
 func.func @stored() {
   %0 = moe.weight ["c", "s"] recipe [#moe.dequant<fp8 ?x?, f32>] : tensor<8x64xf32>
   %1 = moe.weight ["c", "s"] recipe [#moe.dequant<fp8 1x32, bf16>] : tensor<8x64xbf16>
@@ -82,5 +86,9 @@ func.func @stored() {
   %8 = moe.weight ["c", "s", "g"] recipe [#moe.dequant<nvfp4, f32>] : tensor<8x64xf32>
   %9 = moe.weight ["c", "s", "g"] recipe [#moe.dequant<nvfp4_modelopt, f32>] : tensor<8x64xf32>
   %10 = moe.weight ["c", "s"] recipe [#moe.dequant<mxfp4, bf16>] : tensor<8x64xbf16>
+  %11 = moe.weight ["b"] recipe [#moe.dequant<gguf_q8_0, f32>] : tensor<8x64xf32>
+  %12 = moe.weight ["b{e}"] recipe [#moe.dequant<gguf_q4_0, f32>, #moe.stack<4>] : tensor<4x8x64xf32>
+  %13 = moe.weight ["b"] recipe [#moe.dequant<gguf_q4_k, f32>] : tensor<8x256xf32>
+  %14 = moe.weight ["b"] recipe [#moe.dequant<gguf_q6_k, f32>, #moe.cast<bf16>] : tensor<8x256xbf16>
   return
 }
