@@ -452,7 +452,7 @@ def test_truncated(tensors, moec, tmp_path):
     for end, sentence in (
         (3, "model.gguf: ends within its first four bytes"),
         (60, f"model.gguf: says that it holds {len(tensors)} tensors and 4 metadata, more than its size allows"),
-        (1500, "model.gguf: ends within the tensor "),
+        (1500, "model.gguf: gives the tensor 'token_embd.weight' a dimension of 160, which its size does not allow"),
         (len(data) - 64, "model.gguf: ends before the tensor "),
     ):
         (model / "model.gguf").write_bytes(data[:end])
