@@ -434,7 +434,9 @@ private:
   Result<StoredAs> expectBlocks(const ExpectedTensor &tensor, int64_t index) {
     const std::string name = tensor.member(index);
     MOEC_TRY(const StoredTensor *stored, find(tensor, name, {"", {table.at(name).dtype}, {tensor.shape}}));
-    return StoredAs{stored->dtype, /*quantised=*/false, /*indexed=*/false, stored->blocks};
+    StoredAs result{stored->dtype};
+    result.blocks = stored->blocks;
+    return result;
   }
 
   Result<StoredAs> expectPlain(const ExpectedTensor &tensor, int64_t index) {
