@@ -4,6 +4,7 @@
 #include "codegen/Weights/Block.h"
 
 #include "codegen/Weights/Elements.h"
+#include "dialects/Formats/Gguf.h"
 #include "dialects/Formats/Runs.h"
 #include "dialects/Formats/StoredMatrix.h"
 #include "dialects/Moe/MoeDialect.h"
@@ -123,6 +124,10 @@ class StoredBlock final : public Block {
 public:
   static Result<std::unique_ptr<Block>> open(steps::DequantAttr step, const std::vector<std::string> &names,
                                              const TensorSource &from) {
+    if (const GgufType *blocks = step.getBlocks()) {
+      MOEC_TRY(auto matrix, openBlocks(*blocks, names.front(), from));
+      return std::unique_ptr<Block>(new StoredBlock(std::move(matrix)));
+    }
     MOEC_TRY(DType type, dtypeOf(step.getType()));
     MOEC_TRY(TensorView codes, from.tensor(names.front()));
     if (codes.shape.size() != 2)

@@ -38,8 +38,14 @@ struct GgufType {
   void (*decode)(const std::byte *data, float *out);
 };
 
-/// F32, F16, BF16, Q8_0, Q4_0, Q4_K or Q6_K; null for any other id.
+/// F32, F16, BF16, Q8_0, Q4_0, Q4_K or Q6_K; null for any other id or name.
 const GgufType *ggufType(uint32_t id);
+const GgufType *ggufType(std::string_view name);
+/// The matrix in the tensor `name` of `from`: U8 [rows, bytes of a row], rows of whole blocks of `type`. `from` must
+/// outlive the result. Errors: no such tensor, another type or shape. Errors of `read`: a value that is not finite.
+/// Scales may be negative or zero here, since ggml's quantizers make such.
+Result<std::unique_ptr<StoredMatrix>> openBlocks(const GgufType &type, const std::string &name,
+                                                 const TensorSource &from);
 
 /// A tensor's place in a file.
 struct GgufTensor {
@@ -63,15 +69,19 @@ struct GgufHeader {
 };
 
 /// One validated GGUF file, mapped read-only.
-class GgufFile {
+class GgufFile final : public TensorSource {
 public:
   static Result<GgufFile> open(const std::string &path);
 
   const GgufHeader &header() const { return parsed; }
-  /// A tensor as a matrix whose rows are its innermost dimension; the others are flattened, so that row
-  /// `e * out + i` of stacked experts is row i of expert e. This must outlive the result and stay in its place. Errors:
-  /// no such tensor, a type that is not read. Errors of `read`: a value that is not finite. Scales may be negative or
-  /// zero here, since ggml's quantizers make such.
+  const MappedFile &mapping() const { return file; }
+  /// The bytes of a tensor, whatever its type: U8 [rows, bytes of a row]. Rows are its innermost dimension; the others
+  /// are flattened, so that row `e * out + i` of stacked experts is row i of expert e. Errors: no such tensor, a type
+  /// that is not read.
+  Result<TensorView> tensor(const std::string &name) const override;
+  void release(const TensorView &view) const override;
+  /// A tensor as a matrix of the same rows. This must outlive the result and stay in its place. Errors as in `tensor`
+  /// and `openBlocks`.
   Result<std::unique_ptr<StoredMatrix>> matrix(const std::string &name) const;
 
 private:

@@ -90,28 +90,26 @@ constexpr GgufType types[] = {
 
 class GgufMatrix final : public StoredMatrix {
 public:
-  GgufMatrix(std::string name, const GgufTensor &tensor, const GgufType &type, const MappedFile &file)
-      : name(std::move(name)), type(type), file(file), begin(tensor.begin) {
-    cols = tensor.shape.back();
-    rows = 1;
-    for (size_t i = 0; i + 1 < tensor.shape.size(); ++i)
-      rows *= tensor.shape[i];
+  /// `label` names the tensor in errors; `bytes` is U8 [rows, bytes of a row].
+  GgufMatrix(std::string label, const GgufType &type, TensorView bytes, const TensorSource &from)
+      : label(std::move(label)), type(type), bytes(std::move(bytes)), from(from) {
+    rows = this->bytes.shape[0];
+    cols = rowBytes() / type.bytes * type.elements;
     dtype = type.valueType;
-    rowBytes = cols / type.elements * type.bytes;
   }
 
   Status read(int64_t row, int64_t numRows, int64_t col, int64_t numCols, float *out) const override {
     assert(row >= 0 && numRows >= 0 && row + numRows <= rows && col >= 0 && numCols >= 0 && col + numCols <= cols);
     float block[256];
     for (int64_t r = row; r < row + numRows; ++r) {
-      const std::byte *data = file.data() + begin + r * rowBytes;
+      const std::byte *data = bytes.data + r * rowBytes();
       for (int64_t c = col; c < col + numCols;) {
         int64_t first = c % type.elements, count = std::min(type.elements - first, col + numCols - c);
         type.decode(data + c / type.elements * type.bytes, block);
         for (int64_t i = 0; i < count; ++i) {
           if (!std::isfinite(block[first + i]))
-            return Error{file.path() + ": tensor " + quote(name) + " holds a value that is not finite at [" +
-                         std::to_string(r) + ", " + std::to_string(c + i) + "]"};
+            return Error{label + " holds a value that is not finite at [" + std::to_string(r) + ", " +
+                         std::to_string(c + i) + "]"};
           *out++ = block[first + i];
         }
         c += count;
@@ -121,15 +119,16 @@ public:
   }
 
   void release(int64_t row, int64_t numRows) const override {
-    file.release(begin + row * rowBytes, numRows * rowBytes);
+    from.release({DType::U8, {numRows, rowBytes()}, bytes.data + row * rowBytes()});
   }
 
 private:
-  std::string name;
+  int64_t rowBytes() const { return bytes.shape[1]; }
+
+  std::string label;
   const GgufType &type;
-  const MappedFile &file;
-  uint64_t begin;
-  int64_t rowBytes;
+  TensorView bytes;
+  const TensorSource &from;
 };
 
 } // namespace
@@ -141,6 +140,24 @@ const GgufType *ggufType(uint32_t id) {
   return nullptr;
 }
 
+const GgufType *ggufType(std::string_view name) {
+  for (const GgufType &type : types)
+    if (type.name == name)
+      return &type;
+  return nullptr;
+}
+
+Result<std::unique_ptr<StoredMatrix>> openBlocks(const GgufType &type, const std::string &name,
+                                                 const TensorSource &from) {
+  MOEC_TRY(TensorView bytes, from.tensor(name));
+  if (bytes.dtype != DType::U8 || bytes.shape.size() != 2 || bytes.shape[1] % type.bytes != 0)
+    return Error{"tensor " + quote(name) + " is " + std::string(toString(bytes.dtype)) + " " +
+                 shapeToString(bytes.shape) + ", expected U8 and rows of " + std::string(type.name) + " blocks of " +
+                 std::to_string(type.bytes) + " bytes"};
+  return std::unique_ptr<StoredMatrix>(
+      std::make_unique<GgufMatrix>("tensor " + quote(name), type, std::move(bytes), from));
+}
+
 Result<GgufFile> GgufFile::open(const std::string &path) {
   GgufFile result;
   MOEC_TRY(result.file, MappedFile::open(path));
@@ -149,7 +166,7 @@ Result<GgufFile> GgufFile::open(const std::string &path) {
   return result;
 }
 
-Result<std::unique_ptr<StoredMatrix>> GgufFile::matrix(const std::string &name) const {
+Result<TensorView> GgufFile::tensor(const std::string &name) const {
   auto found = parsed.tensors.find(name);
   if (found == parsed.tensors.end())
     return Error{file.path() + ": there is no tensor " + quote(name)};
@@ -161,7 +178,23 @@ Result<std::unique_ptr<StoredMatrix>> GgufFile::matrix(const std::string &name) 
     return Error{file.path() + ": tensor " + quote(name) + " has the ggml type " + std::to_string(found->second.type) +
                  ", but only " + known + " are read"};
   }
-  return std::unique_ptr<StoredMatrix>(std::make_unique<GgufMatrix>(name, found->second, *type, file));
+  int64_t rowBytes = found->second.shape.back() / type->elements * type->bytes;
+  int64_t rows = static_cast<int64_t>(found->second.bytes) / rowBytes;
+  return TensorView{DType::U8, {rows, rowBytes}, file.data() + found->second.begin};
+}
+
+void GgufFile::release(const TensorView &view) const {
+  uint64_t bytes = byteSize(view.dtype);
+  for (int64_t dimension : view.shape)
+    bytes *= dimension;
+  file.release(view.data - file.data(), bytes);
+}
+
+Result<std::unique_ptr<StoredMatrix>> GgufFile::matrix(const std::string &name) const {
+  MOEC_TRY(TensorView bytes, tensor(name));
+  const GgufType &type = *ggufType(parsed.tensors.find(name)->second.type);
+  return std::unique_ptr<StoredMatrix>(
+      std::make_unique<GgufMatrix>(file.path() + ": tensor " + quote(name), type, std::move(bytes), *this));
 }
 
 } // namespace moec

@@ -142,7 +142,11 @@ def Moe_StoredFormat : I32EnumAttr<"StoredFormat", "how a checkpoint stores a qu
     I32EnumAttrCase<"Int8", 5, "int8">,
     I32EnumAttrCase<"Nvfp4", 6, "nvfp4">,
     I32EnumAttrCase<"Nvfp4Modelopt", 7, "nvfp4_modelopt">,
-    I32EnumAttrCase<"Mxfp4", 8, "mxfp4">]> {
+    I32EnumAttrCase<"Mxfp4", 8, "mxfp4">,
+    I32EnumAttrCase<"GgufQ80", 9, "gguf_q8_0">,
+    I32EnumAttrCase<"GgufQ40", 10, "gguf_q4_0">,
+    I32EnumAttrCase<"GgufQ4K", 11, "gguf_q4_k">,
+    I32EnumAttrCase<"GgufQ6K", 12, "gguf_q6_k">]> {
   let cppNamespace = "::mlir::moe";
   let genSpecializedAttr = 0;
 }
@@ -164,16 +168,19 @@ def Moe_DequantAttr : Moe_StepAttr<"Dequant", "dequant"> {
     | `int8 RxC` | signed bytes | one for R x C weights | |
     | `nvfp4`, `nvfp4_modelopt` | e2m1, two to a byte | e4m3 for 16 inputs | a global scale that divides, or multiplies |
     | `mxfp4` | e2m1, two to a byte | e8m0 for 32 inputs | |
+    | `gguf_q8_0`, `gguf_q4_0`, `gguf_q4_k`, `gguf_q6_k` | one tensor of bytes `[out, bytes of a row]` | in each block of 32 or 256 inputs | |
 
     `?` in a block stands for a whole dimension; blocks at the edges are partial. `gptq`, `gptq_v2` and
     `packed` have codes of `bits` 4 or 8. With `symmetric`, all zero points of a gptq weight are the
     same, which tells whether they are stored less 1. `scale`, if given, is what scales are stored
-    as; int4 codes around 8 in groups with such scales can be packed as they are (`pack_groups`). Exact layouts: `dialects/Formats/Format.h`.
+    as; int4 codes around 8 in groups with such scales can be packed as they are (`pack_groups`).
+    Exact layouts: `dialects/Formats/Format.h`; of ggml's blocks, whose values are what ggml's f32
+    arithmetic gives: `dialects/Formats/GgufMatrix.cpp`.
     Sources: DeepSeek-V3, README_WEIGHTS, and arXiv:2412.19437, sec. 3.3.2; OCP Microscaling Formats
     1.0; the packing of AutoGPTQ, AutoAWQ and compressed-tensors.
 
     - (C1) Blocks are positive; formats of groups have one row, those without a block the one they define.
-    - (C2) `type` is f32, bf16 or f16.
+    - (C2) `type` is f32, bf16 or f16; f32 for ggml's blocks.
     - (C3) `bits` is 4 or 8 for gptq, gptq_v2 and packed, and what the format has for others.
     - (C4) Only gptq and gptq_v2 are `symmetric`, only `packed` has `zeros`, only these three are `indexed`.
     - (C5) `scale` is f16 or bf16.
@@ -186,7 +193,10 @@ def Moe_DequantAttr : Moe_StepAttr<"Dequant", "dequant"> {
   }];
   let genVerifyDecl = 1;
   let extraClassDeclaration = [{
-    /// The whole description. Tensors have the names that DeepSeek or the format's own package gives them.
+    /// How ggml's blocks are decoded; null for formats that have a description.
+    const moec::GgufType *getBlocks() const;
+    /// The whole description, if `getBlocks` is null. Tensors have the names that DeepSeek or the format's own package
+    /// gives them.
     moec::Format getDescription() const;
     /// Tensors of the checkpoint for each weight.
     int64_t getNumSources() const;
@@ -196,6 +206,8 @@ def Moe_DequantAttr : Moe_StepAttr<"Dequant", "dequant"> {
     /// The step for a description; whether a group index is among the sources, and what scales are stored as.
     static DequantAttr of(::mlir::MLIRContext *context, const moec::Format &format, bool indexed, moec::DType scale,
                           ::mlir::Type type);
+    /// The same for ggml's blocks, whose type is one of those above.
+    static DequantAttr of(::mlir::MLIRContext *context, const moec::GgufType &blocks);
   }];
 }
 

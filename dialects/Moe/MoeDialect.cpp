@@ -3,6 +3,8 @@
 
 #include "dialects/Moe/MoeDialect.h"
 
+#include "dialects/Formats/Gguf.h"
+
 #include "mlir/IR/Builders.h"
 #include "mlir/IR/DialectImplementation.h"
 #include "llvm/ADT/TypeSwitch.h"
@@ -11,6 +13,9 @@
 
 using namespace mlir;
 using namespace mlir::moe;
+
+/// Before the names of ggml's block types in those of formats.
+static constexpr StringLiteral blocksPrefix = "gguf_";
 
 /// What the textual form of a format holds, and what it has where nothing is written.
 struct FormatFields {
@@ -34,6 +39,14 @@ static FormatFields fieldsOf(StoredFormat format) {
     return {/*block=*/false, /*bits=*/false, 1, 16, 4};
   case StoredFormat::Mxfp4:
     return {/*block=*/false, /*bits=*/false, 1, 32, 4};
+  case StoredFormat::GgufQ80:
+    return {/*block=*/false, /*bits=*/false, 1, 32, 8};
+  case StoredFormat::GgufQ40:
+    return {/*block=*/false, /*bits=*/false, 1, 32, 4};
+  case StoredFormat::GgufQ4K:
+    return {/*block=*/false, /*bits=*/false, 1, 256, 4};
+  case StoredFormat::GgufQ6K:
+    return {/*block=*/false, /*bits=*/false, 1, 256, 6};
   }
   llvm_unreachable("all formats are listed");
 }
@@ -192,7 +205,15 @@ LogicalResult DequantAttr::verify(EmitError emitError, StoredFormat format, int6
       return emitError() << name << " weights are never '" << keyword << "'";
   if (scale && !scale.isF16() && !scale.isBF16()) // C5
     return emitError() << "scales are " << scale << ", expected bf16 or f16";
-  return checkRounded(emitError, type); // C2
+  // C2
+  if (name.starts_with(blocksPrefix) && !type.isF32())
+    return emitError() << name << " blocks hold f32, not " << type;
+  return checkRounded(emitError, type);
+}
+
+const moec::GgufType *DequantAttr::getBlocks() const {
+  StringRef name = stringifyStoredFormat(getFormat());
+  return name.consume_front(blocksPrefix) ? moec::ggufType(name.upper()) : nullptr;
 }
 
 moec::Format DequantAttr::getDescription() const {
@@ -216,8 +237,13 @@ moec::Format DequantAttr::getDescription() const {
       return nvfp4(getFormat() == StoredFormat::Nvfp4Modelopt);
     case StoredFormat::Mxfp4:
       return mxfp4(Naming::WeightScale);
+    case StoredFormat::GgufQ80:
+    case StoredFormat::GgufQ40:
+    case StoredFormat::GgufQ4K:
+    case StoredFormat::GgufQ6K:
+      break;
     }
-    llvm_unreachable("all formats are listed");
+    llvm_unreachable("formats with a description are listed");
   };
   moec::Format format = make();
   if (getFormat() == StoredFormat::Fp8) // what the scales are stored as shows in the file
@@ -229,6 +255,8 @@ moec::Format DequantAttr::getDescription() const {
 }
 
 int64_t DequantAttr::getNumSources() const {
+  if (getBlocks())
+    return 1;
   return static_cast<int64_t>(moec::requiredTensors(getDescription(), 1, 1).size());
 }
 
@@ -270,6 +298,13 @@ DequantAttr DequantAttr::of(MLIRContext *context, const moec::Format &format, bo
                                              : Type();
   return get(context, kind, format.scale.rows, format.scale.cols, format.packing.bits, format.symmetric,
              kind == StoredFormat::Packed && !format.zeroPoints.empty(), indexed, scaleType, type);
+}
+
+DequantAttr DequantAttr::of(MLIRContext *context, const moec::GgufType &blocks) {
+  auto format = *symbolizeStoredFormat((blocksPrefix + StringRef(blocks.name).lower()).str());
+  FormatFields fields = fieldsOf(format);
+  return get(context, format, fields.rows, fields.cols, fields.defaultBits, /*symmetric=*/false, /*zeros=*/false,
+             /*indexed=*/false, /*scale=*/Type(), Float32Type::get(context));
 }
 
 LogicalResult HeadRowsAttr::verify(EmitError emitError, int64_t heads, int64_t begin, int64_t end) {

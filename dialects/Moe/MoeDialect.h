@@ -16,6 +16,10 @@
 #include "mlir/Interfaces/InferTypeOpInterface.h"
 #include "mlir/Interfaces/SideEffectInterfaces.h"
 
+namespace moec {
+struct GgufType;
+}
+
 namespace mlir::moe {
 
 /// The memory behind all `moe.cache` symbols; an effect names its symbol.

@@ -82,6 +82,8 @@ private:
     return RankedTensorType::get(shape, b.getI32Type());
   }
   Type elementType(const moec::hf::StoredAs &stored) {
+    if (stored.blocks)
+      return b.getF32Type();
     if (stored.quantised) {
       const moec::hf::QuantizationConfig &quantization = *config.quantization;
       // Few significant bits times a power of two: exact in bf16.
@@ -117,6 +119,8 @@ private:
       recipe.push_back(DequantAttr::of(b.getContext(), format, stored.indexed, stored.scale, element));
     } else {
       sources.push_back(b.getStringAttr(name));
+      if (stored.blocks)
+        recipe.push_back(DequantAttr::of(b.getContext(), *stored.blocks));
     }
     if (castToF32 && !element.isF32()) {
       element = b.getF32Type();
@@ -248,6 +252,7 @@ moec::Result<moec::hf::SourceModel> moec::hf::SourceModel::open(const std::strin
   MOEC_TRY(ModelConfig config, ModelConfig::load(directory));
   MOEC_CHECK(config.importable());
   MOEC_TRY(Checkpoint checkpoint, Checkpoint::open(directory));
+  MOEC_CHECK(checkpoint.reconcile(config));
   MOEC_TRY(Inventory inventory, Inventory::check(config, checkpoint.tensors(), directory));
   return SourceModel{std::move(config), std::move(checkpoint), std::move(inventory)};
 }

@@ -3,6 +3,7 @@
 
 #include "frontends/HuggingFace/Inventory.h"
 #include "dialects/Formats/StoredMatrix.h"
+#include "frontends/HuggingFace/GgufNames.h"
 #include "runtime/Support/Text.h"
 
 #include <algorithm>
@@ -352,13 +353,15 @@ public:
   Result<StoredAs> expect(const ExpectedTensor &tensor) {
     std::optional<StoredAs> first;
     for (int64_t index = 0; index < tensor.members; ++index) {
-      Result<StoredAs> found = hasCodes(tensor, index) ? expectQuantised(tensor, index) : expectPlain(tensor, index);
+      Result<StoredAs> found = hasCodes(tensor, index)    ? expectQuantised(tensor, index)
+                               : hasBlocks(tensor, index) ? expectBlocks(tensor, index)
+                                                          : expectPlain(tensor, index);
       if (!found)
         return found;
       if (!first)
         first = *found;
       else if (!(*first == *found))
-        return unlike(tensor, index, *first, *found);
+        return unlike(tensor, index, *found, tensor, *first, "the experts of a layer");
     }
     if (!tensor.stored.empty() && !first->quantised && !unquantised)
       unquantised = tensor.member(0);
@@ -373,7 +376,7 @@ public:
     const StoredTensor &stored = table.at(*unquantised);
     return Error{config.path + ": 'quantization_config' declares " + config.quantization->format.name +
                  ", but no layer is stored so: " + quote(*unquantised) + " in " + std::string(stored.file) + " is " +
-                 std::string(toString(stored.dtype))};
+                 std::string(stored.typeName())};
   }
 
   /// Counts what nothing asked for and may stay; the first other tensor is the error.
@@ -389,6 +392,20 @@ public:
     return tolerated;
   }
 
+  /// `found`, of member `index`, is not stored as the first member of `other` is, but `all` must be.
+  Error unlike(const ExpectedTensor &tensor, int64_t index, const StoredAs &found, const ExpectedTensor &other,
+               const StoredAs &first, const std::string &all) const {
+    auto nameIn = [](const ExpectedTensor &tensor, int64_t member, const StoredAs &stored) {
+      return stored.quantised ? tensor.member(member, tensor.stored.front()) : tensor.member(member);
+    };
+    const std::string name = nameIn(tensor, index, found), firstName = nameIn(other, 0, first);
+    const StoredTensor &stored = table.at(name), &firstStored = table.at(firstName);
+    const bool sameType = stored.typeName() == firstStored.typeName();
+    return Error{std::string(stored.file) + ": " + nameOf(name, stored) + " is " + std::string(stored.typeName()) +
+                 ", but " + quote(firstName) + " is " + std::string(firstStored.typeName()) +
+                 (sameType ? " with other tensors beside it" : "") + "; " + all + " must be stored alike"};
+  }
+
   int64_t numUsed() const { return static_cast<int64_t>(used.size()); }
 
 private:
@@ -397,7 +414,7 @@ private:
   }
 
   static std::string describe(const StoredTensor &stored) {
-    return std::string(toString(stored.dtype)) + " " + shapeToString(stored.shape);
+    return std::string(stored.typeName()) + " " + shapeToString(stored.shape);
   }
 
   /// Does the table hold codes of this member, in a type that no plain weight has?
@@ -406,6 +423,20 @@ private:
       return false;
     auto entry = table.find(tensor.member(index, tensor.stored.front()));
     return entry != table.end() && !isFloat(entry->second.dtype);
+  }
+
+  /// Is this member a matrix in blocks? Vectors never are.
+  bool hasBlocks(const ExpectedTensor &tensor, int64_t index) const {
+    auto entry = table.find(tensor.member(index));
+    return entry != table.end() && entry->second.blocks && tensor.shape.size() == 2;
+  }
+
+  Result<StoredAs> expectBlocks(const ExpectedTensor &tensor, int64_t index) {
+    const std::string name = tensor.member(index);
+    MOEC_TRY(const StoredTensor *stored, find(tensor, name, {"", {table.at(name).dtype}, {tensor.shape}}));
+    StoredAs result{stored->dtype};
+    result.blocks = stored->blocks;
+    return result;
   }
 
   Result<StoredAs> expectPlain(const ExpectedTensor &tensor, int64_t index) {
@@ -444,33 +475,20 @@ private:
     return result;
   }
 
-  Error unlike(const ExpectedTensor &tensor, int64_t index, const StoredAs &first, const StoredAs &found) const {
-    auto nameOf = [&](int64_t member, const StoredAs &stored) {
-      return stored.quantised ? tensor.member(member, tensor.stored.front()) : tensor.member(member);
-    };
-    const std::string name = nameOf(index, found);
-    const StoredTensor &stored = table.at(name);
-    return Error{std::string(stored.file) + ": " + this->nameOf(name, stored) + " is " +
-                 std::string(toString(stored.dtype)) + ", but " + quote(nameOf(0, first)) + " is " +
-                 std::string(toString(first.dtype)) +
-                 (first.dtype == found.dtype ? " with other tensors beside it" : "") +
-                 "; the experts of a layer must be stored alike"};
-  }
-
   /// The tensor `name`, with one of the shapes and types.
   Result<const StoredTensor *> find(const ExpectedTensor &tensor, const std::string &name,
                                     const RequiredTensor &required) {
     const std::string types = expectedTypes(tensor, required);
     auto entry = table.find(name);
     if (entry == table.end())
-      return missing(name, required.shapes.front(), types);
+      return missing(tensor, name, required.shapes.front(), types);
     const StoredTensor &stored = entry->second;
     if (std::ranges::find(required.shapes, stored.shape) == required.shapes.end())
       return Error{std::string(stored.file) + ": " + nameOf(name, stored) + " is " + shapeToString(stored.shape) +
                    ", but " + config.path + " asks for " + shapeToString(required.shapes.front())};
     if (std::ranges::find(required.types, stored.dtype) == required.types.end()) {
-      const bool undeclared = !config.quantization && !isFloat(stored.dtype);
-      return Error{std::string(stored.file) + ": tensor " + quote(name) + " is " + std::string(toString(stored.dtype)) +
+      const bool undeclared = !config.quantization && !isFloat(stored.dtype) && !stored.blocks;
+      return Error{std::string(stored.file) + ": " + nameOf(name, stored) + " is " + std::string(stored.typeName()) +
                    ", expected " + types +
                    (undeclared ? " (" + config.path + " has no 'quantization_config')" : std::string())};
     }
@@ -498,8 +516,12 @@ private:
     return text;
   }
 
-  Error missing(const std::string &name, const std::vector<int64_t> &shape, const std::string &types) const {
+  Error missing(const ExpectedTensor &tensor, const std::string &name, const std::vector<int64_t> &shape,
+                const std::string &types) const {
     std::string hint;
+    if (std::optional<std::string> theirs = toGgufName(tensor.name);
+        theirs && !table.empty() && table.begin()->second.file.ends_with(".gguf"))
+      hint = "; a GGUF file calls it " + quote(*theirs);
     size_t experts = name.find(".mlp.experts.");
     if (experts != std::string::npos) {
       const std::string prefix = name.substr(0, experts) + ".mlp.experts.";
@@ -573,9 +595,16 @@ bool isImported(const ExpectedTensor &tensor) { return tensor.part != Part::Inde
 Result<Inventory> Inventory::check(const ModelConfig &config, const TensorTable &table, const std::string &directory) {
   Inventory result;
   Check check(config, table, directory);
-  for (const ExpectedTensor &tensor : expectedTensors(config)) {
+  const std::vector<ExpectedTensor> tensors = expectedTensors(config);
+  const ExpectedTensor *gate = nullptr;
+  for (const ExpectedTensor &tensor : tensors) {
     const int64_t before = check.numUsed();
     MOEC_TRY(StoredAs stored, check.expect(tensor));
+    // Kernels multiply by both at once.
+    if (tensor.name.ends_with(".experts.{e}.gate_proj.weight"))
+      gate = &tensor;
+    if (tensor.name.ends_with(".experts.{e}.up_proj.weight") && !(result.stored(gate->name) == stored))
+      return check.unlike(tensor, 0, stored, *gate, result.stored(gate->name), "gate and up of a layer's experts");
     result.weights.emplace(tensor.name, stored);
     (isImported(tensor) ? result.numUsed : result.numSetAside) += check.numUsed() - before;
   }

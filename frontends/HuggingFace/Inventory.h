@@ -88,6 +88,8 @@ struct StoredAs {
   bool quantised = false;
   bool indexed = false;     ///< a group index lies beside the codes
   DType scale = DType::F32; ///< what scales are stored as
+  /// The blocks of a GGUF file that hold it by themselves, else null.
+  const GgufType *blocks = nullptr;
 
   bool operator==(const StoredAs &) const = default;
 };

@@ -15,6 +15,12 @@ namespace mlir::moe {
 
 namespace {
 
+/// How a linear's weight is made, which must be one way for both; null if it is no weight of the checkpoint.
+ArrayAttr recipeOf(LinearOp linear) {
+  auto weight = linear.getWeight().getDefiningOp<WeightOp>();
+  return weight ? weight.getRecipe() : ArrayAttr();
+}
+
 /// swiglu(linear(x, gate), linear(x, up)) -> gate_up(x, gate, up)
 struct FuseGateUp final : OpRewritePattern<SwigluOp> {
   FuseGateUp(MLIRContext *context, Pass::Statistic &numFused) : OpRewritePattern(context), numFused(numFused) {}
@@ -29,6 +35,8 @@ struct FuseGateUp final : OpRewritePattern<SwigluOp> {
       return rewriter.notifyMatchFailure(op, "gate or up adds a residual");
     if (gate.getWeight().getType() != up.getWeight().getType())
       return rewriter.notifyMatchFailure(op, "gate and up weights differ in type");
+    if (recipeOf(gate) != recipeOf(up))
+      return rewriter.notifyMatchFailure(op, "gate and up weights are stored differently");
     if (!gate->hasOneUse() || !up->hasOneUse())
       return rewriter.notifyMatchFailure(op, "gate or up has another use");
     rewriter.replaceOpWithNewOp<GateUpOp>(op, op.getType(), gate.getX(), gate.getWeight(), up.getWeight());

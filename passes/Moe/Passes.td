@@ -38,8 +38,8 @@ def FuseGateUpPass : InterfacePass<"moe-fuse-gate-up", "::mlir::FunctionOpInterf
     moe.swiglu (moe.linear %x, %gate), (moe.linear %x, %up)  ->  moe.gate_up %x, %gate, %up
     ```
 
-    Both projections must read one `%x`, have weights of one type, no residual and no other use;
-    other ops are left as they are. Run it before `moe-fuse-residual`. Results do not change.
+    Both projections must read one `%x`, have weights of one type that are made in one way, no
+    residual and no other use; other ops are left as they are. Run it before `moe-fuse-residual`. Results do not change.
   }];
   let statistics = [Statistic<"numFused", "num-fused", "Pairs of projections joined">];
 }

@@ -39,7 +39,7 @@ def compile(
     """Compile a checkpoint directory into an artifact.
 
     Args:
-      model_dir: directory with config.json and safetensors, as published.
+      model_dir: directory with config.json and safetensors or GGUF, as published.
       out: the artifact directory. It appears whole or not at all; an earlier artifact there is
         replaced, anything else is refused.
       target: the chip; "cpu" so far.

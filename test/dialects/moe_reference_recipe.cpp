@@ -120,6 +120,26 @@ TEST_F(MoeReferenceRecipe, DequantOfRaggedBlocks) {
   EXPECT_EQ(values(R"(["q", "s"])", "[#moe.dequant<fp8 128x128, f32>]"), expected);
 }
 
+TEST_F(MoeReferenceRecipe, DequantOfBlocks) {
+  // Q8_0: an F16 scale, here 1/2 and then -2, and 32 signed bytes.
+  std::vector<uint8_t> bytes;
+  std::vector<float> expected;
+  for (uint8_t high : {0x38, 0xC0}) {
+    bytes.insert(bytes.end(), {0, high});
+    for (int i = 0; i < 32; ++i) {
+      bytes.push_back(static_cast<uint8_t>(i - 16));
+      expected.push_back((i - 16) * (high == 0x38 ? 0.5f : -2.0f));
+    }
+  }
+  source.add("b", DType::U8, {1, 68}, bytes);
+  EXPECT_EQ(values(R"(["b"])", "[#moe.dequant<gguf_q8_0, f32>]"), Tensor<float>({1, 64}, expected));
+  EXPECT_EQ(message(R"(["b"])", "[#moe.dequant<gguf_q4_0, f32>]"),
+            "tensor 'b' is U8 [1, 68], expected U8 and rows of Q4_0 blocks of 18 bytes");
+  bytes[1] = 0x7C;
+  source.add("b", DType::U8, {2, 34}, bytes);
+  EXPECT_EQ(message(R"(["b"])", "[#moe.dequant<gguf_q8_0, f32>]"), "'b' at [0, 0] is not finite");
+}
+
 TEST_F(MoeReferenceRecipe, DequantRoundsOnce) {
   // 1.5 * scale lies 2^-24 above a tie of bf16; rounded to f32 first it would be that tie, and then 1.
   source.add("q", DType::F8E4M3, {1, 2}, std::vector<uint8_t>{0x3C, 0xBC});

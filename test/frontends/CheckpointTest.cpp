@@ -3,6 +3,7 @@
 
 #include "frontends/HuggingFace/Checkpoint.h"
 #include "Support.h"
+#include "frontends/HuggingFace/GgufNames.h"
 #include "runtime/Support/Text.h"
 
 #include <gmock/gmock.h>
@@ -148,15 +149,32 @@ TEST(Checkpoint, PackedExpertsThatAreAlsoStoredApart) {
             counting({{"x.experts.gate_up_proj", {2, 6, 2}}, {"x.experts.1.up_proj.weight", {3, 2}}}));
   std::string path = dir / "model.safetensors";
   EXPECT_EQ(problem(dir),
-            path + ": tensor 'x.experts.1.up_proj.weight', a part of 'x.experts.gate_up_proj', is also in " + path);
+            path + ": tensor 'x.experts.1.up_proj.weight' in 'x.experts.gate_up_proj' is also in " + path);
   dir.write("model.safetensors", counting({{"x.experts.down_proj", {1048577, 1, 1}}}));
   EXPECT_EQ(problem(dir), path + ": tensor 'x.experts.down_proj' is [1048577, 1, 1], but more than 1048576 packed "
                                  "experts are not supported");
 }
 
+TEST(Checkpoint, NamesOfGguf) {
+  const std::pair<const char *, const char *> pairs[] = {
+      {"token_embd.weight", "model.embed_tokens.weight"},
+      {"blk.0.attn_q.weight", "model.layers.0.self_attn.q_proj.weight"},
+      {"blk.60.exp_probs_b.bias", "model.layers.60.mlp.gate.e_score_correction_bias"},
+      {"blk.12.ffn_down_exps.weight", "model.layers.12.mlp.experts.{e}.down_proj.weight"},
+  };
+  for (const auto &[gguf, ours] : pairs) {
+    EXPECT_EQ(fromGgufName(gguf), ours);
+    EXPECT_EQ(toGgufName(ours), gguf);
+  }
+  for (const char *other : {"", "blk.", "blk.1", "blk..attn_q.weight", "blk.01.attn_q.weight", "blk.1.attn_q.bias",
+                            "blk.-1.attn_q.weight", "attn_q.weight", "model.norm.weight", "blk.1.output.weight"})
+    EXPECT_EQ(fromGgufName(other), std::nullopt) << other;
+}
+
 TEST(Checkpoint, NothingThere) {
   ScratchDir dir;
-  EXPECT_EQ(problem(dir), dir.path() + ": holds neither model.safetensors nor model.safetensors.index.json");
+  EXPECT_EQ(problem(dir),
+            dir.path() + ": holds neither model.safetensors nor model.safetensors.index.json nor a .gguf file");
   EXPECT_THAT(Checkpoint::open(dir / "absent").message(), HasSubstr("absent: is not a directory"));
   dir.write("file", "");
   EXPECT_THAT(Checkpoint::open(dir / "file").message(), HasSubstr("file: is not a directory"));

@@ -86,7 +86,8 @@ std::string formatReason(mlir::exec::WeightOp weight) {
     if (mlir::isa<mlir::moe::PackBlockScalesAttr>(step))
       return "scales of an FP8 weight, one a lane";
     if (auto stored = mlir::dyn_cast<mlir::moe::DequantAttr>(step)) {
-      std::string format = stored.getDescription().name;
+      const GgufType *blocks = stored.getBlocks();
+      std::string format = blocks ? "GGUF " + std::string(blocks->name) : stored.getDescription().name;
       if (codes)
         return "kept: the target multiplies int4 in groups, as " + format + " is";
       bool cut = llvm::any_of(weight.getRecipe(), llvm::IsaPred<mlir::moe::HeadRowsAttr, mlir::moe::TransposeAttr>);

@@ -98,14 +98,6 @@ Result<ModelConfig> readConfig(const std::string &path, std::vector<std::string>
   }
 }
 
-bool hasTensors(const std::string &directory) {
-  std::error_code ignored;
-  for (const char *name : {"/model.safetensors", "/model.safetensors.index.json"})
-    if (std::filesystem::exists(std::filesystem::symlink_status(directory + name, ignored)))
-      return true;
-  return false;
-}
-
 /// "model.layers.3.mlp.experts.7.up_proj.weight" -> "model.layers.3.mlp.experts.{e}.up_proj": the module, whatever its
 /// tensors are called in this or that format.
 std::string moduleOf(std::string name) {
@@ -260,12 +252,12 @@ private:
       plan.unsupported.push_back(part);
       importable = false;
     }
-    plan.hasHeaders = isDirectory && hasTensors(options.model);
+    plan.hasHeaders = isDirectory && hf::Checkpoint::isIn(options.model);
     if (!plan.hasHeaders)
       return success();
     MOEC_TRY(hf::Checkpoint opened, hf::Checkpoint::open(options.model));
     checkpoint = std::move(opened);
-    return success();
+    return checkpoint.reconcile(plan.config);
   }
 
   Status chooseContext() {
@@ -330,10 +322,7 @@ private:
     plan.checkpointTensors = static_cast<int64_t>(checkpoint.tensors().size());
     for (const auto &[name, stored] : checkpoint.tensors()) {
       auto found = partOfModule.find(moduleOf(name));
-      uint64_t bytes = byteSize(stored.dtype);
-      for (int64_t size : stored.shape)
-        bytes *= static_cast<uint64_t>(size); // the header's reader has seen that this fits
-      part(found == partOfModule.end() ? otherPart : found->second).checkpointBytes += bytes;
+      part(found == partOfModule.end() ? otherPart : found->second).checkpointBytes += stored.bytes();
     }
   }
 

@@ -195,7 +195,8 @@ int main(int argc, char **argv) {
   CompileOptions &options = arguments.compile;
 
   CLI::App *compileCommand = app.add_subcommand("compile", "Compile a checkpoint directory into an artifact");
-  compileCommand->add_option("MODEL_DIR", options.model, "directory with config.json and safetensors")->required();
+  compileCommand->add_option("MODEL_DIR", options.model, "directory with config.json and safetensors or GGUF")
+      ->required();
   compileCommand->add_option("-o,--output", arguments.output,
                              "artifact directory, or a file with --emit (- for stdout)");
   compileCommand->add_option("--target", options.target, "chip to compile for")
@@ -239,7 +240,8 @@ int main(int argc, char **argv) {
 
   CLI::App *interpretCommand =
       app.add_subcommand("interpret", "Run a checkpoint in the reference interpreter: slow, and right by definition");
-  interpretCommand->add_option("MODEL_DIR", options.model, "directory with config.json and safetensors")->required();
+  interpretCommand->add_option("MODEL_DIR", options.model, "directory with config.json and safetensors or GGUF")
+      ->required();
   interpretCommand->add_option("--tokens", arguments.tokens, "token ids, with commas between")->required();
   interpretCommand->add_option("-o,--output", arguments.output, "safetensors file: `logits` f32 [T, V]")->required();
   CLI::Option *optimized =

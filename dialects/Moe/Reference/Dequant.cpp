@@ -3,9 +3,11 @@
 
 #include "dialects/Moe/Reference/Dequant.h"
 
+#include "dialects/Formats/Gguf.h"
 #include "dialects/Formats/Runs.h"
 #include "dialects/Formats/StoredMatrix.h"
 #include "dialects/Moe/Recipe.h"
+#include "runtime/Support/Text.h"
 
 #include <cmath>
 #include <cstring>
@@ -66,7 +68,28 @@ static float valueOf(moec::Element element, int bits, unsigned code) {
   return 0;
 }
 
+/// A tensor of bytes [rows, bytes of a row], block by block.
+static Result<StoredTensor> decodeBlocks(const moec::GgufType &type, const std::string &name,
+                                         const moec::TensorSource &source) {
+  MOEC_TRY(TensorView view, source.tensor(name));
+  if (view.dtype != DType::U8 || view.shape.size() != 2 || view.shape[1] % type.bytes != 0)
+    return Error{"tensor '" + name + "' is " + std::string(moec::toString(view.dtype)) + " " +
+                 moec::shapeToString(view.shape) + ", expected U8 and rows of " + std::string(type.name) +
+                 " blocks of " + std::to_string(type.bytes) + " bytes"};
+  int64_t rows = view.shape[0], cols = view.shape[1] / type.bytes * type.elements;
+  StoredTensor result{DType::F32, Tensor<float>({rows, cols})};
+  for (int64_t block = 0; block < rows * cols / type.elements; ++block)
+    type.decode(view.data + block * type.bytes, &result.values.data[block * type.elements]);
+  for (auto [index, value] : llvm::enumerate(result.values.data))
+    if (!std::isfinite(value))
+      return Error{"'" + name + "' at [" + std::to_string(index / cols) + ", " + std::to_string(index % cols) +
+                   "] is not finite"};
+  return result;
+}
+
 Result<StoredTensor> dequantize(DequantAttr step, llvm::ArrayRef<std::string> names, const moec::TensorSource &source) {
+  if (const moec::GgufType *blocks = step.getBlocks())
+    return decodeBlocks(*blocks, names[0], source);
   moec::Format format = step.getDescription();
   std::vector<TensorView> views;
   for (const std::string &name : names) {

@@ -213,6 +213,41 @@ TEST_F(MaterializeTest, DequantisedProductsAreRoundedOnce) {
   expectSame({"q", "s"}, "[#moe.dequant<fp8 1x1, bf16>]");
 }
 
+TEST_F(MaterializeTest, BlocksOfGguf) {
+  // Bytes at random, with the scales of blocks where infinities and NaN would be made finite.
+  struct Case {
+    const char *format;
+    int64_t elements, bytes;
+    std::vector<int64_t> scales; ///< the high bytes of a block's F16 numbers
+  };
+  const Case cases[] = {{"gguf_q8_0", 32, 34, {1}},
+                        {"gguf_q4_0", 32, 18, {1}},
+                        {"gguf_q4_k", 256, 144, {1, 3}},
+                        {"gguf_q6_k", 256, 210, {209}}};
+  for (const Case &each : cases) {
+    for (const std::string name : {"b", "e0", "e1", "e2"}) {
+      int64_t rows = 70, size = 2 * each.bytes;
+      source.add(name, DType::U8, {rows, size});
+      for (int64_t block = 0; block < 2 * rows; ++block)
+        for (int64_t scale : each.scales)
+          source.bytes(name)[block * each.bytes + scale] &= std::byte{0xBF};
+    }
+    std::string step = "#moe.dequant<" + std::string(each.format) + ", f32>";
+    expectSame({"b"}, "[" + step + "]");
+    expectSame({"e{e}"}, "[" + step + ", #moe.stack<3>, #moe.pack_panels<32>]");
+    expectSame({"b"}, "[" + step + ", #moe.head_rows<7, 3, 9>, #moe.transpose, #moe.pack_panels<32>]");
+    source.add("s", DType::U8, {1, each.bytes + 1});
+    auto refused = make(job({"s"}, "[" + step + "]", DType::F32, {1, each.elements}));
+    EXPECT_THAT(refused.message(),
+                HasSubstr("tensor 's' is U8 [1, " + std::to_string(each.bytes + 1) + "], expected U8 and rows of "));
+    source.add("s", DType::U8, {1, each.bytes});
+    for (int64_t scale : each.scales)
+      source.bytes("s")[scale] = std::byte{0x7E};
+    refused = make(job({"s"}, "[" + step + "]", DType::F32, {1, each.elements}));
+    EXPECT_THAT(refused.message(), HasSubstr("tensor 's' holds a value that is not finite at [0, "));
+  }
+}
+
 TEST_F(MaterializeTest, GroupsOfCodes) {
   // Whole panels, ragged ones, fewer rows than are quantized at a time, more columns than a tile.
   for (auto shape : std::vector<std::vector<int64_t>>{{64, 64}, {70, 640}, {3, 128}, {33, 1152}})

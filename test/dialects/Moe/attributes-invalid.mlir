@@ -70,6 +70,16 @@ func.func private @dequant_c4_symmetric() attributes {a = #moe.dequant<awq 1x128
 
 // -----
 
+// expected-error@+1 {{gguf_q4_k weights are never 'indexed'}}
+func.func private @dequant_c4_indexed() attributes {a = #moe.dequant<gguf_q4_k indexed, f32>}
+
+// -----
+
+// expected-error@+1 {{gguf_q6_k blocks hold f32, not 'bf16'}}
+func.func private @dequant_c2_blocks() attributes {a = #moe.dequant<gguf_q6_k, bf16>}
+
+// -----
+
 // expected-error@+1 {{gptq weights are never 'zeros'}}
 func.func private @dequant_c4_zeros() attributes {a = #moe.dequant<gptq 1x128 bits 4 zeros, f32>}
 

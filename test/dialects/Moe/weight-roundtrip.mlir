@@ -71,6 +71,10 @@ func.func @quantized() {
 //       CHECK: recipe [#moe.dequant<nvfp4, f32>] : tensor<8x64xf32>
 //       CHECK: recipe [#moe.dequant<nvfp4_modelopt, f32>] : tensor<8x64xf32>
 //       CHECK: recipe [#moe.dequant<mxfp4, bf16>] : tensor<8x64xbf16>
+//       CHECK: recipe [#moe.dequant<gguf_q8_0, f32>] : tensor<8x64xf32>
+//       CHECK: recipe [#moe.dequant<gguf_q4_0, f32>, #moe.stack<4>] : tensor<4x8x64xf32>
+//       CHECK: recipe [#moe.dequant<gguf_q4_k, f32>] : tensor<8x256xf32>
+//       CHECK: recipe [#moe.dequant<gguf_q6_k, f32>, #moe.cast<bf16>] : tensor<8x256xbf16>
 func.func @stored() {
   %0 = moe.weight ["c", "s"] recipe [#moe.dequant<fp8 ?x?, f32>] : tensor<8x64xf32>
   %1 = moe.weight ["c", "s"] recipe [#moe.dequant<fp8 1x32, bf16>] : tensor<8x64xbf16>
@@ -78,11 +82,15 @@ func.func @stored() {
   %3 = moe.weight ["c", "s", "z"] recipe [#moe.dequant<gptq_v2 1x? bits 8, f32>] : tensor<8x64xf32>
   %4 = moe.weight ["c", "s", "z"] recipe [#moe.dequant<awq 1x64, f32>] : tensor<8x64xf32>
   %5 = moe.weight ["{e}.c", "{e}.s", "{e}.h"] recipe [#moe.dequant<packed 1x32 bits 4, f32>, #moe.stack<4>] : tensor<4x8x64xf32>
-  %11 = moe.weight ["c", "s", "z"] recipe [#moe.dequant<gptq 1x64 bits 4 symmetric scale f16, f32>, #moe.pack_groups<32>] : tensor<1x1x1x1088xi8>
+  %20 = moe.weight ["c", "s", "z"] recipe [#moe.dequant<gptq 1x64 bits 4 symmetric scale f16, f32>, #moe.pack_groups<32>] : tensor<1x1x1x1088xi8>
   %6 = moe.weight ["c", "s", "z", "g", "h"] recipe [#moe.dequant<packed 1x32 bits 8 zeros indexed, f32>] : tensor<8x64xf32>
   %7 = moe.weight ["c", "s"] recipe [#moe.dequant<int8 1x?, f32>] : tensor<8x64xf32>
   %8 = moe.weight ["c", "s", "g"] recipe [#moe.dequant<nvfp4, f32>] : tensor<8x64xf32>
   %9 = moe.weight ["c", "s", "g"] recipe [#moe.dequant<nvfp4_modelopt, f32>] : tensor<8x64xf32>
   %10 = moe.weight ["c", "s"] recipe [#moe.dequant<mxfp4, bf16>] : tensor<8x64xbf16>
+  %11 = moe.weight ["b"] recipe [#moe.dequant<gguf_q8_0, f32>] : tensor<8x64xf32>
+  %12 = moe.weight ["b{e}"] recipe [#moe.dequant<gguf_q4_0, f32>, #moe.stack<4>] : tensor<4x8x64xf32>
+  %13 = moe.weight ["b"] recipe [#moe.dequant<gguf_q4_k, f32>] : tensor<8x256xf32>
+  %14 = moe.weight ["b"] recipe [#moe.dequant<gguf_q6_k, f32>, #moe.cast<bf16>] : tensor<8x256xbf16>
   return
 }

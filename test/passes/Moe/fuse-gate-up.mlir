@@ -31,6 +31,29 @@ func.func @different_types(%x: tensor<?x16xf32>, %g: tensor<8x16xbf16>, %u: tens
   return %2 : tensor<?x8xf32>
 }
 
+// CHECK-LABEL: @stored_alike
+//       CHECK: moe.gate_up
+func.func @stored_alike(%x: tensor<?x64xf32>) -> tensor<?x8xf32> {
+  %g = moe.weight ["g"] recipe [#moe.dequant<gguf_q8_0, f32>] : tensor<8x64xf32>
+  %u = moe.weight ["u"] recipe [#moe.dequant<gguf_q8_0, f32>] : tensor<8x64xf32>
+  %0 = moe.linear %x, %g : tensor<?x64xf32>, tensor<8x64xf32> -> tensor<?x8xf32>
+  %1 = moe.linear %x, %u : tensor<?x64xf32>, tensor<8x64xf32> -> tensor<?x8xf32>
+  %2 = moe.swiglu %0, %1 : tensor<?x8xf32>
+  return %2 : tensor<?x8xf32>
+}
+
+// CHECK-LABEL: @stored_otherwise
+//   CHECK-NOT: moe.gate_up
+//       CHECK: moe.swiglu
+func.func @stored_otherwise(%x: tensor<?x64xf32>) -> tensor<?x8xf32> {
+  %g = moe.weight ["g"] recipe [#moe.dequant<gguf_q8_0, f32>] : tensor<8x64xf32>
+  %u = moe.weight ["u"] recipe [#moe.dequant<gguf_q4_0, f32>] : tensor<8x64xf32>
+  %0 = moe.linear %x, %g : tensor<?x64xf32>, tensor<8x64xf32> -> tensor<?x8xf32>
+  %1 = moe.linear %x, %u : tensor<?x64xf32>, tensor<8x64xf32> -> tensor<?x8xf32>
+  %2 = moe.swiglu %0, %1 : tensor<?x8xf32>
+  return %2 : tensor<?x8xf32>
+}
+
 // CHECK-LABEL: @residual
 //   CHECK-NOT: moe.gate_up
 //       CHECK: moe.swiglu
