@@ -145,7 +145,10 @@ public:
   Status readCodes(const Rect &rect, uint8_t *codes, uint16_t *scales) const override {
     return matrix->readCodes(rect.row, rect.rows, rect.col, rect.cols, codes, scales);
   }
-  StoredRow storedRow(int64_t, int64_t row) const override { return {matrix->storedRow(row), 1}; }
+  StoredRow storedRow(int64_t, int64_t row) const override {
+    const std::byte *data = matrix->storedRow(row);
+    return data ? StoredRow{data, 1} : StoredRow{};
+  }
   void release(int64_t, int64_t row, int64_t rows) const override { matrix->release(row, rows); }
 
 private:
@@ -465,6 +468,7 @@ Result<RecipeBlocks> moec::buildRecipe(const std::vector<std::string> &sources, 
   MOEC_TRY(result.blocks, builder.take());
   if (result.quantize)
     for (auto [number, block] : llvm::enumerate(result.blocks))
-      MOEC_CHECK(checkGroups(sources[std::min(number, sources.size() - 1)], *block, result.quantize.getGroup()));
+      MOEC_CHECK(
+          checkGroups(sources[number * sources.size() / result.blocks.size()], *block, result.quantize.getGroup()));
   return result;
 }
