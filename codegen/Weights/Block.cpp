@@ -5,6 +5,7 @@
 
 #include "codegen/Weights/Elements.h"
 #include "dialects/Formats/Gguf.h"
+#include "dialects/Formats/Int4.h"
 #include "dialects/Formats/Runs.h"
 #include "dialects/Formats/StoredMatrix.h"
 #include "dialects/Moe/MoeDialect.h"

@@ -6,7 +6,7 @@
 #include "codegen/Weights/Block.h"
 #include "codegen/Weights/Elements.h"
 #include "dialects/Exec/ExecDialect.h"
-#include "dialects/Formats/Runs.h"
+#include "dialects/Formats/Int4.h"
 #include "dialects/Moe/MoeDialect.h"
 #include "dialects/Moe/Recipe.h"
 #include "runtime/Support/Text.h"
