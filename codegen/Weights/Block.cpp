@@ -67,8 +67,12 @@ public:
     return success();
   }
 
-  StoredRow storedRow(int64_t batch, int64_t row) const override {
-    return {view.data + (batch * rows + row) * cols * byteSize(dtype), byteSize(dtype)};
+  bool storedRows(const Rect &rect, StoredRows &out) const override {
+    int64_t size = byteSize(dtype);
+    out.type = dtype;
+    out.data = view.data + ((rect.batch * rows + rect.row) * cols + rect.col) * size;
+    out.stride = cols * size;
+    return dtype == DType::F32 || dtype == DType::BF16;
   }
   void release(int64_t batch, int64_t row, int64_t count) const override {
     TensorView part = view;
@@ -113,7 +117,11 @@ public:
     inner.batch = 0;
     return family[rect.batch]->readCodes(inner, codes, scales);
   }
-  StoredRow storedRow(int64_t batch, int64_t row) const override { return family[batch]->storedRow(0, row); }
+  bool storedRows(const Rect &rect, StoredRows &out) const override {
+    Rect inner = rect;
+    inner.batch = 0;
+    return family[rect.batch]->storedRows(inner, out);
+  }
   void release(int64_t batch, int64_t row, int64_t rows) const override { family[batch]->release(0, row, rows); }
 
 private:
@@ -146,9 +154,8 @@ public:
   Status readCodes(const Rect &rect, uint8_t *codes, uint16_t *scales) const override {
     return matrix->readCodes(rect.row, rect.rows, rect.col, rect.cols, codes, scales);
   }
-  StoredRow storedRow(int64_t, int64_t row) const override {
-    const std::byte *data = matrix->storedRow(row);
-    return data ? StoredRow{data, 1} : StoredRow{};
+  bool storedRows(const Rect &rect, StoredRows &out) const override {
+    return matrix->storedRows(rect.row, rect.rows, rect.col, rect.cols, out) == rect.cols;
   }
   void release(int64_t, int64_t row, int64_t rows) const override { matrix->release(row, rows); }
 
@@ -256,7 +263,7 @@ public:
     for (int64_t r = 0; r < rect.rows; r += kInt4Rows) {
       int64_t count = std::min(kInt4Rows, rect.rows - r);
       MOEC_CHECK(input->read({rect.batch, rect.row + r, count, begin, width}, lines.data()));
-      if (!packInt4(panel, lines.data(), width, width, /*lane=*/0, packed.data()))
+      if (!packInt4(panel, StoredRows::of(lines.data(), width), width, /*lane=*/0, packed.data()))
         return scaleError(name, panel.scale, lines.data(), count * width);
       for (int64_t i = 0; i < count; ++i)
         for (int64_t c = 0; c < rect.cols; ++c)

@@ -8,6 +8,7 @@
 #ifndef MOEC_CODEGEN_WEIGHTS_BLOCK_H
 #define MOEC_CODEGEN_WEIGHTS_BLOCK_H
 
+#include "dialects/Formats/Runs.h"
 #include "dialects/Moe/MoeDialect.h"
 #include "runtime/Support/TensorSource.h"
 
@@ -27,12 +28,6 @@ struct Rect {
   int64_t col = 0, cols = 0;
 };
 
-/// A row as it is stored, its columns one after the other; null if it is not.
-struct StoredRow {
-  const std::byte *data = nullptr;
-  int64_t bytesPerColumn = 0;
-};
-
 /// A tensor seen as `[batch, rows, cols]`, whose elements are computed when read.
 /// A vector is one row; a matrix is a batch of one. Thread-safe.
 class Block {
@@ -47,8 +42,8 @@ public:
   virtual Status readCodes(const Rect &rect, uint8_t *codes, uint16_t *scales) const {
     return Error{"a tensor holds no codes"};
   }
-  /// Where this row lies in the checkpoint, if it does in one piece.
-  virtual StoredRow storedRow(int64_t batch, int64_t row) const { return {}; }
+  /// Where `rect` lies in the checkpoint, if its rows lie there some bytes apart, and share their scales; else false.
+  virtual bool storedRows(const Rect &rect, StoredRows &out) const { return false; }
   /// Says that the sources of these rows are not needed soon.
   virtual void release(int64_t batch, int64_t row, int64_t rows) const = 0;
 

@@ -45,11 +45,21 @@ namespace {
 
 /// Columns handled at a time: a tile of 32 rows of f32 stays in a core's L1 and L2 caches.
 constexpr int64_t tileCols = 512;
+/// The same where four rows are quantized at a time.
+constexpr int64_t int4TileCols = 2048;
 /// Rows of an unpacked weight handled at a time.
 constexpr int64_t plainRows = 32;
 /// Output that is made before the threads meet and what they made can be noted.
 constexpr int64_t pieceBytes = 32 << 20;
 constexpr auto progressInterval = std::chrono::milliseconds(100);
+
+/// What a thread keeps from unit to unit.
+struct Scratch {
+  std::vector<std::byte> bytes; ///< the unit
+  std::vector<float> lines;     ///< the values of a tile
+  std::vector<uint8_t> codes;   ///< its codes and scales, where those are stored
+  std::vector<uint16_t> scales;
+};
 
 /// One weight cut into units that are independent of each other: panels, or
 /// groups of rows. Units are numbered in the order of the output.
@@ -71,18 +81,20 @@ public:
     int64_t sourceRows = 0;
     for (const auto &block : recipe.blocks)
       sourceRows += unitRows * block->cols * byteSize(block->dtype);
-    return unitBytes() + unitRows * tileColumns() * 2 * static_cast<int64_t>(sizeof(float)) + sourceRows;
+    int64_t tile = recipe.quantize ? kInt4Rows * int4TileColumns() : 2 * unitRows * tileCols;
+    return unitBytes() + tile * static_cast<int64_t>(sizeof(float)) + sourceRows;
   }
 
-  Status make(int64_t unit, std::vector<std::byte> &bytes, WeightSink &out) const {
+  Status make(int64_t unit, Scratch &scratch, WeightSink &out) const {
     int64_t matrix = unit / unitsPerMatrix, index = unit % unitsPerMatrix;
+    std::vector<std::byte> &bytes = scratch.bytes;
     bytes.resize(unitBytes());
     if (auto pack = mlir::dyn_cast_or_null<steps::PackPanelsAttr>(recipe.pack)) {
       MOEC_CHECK(makePanel(matrix, index, /*rowsPerSource=*/1, bytes));
     } else if (auto pack = mlir::dyn_cast_or_null<steps::PackBlockScalesAttr>(recipe.pack)) {
       MOEC_CHECK(makePanel(matrix, index, pack.getRows(), bytes));
     } else if (recipe.quantize) {
-      MOEC_CHECK(makeGroups(matrix, index, bytes));
+      MOEC_CHECK(makeGroups(matrix, index, scratch));
     } else {
       const Block &block = *recipe.blocks.front();
       int64_t row = index * plainRows, rows = std::min(plainRows, block.rows - row);
@@ -111,10 +123,8 @@ private:
   int64_t unitBytes() const {
     return recipe.quantize ? cols / int4.group * int4.groupBytes() : unitRows * cols * byteSize(job.dtype);
   }
-  /// Of a tile; whole groups where there are any.
-  int64_t tileColumns() const {
-    return recipe.quantize ? std::max(int4.group, tileCols / int4.group * int4.group) : tileCols;
-  }
+  /// Whole groups.
+  int64_t int4TileColumns() const { return std::max(int4.group, int4TileCols / int4.group * int4.group); }
   /// Unpacked matrices end with a shorter unit: what those before `matrix` fell short of.
   int64_t skipped(int64_t matrix) const {
     if (recipe.pack)
@@ -222,55 +232,53 @@ private:
     return success();
   }
 
-  /// Panel `index` of codes and scales, tile by tile: the rows whose lanes share cache lines of the panel follow each
-  /// other, so that those lines are whole while they are near.
-  Status makeGroups(int64_t matrix, int64_t index, std::vector<std::byte> &bytes) const {
-    constexpr int64_t lanesPerLine = 16;
-    const int64_t lanes = lanesPerBlock(), tile = tileColumns();
-    std::vector<float> lines(kInt4Rows * tile);
+  /// Panel `index` of codes and scales, four rows at a time, each from its beginning to its end: that is how memory
+  /// likes to be read.
+  Status makeGroups(int64_t matrix, int64_t index, Scratch &scratch) const {
+    const int64_t lanes = lanesPerBlock(), tile = int4TileColumns();
+    scratch.lines.resize(kInt4Rows * tile);
     for (size_t b = 0; b < recipe.blocks.size(); ++b)
-      for (int64_t line = 0; line < lanes; line += lanesPerLine)
+      for (int64_t lane = 0; lane < lanes; lane += kInt4Rows) {
+        int64_t row = index * lanes + lane, present = std::clamp<int64_t>(outputRows - row, 0, kInt4Rows);
         for (int64_t col = 0; col < cols; col += tile)
-          for (int64_t lane = line; lane < std::min(lanes, line + lanesPerLine); lane += kInt4Rows) {
-            int64_t row = index * lanes + lane, present = std::clamp<int64_t>(outputRows - row, 0, kInt4Rows);
-            // The same rows further on, or after their last columns those of the next lanes.
-            bool ends = col + tile >= cols;
-            Rect next = {matrix, ends ? row + lanesPerLine : row, kInt4Rows, ends ? 0 : col + tile, tile};
-            MOEC_CHECK(makeTile(b, {matrix, row, present, col, std::min(tile, cols - col)}, next, b * lanes + lane,
-                                lines, bytes));
-          }
+          MOEC_CHECK(makeTile(b, {matrix, row, present, col, std::min(tile, cols - col)}, b * lanes + lane, scratch));
+      }
     return success();
   }
 
-  /// Puts a tile of at most four rows into lanes `lane` .. of a panel; `next` will be read after it.
-  Status makeTile(size_t b, const Rect &rect, const Rect &next, int64_t lane, std::vector<float> &lines,
-                  std::vector<std::byte> &bytes) const {
+  /// Puts a tile of at most four rows into lanes `lane` .. of a panel.
+  Status makeTile(size_t b, const Rect &rect, int64_t lane, Scratch &scratch) const {
     const Block &block = *recipe.blocks[b];
     if (recipe.hasCodes)
-      return packCodes(block, rect, lane, bytes);
+      return packCodes(block, rect, lane, scratch);
+    std::byte *groups = &scratch.bytes[rect.col / int4.group * int4.groupBytes()];
+    StoredRows stored;
+    if (rect.rows == kInt4Rows && block.storedRows(rect, stored) && canPackInt4(int4, stored)) {
+      // Next are the columns after these, or the rows after them.
+      int64_t end = rect.col + rect.cols;
+      bool rowsEnd = end == cols, last = rowsEnd && rect.row + 2 * kInt4Rows > outputRows;
+      int64_t rowsOn = rowsEnd ? kInt4Rows : 0, colsOn = rowsEnd ? -rect.col : rect.cols;
+      const std::byte *next = stored.data + rowsOn * stored.stride + colsOn * byteSize(stored.type);
+      if (packInt4(int4, stored, rect.cols, lane, groups, last ? nullptr : next))
+        return success();
+    }
+    std::vector<float> &lines = scratch.lines;
     std::fill(lines.begin() + rect.rows * rect.cols, lines.end(), 0.0f);
     for (int64_t r = 0; r < rect.rows; ++r)
       MOEC_CHECK(block.read({rect.batch, rect.row + r, 1, rect.col, rect.cols}, &lines[r * rect.cols]));
-    ReadAhead ahead;
-    for (int64_t r = 0; r < kInt4Rows && next.row + kInt4Rows <= outputRows; ++r) {
-      StoredRow stored = block.storedRow(next.batch, next.row + r);
-      ahead.rows[r] = stored.data + next.col * stored.bytesPerColumn;
-      ahead.bytesPerColumn = stored.bytesPerColumn;
-    }
-    if (!packInt4(int4, lines.data(), rect.cols, rect.cols, lane, &bytes[rect.col / int4.group * int4.groupBytes()],
-                  ahead))
+    if (!packInt4(int4, StoredRows::of(lines.data(), rect.cols), rect.cols, lane, groups))
       return scaleError(sourceOf(b, rect.batch), int4.scale, lines.data(), kInt4Rows * rect.cols);
     return success();
   }
 
   /// Puts codes that are stored as such into lanes `lane` .. of a panel; those of absent rows stand for 0.
-  Status packCodes(const Block &block, const Rect &rect, int64_t lane, std::vector<std::byte> &bytes) const {
-    std::vector<uint8_t> codes(kInt4Rows * rect.cols, 8);
-    int64_t groups = rect.cols / int4.group;
-    std::vector<uint16_t> scales(kInt4Rows * groups, 0);
+  Status packCodes(const Block &block, const Rect &rect, int64_t lane, Scratch &scratch) const {
+    scratch.codes.assign(kInt4Rows * rect.cols, 8);
+    scratch.scales.assign(kInt4Rows * rect.cols / int4.group, 0);
     if (rect.rows > 0)
-      MOEC_CHECK(block.readCodes(rect, codes.data(), scales.data()));
-    placeInt4(int4, codes.data(), scales.data(), rect.cols, lane, &bytes[rect.col / int4.group * int4.groupBytes()]);
+      MOEC_CHECK(block.readCodes(rect, scratch.codes.data(), scratch.scales.data()));
+    placeInt4(int4, scratch.codes.data(), scratch.scales.data(), rect.cols, lane,
+              &scratch.bytes[rect.col / int4.group * int4.groupBytes()]);
     return success();
   }
 
@@ -336,9 +344,9 @@ Status moec::materialize(const std::vector<WeightJob> &jobs, const TensorSource 
       ++next;
     work.done -= present - writer.begin(next); // half a unit is made again
     auto run = [&](int64_t end, bool shows) {
-      std::vector<std::byte> bytes;
+      Scratch scratch;
       for (int64_t unit; !work.failed && (unit = next++) < end;) {
-        if (Status status = writer.make(unit, bytes, out); !status.ok())
+        if (Status status = writer.make(unit, scratch, out); !status.ok())
           work.fail(status.takeError());
         work.done += writer.begin(unit + 1) - writer.begin(unit);
         auto now = std::chrono::steady_clock::now();

@@ -3,11 +3,15 @@
 
 #include "dialects/Formats/Int4.h"
 
+#include "dialects/Formats/Int4OfF8.h"
 #include "runtime/Support/Text.h"
 
 #include <algorithm>
+#include <cassert>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
+#include <vector>
 
 // Highway compiles what follows once for each of its targets and picks one when it is called. Those of x86 without
 // fused multiply-add are left out: machines that lack it take the scalar form.
@@ -16,23 +20,22 @@
 #define HWY_TARGET_INCLUDE "dialects/Formats/Int4.cpp"
 #include <hwy/foreach_target.h> // must come before highway.h
 
-#include <hwy/highway.h>
+#include "dialects/Formats/Int4-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace moec::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-/// Vectors of at most 16 lanes: a cache line, and half a group.
-using Floats = hn::CappedTag<float, 16>;
-using Words = hn::RebindToUnsigned<Floats>;
-
 #if HWY_TARGET == HWY_SCALAR
 
-HWY_NOINLINE bool packInt4Rows(const Int4Panel &panel, const float *values, int64_t stride, int64_t cols, int64_t lane,
-                               std::byte *out, const ReadAhead &ahead) {
+HWY_NOINLINE bool packRows(const Int4Panel &panel, const StoredRows &rows, int64_t cols, int64_t lane, std::byte *out,
+                           const std::byte *) {
+  std::vector<float> values(kInt4Rows * cols);
+  for (int64_t r = 0; r < kInt4Rows; ++r)
+    widen(rows.type, rows.data + r * rows.stride, &values[r * cols], cols);
   for (int64_t c = 0; c < cols; c += panel.group, out += panel.groupBytes())
     for (int64_t r = 0; r < kInt4Rows; ++r) {
-      const float *x = values + r * stride + c;
+      const float *x = &values[r * cols + c];
       float extreme = x[0];
       for (int64_t i = 0; i < panel.group; ++i) {
         if (!std::isfinite(x[i]))
@@ -65,28 +68,33 @@ using Bytes = hn::Repartition<uint8_t, Words>;
 /// One value for each row that is quantized at a time.
 using RowWords = hn::FixedTag<uint32_t, kInt4Rows>;
 
-constexpr int64_t cacheLine = 64;
-
 /// Columns whose scales are found before their codes, so that the latter wait for nothing.
 constexpr int64_t kScaleColumns = 1024, kMaxGroups = kScaleColumns / 32;
 
-/// Magnitude above sign: the largest of these belongs to the value of largest magnitude, the negative one of two.
-HWY_INLINE auto magnitudeKey(const float *data) {
-  return hn::RotateRight<31>(hn::BitCast(Words(), hn::LoadU(Floats(), data)));
+/// Values that are stored as `T`, at any alignment.
+template <typename T> HWY_INLINE hn::Vec<Floats> valuesAt(const std::byte *data) {
+  const Floats floats;
+  const hn::Rebind<T, Floats> stored;
+  auto values = hn::LoadU(stored, reinterpret_cast<const T *>(data));
+  if constexpr (std::is_same_v<T, float>)
+    return values;
+  else
+    return hn::PromoteTo(floats, values);
 }
 
 /// The extreme of each of four rows' `group` values.
-HWY_INLINE void findExtremes(const float *values, int64_t stride, int64_t group, float *out) {
+template <typename T> HWY_INLINE void findExtremes(const std::byte *data, int64_t stride, int64_t group, float *out) {
   const Words words;
   const auto lanes = static_cast<int64_t>(hn::Lanes(words));
-  auto largest = [&](const float *row) HWY_ATTR {
-    auto most = magnitudeKey(row);
+  // Magnitude above sign: the largest belongs to the value of largest magnitude, the negative one of two.
+  auto key = [&](const std::byte *at) HWY_ATTR { return hn::RotateRight<31>(hn::BitCast(words, valuesAt<T>(at))); };
+  auto largest = [&](const std::byte *row) HWY_ATTR {
+    auto most = key(row);
     for (int64_t i = lanes; i < group; i += lanes)
-      most = hn::Max(most, magnitudeKey(row + i));
+      most = hn::Max(most, key(row + i * static_cast<int64_t>(sizeof(T))));
     return most;
   };
-  auto a = largest(values), b = largest(values + stride), c = largest(values + 2 * stride);
-  auto d = largest(values + 3 * stride);
+  auto a = largest(data), b = largest(data + stride), c = largest(data + 2 * stride), d = largest(data + 3 * stride);
   auto ac = hn::Max(hn::InterleaveLower(words, a, c), hn::InterleaveUpper(words, a, c));
   auto bd = hn::Max(hn::InterleaveLower(words, b, d), hn::InterleaveUpper(words, b, d));
   // In each block of four lanes now a, b, c, d.
@@ -102,28 +110,14 @@ HWY_INLINE void findExtremes(const float *values, int64_t stride, int64_t group,
 /// `count` is a multiple of the lanes. False if a scale is not finite.
 HWY_INLINE bool makeScales(DType type, float *values, uint16_t *bits, int64_t count) {
   const Floats floats;
-  const Words words;
   const auto lanes = static_cast<int64_t>(hn::Lanes(floats));
   const auto infinity = hn::Set(floats, HUGE_VALF);
   bool finite = true;
   for (int64_t i = 0; i < count; i += lanes) {
     // Adding 0 makes +0 of -0.
     auto exact = hn::Add(hn::Mul(hn::Load(floats, values + i), hn::Set(floats, -0.125f)), hn::Zero(floats));
-    auto scale = exact;
-    if (type == DType::F16) {
-      const hn::Rebind<hwy::float16_t, Floats> halves;
-      auto rounded = hn::DemoteTo(halves, exact);
-      hn::StoreU(rounded, halves, reinterpret_cast<hwy::float16_t *>(bits + i));
-      scale = hn::PromoteTo(floats, rounded);
-    } else {
-      const hn::Rebind<uint16_t, Floats> halves;
-      // To nearest even: half of the last bit that stays, less one where that is even. A NaN could become a number.
-      auto word = hn::BitCast(words, exact);
-      auto odd = hn::And(hn::ShiftRight<16>(word), hn::Set(words, 1));
-      auto rounded = hn::ShiftRight<16>(hn::Add(word, hn::Add(odd, hn::Set(words, 0x7FFF))));
-      hn::StoreU(hn::DemoteTo(halves, hn::BitCast(hn::RebindToSigned<Words>(), rounded)), halves, bits + i);
-      scale = hn::IfThenElse(hn::Eq(exact, exact), hn::BitCast(floats, hn::ShiftLeft<16>(rounded)), exact);
-    }
+    auto [rounded, scale] = roundScale(type, exact);
+    hn::StoreU(rounded, Halves(), bits + i);
     finite &= hn::AllTrue(floats, hn::Lt(hn::Abs(scale), infinity));
     auto inverse = hn::Div(hn::Set(floats, 1.0f), scale);
     hn::Store(hn::IfThenElseZero(hn::Lt(hn::Abs(inverse), infinity), inverse), floats, values + i);
@@ -131,8 +125,9 @@ HWY_INLINE bool makeScales(DType type, float *values, uint16_t *bits, int64_t co
   return finite;
 }
 
-HWY_NOINLINE bool packInt4Rows(const Int4Panel &panel, const float *values, int64_t stride, int64_t cols, int64_t lane,
-                               std::byte *out, const ReadAhead &ahead) {
+template <typename T>
+HWY_NOINLINE bool packRowsOf(const Int4Panel &panel, const StoredRows &rows, int64_t cols, int64_t lane, std::byte *out,
+                             const std::byte *next) {
   static_assert(kInt4Rows == 4);
   const Floats floats;
   const Words words;
@@ -140,7 +135,9 @@ HWY_NOINLINE bool packInt4Rows(const Int4Panel &panel, const float *values, int6
   const hn::Repartition<int8_t, Words> codes;
   const hn::FixedTag<uint8_t, 16> block;
   const auto lanes = static_cast<int64_t>(hn::Lanes(floats));
-  const int64_t group = panel.group, groupBytes = panel.groupBytes();
+  const int64_t group = panel.group, groupBytes = panel.groupBytes(), stride = rows.stride;
+  constexpr int64_t size = sizeof(T);
+  const std::byte *data = rows.data;
 
   // Adding this leaves the nearest integer, ties to even, in the last bits of the mantissa: codes plus 8.
   const auto magic = hn::Set(floats, 0x1.8p23f + 8);
@@ -155,7 +152,7 @@ HWY_NOINLINE bool packInt4Rows(const Int4Panel &panel, const float *values, int6
     alignas(64) float inverse[kMaxGroups * kInt4Rows];
     uint16_t scales[kMaxGroups * kInt4Rows];
     for (int64_t g = 0; g < groups; ++g)
-      findExtremes(values + begin + g * group, stride, group, inverse + g * kInt4Rows);
+      findExtremes<T>(data + (begin + g * group) * size, stride, group, inverse + g * kInt4Rows);
     const int64_t count = (groups * kInt4Rows + lanes - 1) / lanes * lanes;
     std::fill(inverse + groups * kInt4Rows, inverse + count, 0.0f);
     finite &= makeScales(panel.scale, inverse, scales, count);
@@ -166,24 +163,23 @@ HWY_NOINLINE bool packInt4Rows(const Int4Panel &panel, const float *values, int6
       auto *to = reinterpret_cast<uint8_t *>(out) + 2 * panel.width + 4 * lane;
       for (int64_t t = 0; t < group; t += 32)
         for (int64_t i = 0; i < 16; i += lanes) {
-          const int64_t next = (begin + g * group + t) * ahead.bytesPerColumn;
-          if (i == 0 && ahead.bytesPerColumn && next % cacheLine == 0)
-            for (const std::byte *row : ahead.rows)
-              __builtin_prefetch(row + next);
-          const float *at = values + begin + g * group + t + i;
+          const int64_t col = begin + g * group + t;
+          if (i == 0)
+            readAhead(next, stride, col * size, (col + 32) * size);
+          const std::byte *at = data + (col + i) * size;
           // In the last byte of each word the code of a column, plus 8; then that of one column in four rows.
           auto code = [&](int64_t row, int64_t half) HWY_ATTR {
-            auto product = hn::MulAdd(hn::LoadU(floats, at + row * stride + half), hn::Set(floats, by[row]), magic);
-            return hn::BitCast(words, product);
+            auto value = valuesAt<T>(at + row * stride + half * size);
+            return hn::BitCast(words, hn::MulAdd(value, hn::Set(floats, by[row]), magic));
           };
-          auto rows = [&](int64_t half) HWY_ATTR {
+          auto columns = [&](int64_t half) HWY_ATTR {
             auto rows01 = hn::OrAnd(hn::ShiftLeft<8>(code(1, half)), code(0, half), low8);
             auto rows23 = hn::OrAnd(hn::ShiftLeft<8>(code(3, half)), code(2, half), low8);
             auto all = hn::BitCast(codes, hn::OrAnd(hn::ShiftLeft<16>(rows23), rows01, low16));
             // A scale that was rounded leaves room for codes beyond the last.
             return hn::BitCast(words, hn::Max(hn::Zero(codes), hn::Min(hn::Set(codes, 15), all)));
           };
-          auto pairs = hn::Or(rows(0), hn::ShiftLeft<4>(rows(16)));
+          auto pairs = hn::Or(columns(0), hn::ShiftLeft<4>(columns(16)));
           // Each word holds one column of four rows; lanes want one row of four columns.
           alignas(64) uint8_t quads[64];
           hn::Store(hn::TableLookupBytes(hn::BitCast(bytes, pairs), order), bytes, quads);
@@ -195,6 +191,12 @@ HWY_NOINLINE bool packInt4Rows(const Int4Panel &panel, const float *values, int6
   return finite;
 }
 
+HWY_NOINLINE bool packRows(const Int4Panel &panel, const StoredRows &rows, int64_t cols, int64_t lane, std::byte *out,
+                           const std::byte *next) {
+  return rows.type == DType::F32 ? packRowsOf<float>(panel, rows, cols, lane, out, next)
+                                 : packRowsOf<hwy::bfloat16_t>(panel, rows, cols, lane, out, next);
+}
+
 #endif // HWY_SCALAR
 
 } // namespace moec::HWY_NAMESPACE
@@ -203,11 +205,20 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace moec {
 
-HWY_EXPORT(packInt4Rows);
+HWY_EXPORT(packRows);
 
-bool packInt4(const Int4Panel &panel, const float *values, int64_t stride, int64_t cols, int64_t lane, std::byte *out,
-              const ReadAhead &ahead) {
-  return HWY_DYNAMIC_DISPATCH(packInt4Rows)(panel, values, stride, cols, lane, out, ahead);
+bool canPackInt4(const Int4Panel &panel, const StoredRows &rows) {
+  if (rows.type == DType::F8E4M3)
+    return rows.scaleCols % panel.group == 0 && rows.first % panel.group == 0;
+  return rows.type == DType::F32 || rows.type == DType::BF16;
+}
+
+bool packInt4(const Int4Panel &panel, const StoredRows &rows, int64_t cols, int64_t lane, std::byte *out,
+              const std::byte *next) {
+  assert(canPackInt4(panel, rows));
+  if (rows.type == DType::F8E4M3)
+    return packInt4OfF8(panel, rows, cols, lane, out, next);
+  return HWY_DYNAMIC_DISPATCH(packRows)(panel, rows, cols, lane, out, next);
 }
 
 void placeInt4(const Int4Panel &panel, const uint8_t *codes, const uint16_t *scales, int64_t cols, int64_t lane,

@@ -8,10 +8,10 @@
 #ifndef MOEC_DIALECTS_FORMATS_INT4_H
 #define MOEC_DIALECTS_FORMATS_INT4_H
 
+#include "dialects/Formats/Runs.h"
 #include "runtime/Support/DType.h"
 #include "runtime/Support/Result.h"
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -29,19 +29,19 @@ struct Int4Panel {
 /// Rows that are quantized side by side.
 inline constexpr int64_t kInt4Rows = 4;
 
-/// What will be read when four rows are quantized: it is asked for bit by bit meanwhile, so that memory works while the
-/// core does. Asking for everything at once fills the few places that wait for memory, and the core with them.
-struct ReadAhead {
-  std::array<const std::byte *, kInt4Rows> rows{};
-  int64_t bytesPerColumn = 0; ///< 0: nothing is asked for
-};
+/// Whether `packInt4` reads rows that are stored so: F32, BF16, and F8E4M3 whose scales are those of whole groups.
+bool canPackInt4(const Int4Panel &panel, const StoredRows &rows);
 
 /// Quantizes four rows of `cols` values, a multiple of the group, as `#moe.quantize<int4>` says, and puts them into
-/// lanes `lane` .. `lane + 3` of a panel, `lane` a multiple of 4, as `#moe.pack_groups` says. Row r is at `values + r *
-/// stride` and has the alignment of a float; `out` is where the first group begins. False if a scale is not finite, be
-/// it because a value is not or because it is too large for the scale's type; what was written is then of no use.
-bool packInt4(const Int4Panel &panel, const float *values, int64_t stride, int64_t cols, int64_t lane, std::byte *out,
-              const ReadAhead &ahead = {});
+/// lanes `lane` .. `lane + 3` of a panel, `lane` a multiple of 4, as `#moe.pack_groups` says; `out` is where the first
+/// group begins. False if a scale is not finite, be it because a value is not or because it is too large for the
+/// scale's type; what was written is then of no use.
+///
+/// `next`, unless null, is where four rows of the same stride will be read from next. They are asked for bit by bit, so
+/// that memory works while the core does: asking for everything at once fills the few places that wait for memory, and
+/// the core with them.
+bool packInt4(const Int4Panel &panel, const StoredRows &rows, int64_t cols, int64_t lane, std::byte *out,
+              const std::byte *next = nullptr);
 
 /// Puts four rows of `cols` codes, plus 8, and the bits of their scales into lanes `lane` .. `lane + 3`, as `packInt4`
 /// does with those that it makes.

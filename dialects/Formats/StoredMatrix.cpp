@@ -165,7 +165,22 @@ public:
     return success();
   }
 
-  const std::byte *storedRow(int64_t row) const override { return isPlainF8 ? codes.data + row * cols : nullptr; }
+  int64_t storedRows(int64_t row, int64_t numRows, int64_t col, int64_t numCols, StoredRows &out) const override {
+    const int64_t rowGroup = format.scale.rows ? row / format.scale.rows : 0;
+    if (!isPlainF8 || (format.scale.rows && (row + numRows - 1) / format.scale.rows != rowGroup))
+      return 0;
+    out.type = DType::F8E4M3;
+    out.data = codes.data + row * cols + col;
+    out.stride = cols;
+    out.scaleCols = format.scale.cols ? format.scale.cols : cols;
+    out.first = col % out.scaleCols;
+    const int64_t begin = col / out.scaleCols;
+    const auto count = std::min<int64_t>(out.scales.size(), (out.first + numCols - 1) / out.scaleCols + 1);
+    for (int64_t i = 0; i < count; ++i)
+      if (!isHarmless(out.scales[i] = loadScale(scales.dtype, scales.data, rowGroup * inGroups + begin + i)))
+        return 0;
+    return std::min(numCols, count * out.scaleCols - out.first);
+  }
 
   Status readCodes(int64_t row, int64_t numRows, int64_t col, int64_t numCols, uint8_t *out,
                    uint16_t *outScales) const override {
@@ -287,16 +302,10 @@ private:
 
   /// One row of FP8 with nothing but scales, all of them harmless and all codes numbers; else false.
   bool readPlainF8(int64_t row, int64_t col, int64_t count, float *out) const {
-    const int64_t group = format.scale.cols ? format.scale.cols : cols;
-    const int64_t rowScales = (format.scale.rows ? row / format.scale.rows : 0) * inGroups;
-    std::array<float, 64> factors;
-    for (int64_t c = col, end; c < col + count; c = end) {
-      const int64_t first = c / group, last = std::min<int64_t>(first + factors.size(), (col + count - 1) / group + 1);
-      end = std::min(col + count, last * group);
-      for (int64_t g = first; g < last; ++g)
-        if (!isHarmless(factors[g - first] = loadScale(scales.dtype, scales.data, rowScales + g)))
-          return false;
-      if (!scaleF8E4M3(codes.data + row * cols + c, factors.data(), group, c % group, out + (c - col), end - c))
+    StoredRows rows;
+    for (int64_t done = 0, run; done < count; done += run) {
+      run = storedRows(row, 1, col + done, count - done, rows);
+      if (run == 0 || !scaleF8E4M3(rows.data, rows.scales.data(), rows.scaleCols, rows.first, out + done, run))
         return false;
     }
     return true;

@@ -8,6 +8,7 @@
 #define MOEC_DIALECTS_FORMATS_STOREDMATRIX_H
 
 #include "dialects/Formats/Format.h"
+#include "dialects/Formats/Runs.h"
 #include "runtime/Support/TensorSource.h"
 
 #include <array>
@@ -31,8 +32,12 @@ public:
                            uint16_t *scales) const {
     return Error{"codes of this format cannot be read"};
   }
-  /// Where the codes of a row lie, if one after the other and a byte each; else null.
-  virtual const std::byte *storedRow(int64_t row) const { return nullptr; }
+  /// Where rows `[row, row + numRows)` lie from column `col` on, if they are FP8 with nothing but scales, which they
+  /// share and of which none could make a value of `dtype` inexact or infinite. For how many of the `numCols` columns
+  /// that is said; 0: it is not so.
+  virtual int64_t storedRows(int64_t row, int64_t numRows, int64_t col, int64_t numCols, StoredRows &out) const {
+    return 0;
+  }
   /// Says that the bytes of these rows are not needed soon.
   virtual void release(int64_t row, int64_t numRows) const = 0;
 

@@ -10,7 +10,7 @@
 /// - `files`: from a mapped file to a file, with sums and notes as a compile has them, beside reading the same mapping
 ///   and writing as much to a file of the same kind, without arithmetic.
 ///
-///     bench-weights DIRECTORY [--experts 32] [--threads 1,2] [--repeat 5]
+///     bench-weights DIRECTORY [--experts 32] [--threads 1,2] [--repeat 5] [--from bf16,fp8]
 ///
 /// DIRECTORY gets a source of some GB, which is in the page cache when it is read. Rates count bytes in and bytes out.
 /// Prints one JSON object a line.
@@ -180,14 +180,17 @@ double medianOf(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-Status run(const std::string &directory, int64_t experts, const std::vector<unsigned> &threadCounts, int repeat) {
+Status run(const std::string &directory, int64_t experts, const std::vector<unsigned> &threadCounts, int repeat,
+           const std::vector<std::string> &formats) {
   mlir::MLIRContext context;
   context.loadDialect<mlir::moe::MoeDialect, mlir::exec::ExecDialect>();
   const std::string out = directory + "/out";
   for (DType type : {DType::BF16, DType::F8E4M3}) {
+    bool fp8 = type == DType::F8E4M3;
+    if (std::ranges::find(formats, fp8 ? "fp8" : "bf16") == formats.end())
+      continue;
     const std::string path = directory + "/source.safetensors";
     MOEC_TRY(auto source, Source::make(path, type, experts));
-    bool fp8 = type == DType::F8E4M3;
     std::string steps = "[" + std::string(fp8 ? "#moe.dequant<fp8 128x128, f32>, " : "") + "#moe.stack<" +
                         std::to_string(experts) +
                         ">, #moe.quantize<int4, group = 32, scale = f16>, #moe.pack_groups<32>]";
@@ -243,13 +246,15 @@ int main(int argc, char **argv) {
   int64_t experts = 32;
   std::vector<unsigned> threads = {1, 2};
   int repeat = 5;
+  std::vector<std::string> formats = {"bf16", "fp8"};
   app.add_option("DIRECTORY", directory, "where the source and the weights go")->required();
   app.add_option("--experts", experts, "matrices of 2048 x 7168")->check(CLI::Range(1, 4096));
   app.add_option("--threads", threads, "thread counts")->delimiter(',');
   app.add_option("--repeat", repeat, "runs, of which the median counts")->check(CLI::Range(1, 1000));
+  app.add_option("--from", formats, "what is read")->delimiter(',')->check(CLI::IsMember({"bf16", "fp8"}));
   CLI11_PARSE(app, argc, argv);
   std::filesystem::create_directories(directory);
-  if (Status status = run(directory, experts, threads, repeat); !status.ok()) {
+  if (Status status = run(directory, experts, threads, repeat, formats); !status.ok()) {
     std::cerr << "bench-weights: " << status.message() << "\n";
     return 1;
   }
