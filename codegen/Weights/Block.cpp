@@ -326,17 +326,16 @@ public:
                    std::to_string(sources.size())};
     for (size_t first = 0; first < sources.size(); first += perTensor) {
       std::vector<std::string> patterns(sources.begin() + first, sources.begin() + first + perTensor);
-      Item item{patterns.front(), {}, isFamily(patterns.front())};
+      Item item{patterns.front(), {}, steps::isFamily(patterns.front())};
       if (item.family && count == 0)
         return Error{"weight source '" + item.name + "' is a family, but its recipe has no stack step"};
       for (const std::string &pattern : patterns)
-        if (isFamily(pattern) != item.family)
+        if (steps::isFamily(pattern) != item.family)
           return Error{"'" + item.name + "' and '" + pattern + "' are not both families"};
       for (int64_t e = 0; e < (item.family ? count : 1); ++e) {
-        std::vector<std::string> names = patterns;
-        for (std::string &name : names)
-          if (item.family)
-            name.replace(name.find(steps::kFamilyMarker), steps::kFamilyMarker.size(), std::to_string(e));
+        std::vector<std::string> names;
+        for (const std::string &pattern : patterns)
+          names.push_back(steps::memberOf(pattern, e));
         MOEC_TRY(auto block, stored ? StoredBlock::open(stored, names, from) : SourceBlock::open(names.front(), from));
         item.members.push_back(std::move(block));
       }
@@ -409,8 +408,6 @@ private:
         MOEC_CHECK(fn(item.name, block));
     return success();
   }
-
-  static bool isFamily(const std::string &name) { return name.find(steps::kFamilyMarker) != std::string::npos; }
 
   Status stack() {
     for (Item &item : items) {

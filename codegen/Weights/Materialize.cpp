@@ -134,10 +134,7 @@ private:
 
   /// The first tensor that a matrix of a block is made from, for messages.
   std::string sourceOf(size_t block, int64_t matrix) const {
-    std::string name = job.sources[block * job.sources.size() / recipe.blocks.size()];
-    if (size_t marker = name.find(steps::kFamilyMarker); marker != std::string::npos)
-      name.replace(marker, steps::kFamilyMarker.size(), std::to_string(matrix));
-    return name;
+    return steps::memberOf(job.sources[block * job.sources.size() / recipe.blocks.size()], matrix);
   }
 
   /// Scales that are packed beside their codes are used as they are: a hole in a file must not become zero weights.
@@ -375,7 +372,7 @@ Status moec::materialize(const std::vector<WeightJob> &jobs, const TensorSource 
     }
     // Sources that no unit could release alone (transposed ones, scales).
     for (const std::string &source : job.sources)
-      if (source.find(steps::kFamilyMarker) == std::string::npos)
+      if (!steps::isFamily(source))
         if (auto view = from.tensor(source); view.ok())
           from.release(*view);
     if (options.progress)

@@ -105,6 +105,8 @@ Format formats::fp8(int64_t rows, int64_t cols, Naming naming, bool e8m0) {
   format.codes = "weight";
   format.packing.words = {DType::F8E4M3};
   format.scale = {scaleName(naming), e8m0 ? exponents : floats, rows, cols};
+  if (naming == Naming::ScaleInv && !e8m0) // what they are stored as shows in the file
+    format.scale.types.insert(format.scale.types.end(), exponents.begin(), exponents.end());
   format.setAside = {"input_scale"};
   return format;
 }

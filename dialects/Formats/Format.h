@@ -113,7 +113,8 @@ enum class Naming : uint8_t {
   Scale,       ///< `scale`: DeepSeek V4
 };
 
-/// E4M3 codes with one scale for `rows` x `cols` weights; F32, F16 or BF16 scales, or E8M0.
+/// E4M3 codes with one scale for `rows` x `cols` weights; F32, F16 or BF16 scales, or E8M0. `ScaleInv` has any of them
+/// unless `e8m0`.
 /// Source: DeepSeek-V3's README_WEIGHTS and its fp8_cast_bf16 program.
 Format fp8(int64_t rows, int64_t cols, Naming naming, bool e8m0);
 /// Source: the packing of AutoGPTQ and GPTQModel. `bits` is 4 or 8; version 1 stores zero points less 1.

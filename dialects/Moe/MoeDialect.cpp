@@ -246,8 +246,6 @@ moec::Format DequantAttr::getDescription() const {
     llvm_unreachable("formats with a description are listed");
   };
   moec::Format format = make();
-  if (getFormat() == StoredFormat::Fp8) // what the scales are stored as shows in the file
-    format.scale.types.insert(format.scale.types.end(), {moec::DType::F8E8M0, moec::DType::U8});
   if (!getIndexed())
     format.groupIndex.clear();
   format.groupIndexRequired = getIndexed();

@@ -11,6 +11,13 @@
 using namespace mlir;
 using namespace mlir::moe;
 
+bool mlir::moe::isFamily(StringRef source) { return source.contains(kFamilyMarker); }
+
+std::string mlir::moe::memberOf(StringRef source, int64_t expert) {
+  auto [before, after] = source.split(kFamilyMarker);
+  return isFamily(source) ? (before + Twine(expert) + after).str() : source.str();
+}
+
 std::optional<moec::DType> mlir::moe::storedType(Type element) {
   return llvm::TypeSwitch<Type, std::optional<moec::DType>>(element)
       .Case([](Float32Type) { return moec::DType::F32; })

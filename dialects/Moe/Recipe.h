@@ -15,11 +15,18 @@
 #include "mlir/IR/Diagnostics.h"
 
 #include <optional>
+#include <string>
 
 namespace mlir::moe {
 
 /// What a source's name holds if it stands for one tensor per expert.
 inline constexpr llvm::StringLiteral kFamilyMarker = "{e}";
+
+/// Whether a source stands for one tensor per expert.
+bool isFamily(StringRef source);
+
+/// The tensor that a source stands for, that of an expert if there is one for each.
+std::string memberOf(StringRef source, int64_t expert);
 
 /// How weights of an element type are stored: f32, f16, bf16, f8E4M3FN, and i8 for packed bytes; none for others.
 std::optional<moec::DType> storedType(Type element);

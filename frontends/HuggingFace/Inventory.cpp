@@ -7,6 +7,7 @@
 #include "runtime/Support/Text.h"
 
 #include <algorithm>
+#include <array>
 #include <cassert>
 #include <charconv>
 #include <optional>
@@ -557,10 +558,8 @@ private:
   }
 
   bool isTolerated(std::string_view name, const StoredTensor &stored) const {
-    if (config.quantization)
-      for (const std::string &suffix : config.quantization->format.setAside)
-        if (name.ends_with("." + suffix))
-          return true;
+    if (config.quantization && isSetAside(name, config.quantization->format))
+      return true;
     if (config.v4 && name.starts_with("mtp."))
       return true;
     if (name == (config.v4 ? "head.weight" : "lm_head.weight"))
@@ -576,6 +575,18 @@ private:
     // transformers writes the shared expert of width 0 that its classes build.
     return config.sharedExperts == 0 && config.isMoe[*layer] &&
            name.find(".mlp.shared_experts.") != std::string_view::npos && countElements(stored.shape) == 0;
+  }
+
+  /// Whether it lies beside a layer and weights do not need it.
+  bool isSetAside(std::string_view name, const Format &format) const {
+    size_t dot = name.rfind('.');
+    if (dot == std::string_view::npos ||
+        std::ranges::find(format.setAside, name.substr(dot + 1)) == format.setAside.end())
+      return false;
+    return std::ranges::any_of(std::array<std::string, 2>{format.codes, "weight"}, [&](const std::string &suffix) {
+      auto tensor = table.find(std::string(name.substr(0, dot + 1)) + suffix);
+      return tensor != table.end() && used.count(&tensor->second);
+    });
   }
 
   const ModelConfig &config;

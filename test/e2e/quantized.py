@@ -176,7 +176,7 @@ def fp8(config: dict, scale: str, dtype: str, rows: int, cols: int, power_of_two
     def pack(x: np.ndarray) -> Layer:
         block = (rows or x.shape[0], cols or x.shape[1])
         codes, scales = quantize_blocks(x, block, power_of_two)
-        if dtype == "U8":  # as E8M0
+        if dtype in ("U8", "F8_E8M0"):
             stored = (np.log2(scales) + 127).astype(np.uint8)
         else:
             stored, scales = narrow(scales, dtype)
@@ -188,12 +188,12 @@ def fp8(config: dict, scale: str, dtype: str, rows: int, cols: int, power_of_two
     return Format(config, pack)
 
 
-def fp8_blocks(rows: int, cols: int, power_of_two: bool = False) -> Format:
-    """As DeepSeek publishes them: scales that are powers of two are F32 all the same."""
+def fp8_blocks(rows: int, cols: int, power_of_two: bool = False, dtype: str = "F32") -> Format:
+    """As DeepSeek publishes them: scales that are powers of two are F32 all the same. Others store exponents."""
     config = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [rows, cols]}
     if power_of_two:
         config["scale_fmt"] = "ue8m0"
-    return fp8(config, "weight_scale_inv", "F32", rows, cols, power_of_two)
+    return fp8(config, "weight_scale_inv", dtype, rows, cols, power_of_two)
 
 
 def fp8_tensor() -> Format:
@@ -295,6 +295,8 @@ FORMATS = {
     "fp8-32x32": fp8_blocks(32, 32),
     "fp8-48x20": fp8_blocks(48, 20),
     "fp8-ue8m0": fp8_blocks(32, 32, power_of_two=True),
+    "fp8-e8m0": fp8_blocks(32, 32, power_of_two=True, dtype="F8_E8M0"),
+    "fp8-e8m0-bytes": fp8_blocks(48, 20, power_of_two=True, dtype="U8"),
     "fp8-tensor": fp8_tensor(),
     "float-block": float_quantized("BF16", 32, 32),
     "float-channel": float_quantized("BF16", 1, 0),

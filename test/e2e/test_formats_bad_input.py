@@ -108,7 +108,7 @@ def test_experts_stored_unlike_each_other(name, plain, refused):
 SCALES = {
     "zero": {"F32": 0.0, "F16": 0.0, "BF16": 0x0000, "F8_E4M3": 0x00},
     "negative": {"F32": -0.5, "F16": -0.5, "BF16": 0xBF00, "F8_E4M3": 0xB0},
-    "nan": {"F32": np.nan, "F16": np.nan, "BF16": 0x7FC0, "F8_E4M3": 0x7F, "U8": 0xFF},
+    "nan": {"F32": np.nan, "F16": np.nan, "BF16": 0x7FC0, "F8_E4M3": 0x7F, "U8": 0xFF, "F8_E8M0": 0xFF},
     "inf": {"F32": np.inf, "F16": np.inf, "BF16": 0x7F80},
 }
 WORDS = {"zero": "the scale 0", "negative": "the scale -0.5", "nan": "the scale nan", "inf": "the scale inf"}

@@ -289,7 +289,7 @@ TEST(Inventory, TheIndexerIsCheckedAndSetAside) {
   table = fullTable(config);
   table.erase("model.layers.1.self_attn.indexer.wk.weight_scale_inv");
   EXPECT_EQ(problem(config, table), "dir: tensor 'model.layers.1.self_attn.indexer.wk.weight_scale_inv' is missing, "
-                                    "expected F32, F16 or BF16 [1, 3] from config.json");
+                                    "expected F32, F16, BF16, F8_E8M0 or U8 [1, 3] from config.json");
 }
 
 /// V4 is not imported, but its headers can be told from another model's.
@@ -356,6 +356,7 @@ TEST(Inventory, ToleratesWhatChangesNothing) {
   ModelConfig config = smallConfig();
   TensorTable table = fullTable(config);
   table["model.layers.2.self_attn.rotary_emb.inv_freq"] = {DType::F32, {56}, "m"};
+  table["model.layers.1.self_attn.q_a_proj.input_scale"] = {DType::F32, {1}, "m"};
   EXPECT_EQ(problem(config, table), "");
   std::erase_if(table, [](const auto &entry) { return entry.first.starts_with("model.layers.3."); });
   EXPECT_EQ(problem(config, table), "") << "MTP layers are optional";
@@ -397,9 +398,8 @@ TEST(Inventory, NamesTheFirstDifference) {
        "dir: tensor 'model.layers.1.self_attn.q_a_proj.weight' is missing, expected F8_E4M3, BF16, F16 or F32 [20, 40] "
        "from config.json"},
       {[&](TensorTable &t) { t.erase(q + "_scale_inv"); },
-       "dir: tensor 'model.layers.1.self_attn.q_a_proj.weight_scale_inv' is missing, expected F32, F16 or BF16 [2, 3] "
-       "from "
-       "config.json"},
+       "dir: tensor 'model.layers.1.self_attn.q_a_proj.weight_scale_inv' is missing, expected F32, F16, BF16, "
+       "F8_E8M0 or U8 [2, 3] from config.json"},
       {[&](TensorTable &t) { t[q].dtype = DType::BF16; },
        "m.safetensors: unexpected tensor 'model.layers.1.self_attn.q_a_proj.weight_scale_inv' (F32 [2, 3]), which a "
        "deepseek_v3 model of config.json does not have"},
@@ -407,7 +407,8 @@ TEST(Inventory, NamesTheFirstDifference) {
        "m.safetensors: tensor 'model.layers.1.self_attn.q_a_proj.weight_scale_inv' is [1, 3], but config.json asks for "
        "[2, 3]"},
       {[&](TensorTable &t) { t[q + "_scale_inv"].dtype = DType::I8; },
-       "m.safetensors: tensor 'model.layers.1.self_attn.q_a_proj.weight_scale_inv' is I8, expected F32, F16 or BF16"},
+       "m.safetensors: tensor 'model.layers.1.self_attn.q_a_proj.weight_scale_inv' is I8, expected F32, F16, BF16, "
+       "F8_E8M0 or U8"},
       {[&](TensorTable &t) { t[q].shape = {40, 20}; },
        "m.safetensors: tensor 'model.layers.1.self_attn.q_a_proj.weight' is [40, 20], but config.json asks for "
        "[20, 40]"},
@@ -423,6 +424,10 @@ TEST(Inventory, NamesTheFirstDifference) {
       {[&](TensorTable &t) { t["model.layers.1.mlp.experts.2.up_proj.weight"] = t[e1]; },
        "m.safetensors: unexpected tensor 'model.layers.1.mlp.experts.2.up_proj.weight' (F8_E4M3 [8, 40]), which a "
        "deepseek_v3 model of config.json does not have"},
+      {[&](TensorTable &t) { t["model.layers.1.mlp.experts.2.up_proj.input_scale"] = {DType::F32, {1}, "m"}; },
+       "m: unexpected tensor 'model.layers.1.mlp.experts.2.up_proj.input_scale' (F32 [1]), which a deepseek_v3 model "
+       "of "
+       "config.json does not have"},
       {[&](TensorTable &t) { t["model.layers.4.input_layernorm.weight"] = t["model.norm.weight"]; },
        "m.safetensors: unexpected tensor 'model.layers.4.input_layernorm.weight' (BF16 [40]), but config.json has "
        "'num_hidden_layers' 3 and 'num_nextn_predict_layers' 1"},

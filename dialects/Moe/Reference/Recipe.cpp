@@ -408,17 +408,16 @@ readSources(ArrayAttr sources, int64_t count, size_t perTensor,
         return Error{"source " + print(attr) + " of a weight is no string"};
       names.push_back(name.str());
     }
-    Item item{names.front(), names.front().find(kFamilyMarker) != std::string::npos, {}};
+    Item item{names.front(), isFamily(names.front()), {}};
     for (const std::string &name : names)
-      if ((name.find(kFamilyMarker) != std::string::npos) != item.isFamily)
+      if (isFamily(name) != item.isFamily)
         return Error{"'" + name + "' does not go with '" + item.name + "': only one is a family"};
     if (item.isFamily && count == 0)
       return Error{"source '" + item.name + "' is a family, but the recipe has no #moe.stack"};
     for (int64_t e = 0; e < (item.isFamily ? count : 1); ++e) {
-      std::vector<std::string> members = names;
-      for (std::string &member : members)
-        if (item.isFamily)
-          member.replace(member.find(kFamilyMarker), kFamilyMarker.size(), std::to_string(e));
+      std::vector<std::string> members;
+      for (const std::string &name : names)
+        members.push_back(memberOf(name, e));
       MOEC_TRY(StoredTensor tensor, read(members));
       item.members.push_back(std::move(tensor));
     }
