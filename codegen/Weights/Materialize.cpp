@@ -11,6 +11,8 @@
 #include "dialects/Moe/Recipe.h"
 #include "runtime/Support/Text.h"
 
+#include "llvm/ADT/ScopeExit.h"
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -49,7 +51,7 @@ constexpr int64_t tileCols = 512;
 constexpr int64_t int4TileCols = 2048;
 /// Rows of an unpacked weight handled at a time.
 constexpr int64_t plainRows = 32;
-/// Output that is made before the threads meet and what they made can be noted.
+/// Output after which what has been made can be noted.
 constexpr int64_t pieceBytes = 32 << 20;
 constexpr auto progressInterval = std::chrono::milliseconds(100);
 
@@ -336,14 +338,30 @@ Status moec::materialize(const std::vector<WeightJob> &jobs, const TensorSource 
     if (perThread > options.maxMemory)
       return Error{"weight '" + job.name + "' needs tiles of " + std::to_string(perThread >> 20) +
                    " MiB, but --max-memory allows " + std::to_string(options.maxMemory >> 20) + " MiB"};
-    std::atomic<int64_t> next = 0;
-    while (next < writer.units() && writer.begin(next + 1) <= present)
-      ++next;
-    work.done -= present - writer.begin(next); // half a unit is made again
-    auto run = [&](int64_t end, bool shows) {
+    int64_t made = 0; // units from the first one on
+    while (made < writer.units() && writer.begin(made + 1) <= present)
+      ++made;
+    work.done -= present - writer.begin(made); // half a unit is made again
+    std::vector<bool> isMade(writer.units());
+    int64_t noted = writer.begin(made);
+    auto note = [&](int64_t unit) -> Status {
+      std::lock_guard lock(work.mutex);
+      isMade[unit] = true;
+      while (made < writer.units() && isMade[made])
+        ++made;
+      if (made < writer.units() && writer.begin(made) - noted < pieceBytes)
+        return success();
+      noted = writer.begin(made);
+      return out.advance(number, noted);
+    };
+    std::atomic<int64_t> next = made;
+    auto run = [&](bool shows) {
       Scratch scratch;
-      for (int64_t unit; !work.failed && (unit = next++) < end;) {
-        if (Status status = writer.make(unit, scratch, out); !status.ok())
+      for (int64_t unit; !work.failed && (unit = next++) < writer.units();) {
+        Status status = writer.make(unit, scratch, out);
+        if (status.ok())
+          status = note(unit);
+        if (!status.ok())
           work.fail(status.takeError());
         work.done += writer.begin(unit + 1) - writer.begin(unit);
         auto now = std::chrono::steady_clock::now();
@@ -356,20 +374,16 @@ Status moec::materialize(const std::vector<WeightJob> &jobs, const TensorSource 
     uint64_t fitting = options.maxMemory / perThread;
     auto count = static_cast<unsigned>(
         std::min<uint64_t>({std::max(1u, options.threads), fitting, static_cast<uint64_t>(writer.units())}));
-    int64_t unitsPerPiece = std::max<int64_t>(1, pieceBytes / std::max<int64_t>(1, writer.begin(1)));
-    while (next < writer.units()) {
-      int64_t end = std::min(next + unitsPerPiece, writer.units());
-      {
-        std::vector<std::jthread> threads; // joined also when `progress` throws
-        for (unsigned i = 1; i < count; ++i)
-          threads.emplace_back(run, end, /*shows=*/false);
-        run(end, /*shows=*/true);
-      }
-      next = end; // each thread took a number too many
-      if (work.failed)
-        return std::move(work.error);
-      MOEC_CHECK(out.advance(number, writer.begin(end)));
+    {
+      std::vector<std::jthread> threads;
+      // When `progress` throws, the others end with what they are at.
+      llvm::scope_exit stop([&] { next = writer.units(); });
+      for (unsigned i = 1; i < count; ++i)
+        threads.emplace_back(run, /*shows=*/false);
+      run(/*shows=*/true);
     }
+    if (work.failed)
+      return std::move(work.error);
     // Sources that no unit could release alone (transposed ones, scales).
     for (const std::string &source : job.sources)
       if (!steps::isFamily(source))

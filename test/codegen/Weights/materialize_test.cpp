@@ -18,10 +18,16 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
 #include <cstring>
 #include <filesystem>
 #include <map>
+#include <mutex>
 #include <random>
+#include <stdexcept>
+#include <thread>
 
 using namespace moec;
 using testing::HasSubstr;
@@ -400,6 +406,70 @@ TEST_F(MaterializeTest, WeightsFillFilesInOrder) {
   using Names = std::vector<std::string>;
   EXPECT_THAT(found,
               testing::ElementsAre(Names{"t0", "t1", "t2"}, Names{"t3"}, Names{"t4"}, Names{"t5", "t6"}, Names{"t7"}));
+}
+
+/// Knows which pieces of one weight have come.
+class CountingSink final : public WeightSink {
+public:
+  explicit CountingSink(std::function<void(CountingSink &, uint64_t offset)> beforeWrite)
+      : beforeWrite(std::move(beforeWrite)) {}
+  uint64_t present(size_t) const override { return 0; }
+  Status write(size_t, uint64_t offset, const void *, uint64_t size) override {
+    beforeWrite(*this, offset);
+    std::lock_guard lock(mutex);
+    pieces[offset] = size;
+    changed.notify_all();
+    return success();
+  }
+  Status advance(size_t, uint64_t bytes) override {
+    std::lock_guard lock(mutex);
+    uint64_t end = 0;
+    for (auto piece = pieces.find(0); piece != pieces.end(); piece = pieces.find(end))
+      end += piece->second;
+    EXPECT_LE(bytes, end) << "what was not written is noted";
+    advanced.push_back(bytes);
+    return success();
+  }
+  void waitFor(size_t count) {
+    std::unique_lock lock(mutex);
+    changed.wait(lock, [&] { return pieces.size() >= count; });
+  }
+
+  std::map<uint64_t, uint64_t> pieces; ///< sizes by offset
+  std::vector<uint64_t> advanced;
+
+private:
+  std::function<void(CountingSink &, uint64_t offset)> beforeWrite;
+  std::mutex mutex;
+  std::condition_variable changed;
+};
+
+TEST_F(MaterializeTest, WhatIsNotedIsWrittenFromTheBeginning) {
+  constexpr int64_t rows = 24 << 10, bytes = rows * 4096; // 96 MiB, in pieces of 128 KiB
+  source.addWords("a", DType::F32, {rows, 1024}, std::vector<int32_t>(rows * 1024));
+  // The first piece comes after two thirds of the others.
+  CountingSink sink([](CountingSink &sink, uint64_t offset) {
+    if (offset == 0)
+      sink.waitFor(512);
+  });
+  MaterializeOptions options;
+  options.threads = 2;
+  ASSERT_TRUE(materialize({job({"a"}, "[]", DType::F32, {rows, 1024})}, source, sink, options).ok());
+  ASSERT_GE(sink.advanced.size(), 2u);
+  EXPECT_GE(sink.advanced.front(), uint64_t{64} << 20);
+  EXPECT_TRUE(std::ranges::is_sorted(sink.advanced));
+  EXPECT_EQ(sink.advanced.back(), static_cast<uint64_t>(bytes));
+}
+
+TEST_F(MaterializeTest, ProgressThatThrowsEndsAllThreads) {
+  constexpr int64_t rows = 64 << 10;
+  source.addWords("a", DType::F32, {rows, 8}, std::vector<int32_t>(rows * 8));
+  CountingSink sink([](CountingSink &, uint64_t) { std::this_thread::sleep_for(std::chrono::milliseconds(1)); });
+  MaterializeOptions options;
+  options.threads = 3;
+  options.progress = [](uint64_t, uint64_t, const std::string &) { throw std::runtime_error("enough"); };
+  EXPECT_THROW((void)materialize({job({"a"}, "[]", DType::F32, {rows, 8})}, source, sink, options), std::runtime_error);
+  EXPECT_LT(sink.pieces.size(), static_cast<size_t>(rows / 32));
 }
 
 TEST_F(MaterializeTest, MemoryIsBounded) {
