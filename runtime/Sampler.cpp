@@ -137,13 +137,30 @@ Result<int32_t> Sampler::sample(std::span<const float> logits) {
   return ranked[last].second;
 }
 
-double negativeLogProbability(std::span<const float> logits, int32_t token) {
-  assert(token >= 0 && static_cast<size_t>(token) < logits.size());
+/// ln of the sum of exp(logits).
+static double logSumExp(std::span<const float> logits) {
   const double most = *std::max_element(logits.begin(), logits.end());
   double sum = 0;
   for (float logit : logits)
     sum += std::exp(double(logit) - most);
-  return std::log(sum) + most - double(logits[token]);
+  return std::log(sum) + most;
+}
+
+double negativeLogProbability(std::span<const float> logits, int32_t token) {
+  assert(token >= 0 && static_cast<size_t>(token) < logits.size());
+  return logSumExp(logits) - double(logits[token]);
+}
+
+double klDivergence(std::span<const float> base, std::span<const float> logits) {
+  assert(base.size() == logits.size());
+  const double baseTotal = logSumExp(base), total = logSumExp(logits);
+  double sum = 0;
+  for (size_t i = 0; i < base.size(); ++i) {
+    const double logP = double(base[i]) - baseTotal, logQ = double(logits[i]) - total;
+    if (const double p = std::exp(logP); p > 0)
+      sum += p * (logP - logQ);
+  }
+  return std::max(sum, 0.0); // rounding may leave a little less
 }
 
 } // namespace moec

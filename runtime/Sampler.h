@@ -68,6 +68,10 @@ int32_t argmax(std::span<const float> logits);
 /// -ln of the probability that softmax(logits) gives `token`.
 double negativeLogProbability(std::span<const float> logits, int32_t token);
 
+/// The Kullback-Leibler divergence `sum p ln(p / q)` in nats, of q = softmax(logits) from p = softmax(base), which have
+/// one size: 0 where they are equal, infinite where q is 0 and p is not.
+double klDivergence(std::span<const float> base, std::span<const float> logits);
+
 } // namespace moec
 
 #endif // MOEC_RUNTIME_SAMPLER_H

@@ -155,6 +155,16 @@ TEST(Sampling, OptionsOutOfRangeAreRefused) {
   EXPECT_FALSE(options(1, 1, -1).check().ok());
 }
 
+TEST(Perplexity, KlDivergence) {
+  // (1/2, 1/4, 1/4) from (1/4, 1/4, 1/2), each with an offset of its own
+  const std::vector<float> base = {300 + std::log(2.0f), 300, 300}, other = {-80, -80, -80 + std::log(2.0f)};
+  EXPECT_NEAR(klDivergence(base, other), 0.25 * std::log(2.0), 1e-5);
+  EXPECT_EQ(klDivergence(base, base), 0);
+  const std::vector<float> never = {0, -INFINITY, 0};
+  EXPECT_EQ(klDivergence(base, never), INFINITY);
+  EXPECT_NEAR(klDivergence(never, std::vector<float>{0, 0, 0}), std::log(1.5), 1e-6);
+}
+
 TEST(Perplexity, NegativeLogProbability) {
   // -ln(5 / 8), with an offset that would overflow a naive sum
   const std::vector<float> logits = {300, 300 + std::log(2.0f), 300 + std::log(5.0f)};

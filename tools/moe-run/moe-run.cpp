@@ -27,6 +27,7 @@
 #include <cstdio>
 #include <iostream>
 #include <numeric>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
@@ -338,72 +339,172 @@ struct Logits {
   }
 };
 
-struct Perplexity {
+/// A model that reads a text in chunks, and what is measured meanwhile.
+class ChunkReader {
+public:
   static constexpr int64_t chunkTokens = 256;
+
+  static Result<ChunkReader> open(const ModelArgs &args) {
+    MOEC_TRY(std::unique_ptr<Model> model, args.load());
+    if (model->info().bos < 0)
+      return Error{args.artifact + ": the model has no begin-of-sequence token, which each chunk starts with"};
+    if (model->maxContext() < chunkTokens)
+      return Error{args.artifact + ": is compiled for a context of " + std::to_string(model->maxContext()) +
+                   ", but a chunk has " + std::to_string(chunkTokens) + " tokens"};
+    return ChunkReader(std::move(model));
+  }
+  /// The whole text, without a begin-of-sequence token.
+  static Result<std::vector<int32_t>> encode(const std::string &artifact, const std::string &text) {
+    MOEC_TRY(Tokenizer tokenizer, Tokenizer::load(artifact));
+    EncodeOptions encoding;
+    encoding.addBos = false;
+    return tokenizer.encode(text, encoding);
+  }
+
+  /// Reads the chunk that begins at `expected`, each token of which is below `vocab`.
+  Status read(const int32_t *expected) {
+    std::vector<int32_t> tokens(chunkTokens), positions(chunkTokens), slots(chunkTokens, 0);
+    std::iota(positions.begin(), positions.end(), 0);
+    tokens[0] = static_cast<int32_t>(model->info().bos);
+    std::copy_n(expected, chunkTokens - 1, tokens.begin() + 1);
+    MOEC_CHECK(model->step(tokens, positions, slots, /*rows=*/positions, logits));
+    for (int64_t t = 0; t < chunkTokens; ++t)
+      sum += negativeLogProbability(row(t), expected[t]);
+    count += chunkTokens;
+    return success();
+  }
+  /// Logits after token `t` of the last chunk's beginning.
+  std::span<const float> row(int64_t t) const { return std::span(logits).subspan(t * vocab(), vocab()); }
+  int64_t vocab() const { return model->vocab(); }
+  double perplexity() const { return std::exp(sum / static_cast<double>(count)); }
+  std::string deviceDescription() const { return model->deviceDescription(); }
+
+private:
+  explicit ChunkReader(std::unique_ptr<Model> loaded) : model(std::move(loaded)), logits(chunkTokens * vocab()) {}
+
+  std::unique_ptr<Model> model;
+  std::vector<float> logits;
+  double sum = 0;
+  int64_t count = 0;
+};
+
+/// How far the logits of a model are from those of another one, position by position.
+class Divergence {
+public:
+  void add(std::span<const float> base, std::span<const float> logits) {
+    values.push_back(klDivergence(base, logits));
+    sameTop += argmax(base) == argmax(logits);
+  }
+  double mean() const {
+    return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+  }
+  /// The value that 99 of 100 do not exceed.
+  double percentile99() const {
+    std::vector<double> sorted = values;
+    auto place = sorted.begin() + (static_cast<int64_t>(sorted.size()) * 99 + 99) / 100 - 1;
+    std::nth_element(sorted.begin(), place, sorted.end());
+    return *place;
+  }
+  double sameTopShare() const { return static_cast<double>(sameTop) / static_cast<double>(values.size()); }
+
+private:
+  std::vector<double> values;
+  int64_t sameTop = 0;
+};
+
+struct Perplexity {
+  static constexpr int64_t chunkTokens = ChunkReader::chunkTokens;
   ModelArgs model;
-  std::string file;
+  std::string file, base;
   bool json = false;
 
   void add(CLI::App &app) {
     model.add(app);
     app.add_option("-f,--file", file, "Text to read; -: standard input")->required()->type_name("FILE");
-    app.add_flag("--json", json, "Print a JSON object with the keys perplexity, tokens and chunks");
+    app.add_option("--kld", base, "Artifact of the same model to compare with, position by position")
+        ->type_name("BASE_ART");
+    app.add_flag("--json", json,
+                 "Print a JSON object with the keys perplexity, tokens and chunks, and with --kld base_perplexity, "
+                 "kld_mean, kld_p99 and same_top");
     app.footer("exp of the mean of -ln p over all tokens. The text is tokenized once and cut into chunks of 256 "
-               "tokens, each read after a begin-of-sequence token; the last partial chunk is dropped.");
+               "tokens, each read after a begin-of-sequence token; the last partial chunk is dropped. --kld adds the "
+               "Kullback-Leibler divergence of the logits from those of BASE_ART, in nats: its mean and the value that "
+               "99 of 100 positions do not exceed; and at how many positions both have the same most probable token.");
   }
   Result<int> run() {
     MOEC_TRY(std::string text, readText(file));
-    MOEC_TRY(std::unique_ptr<Model> loaded, model.load());
-    MOEC_TRY(Tokenizer tokenizer, Tokenizer::load(model.artifact));
-    if (loaded->info().bos < 0)
-      return Error{model.artifact + ": the model has no begin-of-sequence token, which each chunk starts with"};
-    if (loaded->maxContext() < chunkTokens)
-      return Error{model.artifact + ": is compiled for a context of " + std::to_string(loaded->maxContext()) +
-                   ", but a chunk has " + std::to_string(chunkTokens) + " tokens"};
-    EncodeOptions encoding;
-    encoding.addBos = false;
-    const std::vector<int32_t> ids = tokenizer.encode(text, encoding);
-    const int64_t chunks = ids.size() / chunkTokens, vocab = loaded->vocab();
+    MOEC_TRY(ChunkReader reader, ChunkReader::open(model));
+    MOEC_TRY(const std::vector<int32_t> ids, ChunkReader::encode(model.artifact, text));
+    const int64_t chunks = ids.size() / chunkTokens, count = chunks * chunkTokens;
     if (chunks == 0)
       return Error{file + ": has " + std::to_string(ids.size()) + " tokens, expected at least " +
                    std::to_string(chunkTokens)};
+    const int32_t largest = *std::max_element(ids.begin(), ids.begin() + count);
+    if (largest >= reader.vocab())
+      return Error{file + ": the tokenizer gives the id " + std::to_string(largest) +
+                   ", but the model's vocabulary has " + std::to_string(reader.vocab())};
+    std::optional<ChunkReader> baseReader;
+    if (!base.empty()) {
+      MOEC_TRY(ChunkReader opened, openBase(text, ids, reader.vocab()));
+      baseReader = std::move(opened);
+    }
 
     catchInterrupts();
     const auto start = std::chrono::steady_clock::now();
-    std::vector<int32_t> tokens(chunkTokens), positions(chunkTokens), rows(chunkTokens), slots(chunkTokens, 0);
-    std::iota(positions.begin(), positions.end(), 0);
-    std::iota(rows.begin(), rows.end(), 0);
-    std::vector<float> logits(chunkTokens * vocab);
-    double sum = 0;
+    Divergence divergence;
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       const int32_t *expected = ids.data() + chunk * chunkTokens;
-      tokens[0] = static_cast<int32_t>(loaded->info().bos);
-      std::copy_n(expected, chunkTokens - 1, tokens.begin() + 1);
-      MOEC_CHECK(loaded->step(tokens, positions, slots, rows, logits));
-      for (int64_t t = 0; t < chunkTokens; ++t) {
-        if (expected[t] >= vocab)
-          return Error{file + ": the tokenizer gives the id " + std::to_string(expected[t]) +
-                       ", but the model's vocabulary has " + std::to_string(vocab)};
-        sum += negativeLogProbability(std::span(logits).subspan(t * vocab, vocab), expected[t]);
+      MOEC_CHECK(reader.read(expected));
+      if (baseReader) {
+        MOEC_CHECK(baseReader->read(expected));
+        for (int64_t t = 0; t < chunkTokens; ++t)
+          divergence.add(baseReader->row(t), reader.row(t));
       }
       if (interrupted)
         return exitInterrupted;
     }
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    const int64_t count = chunks * chunkTokens;
-    const double perplexity = std::exp(sum / count);
-    if (!std::isfinite(perplexity))
+    if (!std::isfinite(reader.perplexity()) || (baseReader && !std::isfinite(baseReader->perplexity())))
       return Error{file + ": the perplexity is no finite number"};
     if (json) {
-      MOEC_CHECK(print(Json{{"perplexity", perplexity}, {"tokens", count}, {"chunks", chunks}}.dump() + "\n"));
+      Json found = {{"perplexity", reader.perplexity()}, {"tokens", count}, {"chunks", chunks}};
+      if (baseReader) {
+        found["base_perplexity"] = baseReader->perplexity();
+        found["kld_mean"] = divergence.mean();
+        found["kld_p99"] = divergence.percentile99();
+        found["same_top"] = divergence.sameTopShare();
+      }
+      MOEC_CHECK(print(found.dump() + "\n"));
     } else {
-      char line[128];
-      std::snprintf(line, sizeof line, "perplexity %.4f over %lld tokens in %lld chunks\n", perplexity,
+      char line[256];
+      std::snprintf(line, sizeof line, "perplexity %.4f over %lld tokens in %lld chunks\n", reader.perplexity(),
                     static_cast<long long>(count), static_cast<long long>(chunks));
       MOEC_CHECK(print(line));
+      if (baseReader) {
+        std::snprintf(
+            line, sizeof line, "KLD mean %.3g, 99th percentile %.3g; same top token %.2f %%; base perplexity %.4f\n",
+            divergence.mean(), divergence.percentile99(), 100 * divergence.sameTopShare(), baseReader->perplexity());
+        MOEC_CHECK(print(line));
+      }
     }
-    std::fprintf(stderr, "%s tok/s; %s\n", rate(count / seconds).c_str(), loaded->deviceDescription().c_str());
+    std::fprintf(stderr, "%s tok/s; %s\n", rate(count / seconds).c_str(), reader.deviceDescription().c_str());
     return 0;
+  }
+
+private:
+  /// The artifact to compare with; whether it is of the same model shows in its vocabulary and in what text becomes.
+  Result<ChunkReader> openBase(const std::string &text, const std::vector<int32_t> &ids, int64_t vocab) const {
+    ModelArgs args = model;
+    args.artifact = base;
+    MOEC_TRY(ChunkReader reader, ChunkReader::open(args));
+    if (reader.vocab() != vocab)
+      return Error{base + ": has a vocabulary of " + std::to_string(reader.vocab()) + ", but " + model.artifact +
+                   " has one of " + std::to_string(vocab) + "; --kld compares artifacts of one model"};
+    MOEC_TRY(const std::vector<int32_t> baseIds, ChunkReader::encode(base, text));
+    if (baseIds != ids)
+      return Error{base + ": its tokenizer reads " + file + " differently from that of " + model.artifact +
+                   "; --kld compares artifacts of one model"};
+    return reader;
   }
 };
 
