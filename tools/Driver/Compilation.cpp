@@ -153,7 +153,7 @@ Result<std::unique_ptr<Compilation>> Compilation::of(CompileOptions options, hf:
   return result;
 }
 
-Status Compilation::runPipeline(llvm::function_ref<void(mlir::PassManager &)> build) {
+Status Compilation::run(llvm::function_ref<void(mlir::PassManager &)> build) {
   DiagnosticSentence diagnostics(context);
   mlir::PassManager manager(&context);
   if (options.configure)
@@ -172,19 +172,21 @@ std::string Compilation::text() {
   return result;
 }
 
+void Compilation::addMoePasses(mlir::OpPassManager &manager) const {
+  mlir::moe::MoePipelineOptions formats;
+  formats.experts = options.experts;
+  formats.attention = options.attention;
+  formats.dense = options.dense;
+  formats.head = options.head;
+  mlir::moe::buildMoePipeline(manager, formats);
+}
+
 Status Compilation::optimize() {
-  return runPipeline([&](mlir::PassManager &manager) {
-    mlir::moe::MoePipelineOptions formats;
-    formats.experts = options.experts;
-    formats.attention = options.attention;
-    formats.dense = options.dense;
-    formats.head = options.head;
-    mlir::moe::buildMoePipeline(manager, formats);
-  });
+  return run([&](mlir::PassManager &manager) { addMoePasses(manager); });
 }
 
 Status Compilation::lower() {
-  return runPipeline([&](mlir::PassManager &manager) {
+  return run([&](mlir::PassManager &manager) {
     mlir::moe::LowerPipelineOptions lowering;
     lowering.maxTokens = options.maxTokens;
     mlir::moe::buildLowerPipeline(manager, lowering);
@@ -361,12 +363,15 @@ Status Compilation::write(const std::string &output) {
   return directory.commit();
 }
 
-Result<InterpretResult> Compilation::interpret(const std::vector<int32_t> &tokens, bool float64) {
+Result<InterpretResult> Compilation::interpret(const std::vector<int32_t> &tokens, bool float64,
+                                               mlir::moe::Interpreter::Observer observer) {
   using mlir::moe::InterpreterOptions;
   InterpreterOptions settings;
   settings.precision = float64 ? InterpreterOptions::Precision::F64 : InterpreterOptions::Precision::F32;
   DiagnosticSentence diagnostics(context);
   mlir::moe::Interpreter interpreter(*ir, source.checkpoint, settings);
+  if (observer)
+    interpreter.setObserver(std::move(observer));
   std::vector<int32_t> positions(tokens.size()), slots(tokens.size(), 0);
   std::iota(positions.begin(), positions.end(), 0);
   auto logits = interpreter.run(tokens, positions, slots, positions);

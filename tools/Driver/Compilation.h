@@ -9,6 +9,7 @@
 #define MOEC_TOOLS_DRIVER_COMPILATION_H
 
 #include "codegen/Cpu/Compile.h"
+#include "dialects/Moe/Reference/Interpreter.h"
 #include "frontends/HuggingFace/Import.h"
 #include "runtime/Support/Json.h"
 #include "runtime/Support/Result.h"
@@ -24,6 +25,7 @@
 #include <vector>
 
 namespace mlir {
+class OpPassManager;
 class PassManager;
 } // namespace mlir
 
@@ -77,6 +79,10 @@ public:
   std::string text();
   const hf::ModelConfig &config() const { return source.config; }
 
+  /// Runs passes over the module.
+  Status run(llvm::function_ref<void(mlir::PassManager &)> build);
+  /// Those that `optimize` runs, with the formats of the options.
+  void addMoePasses(mlir::OpPassManager &manager) const;
   Status optimize(); ///< plain `moe` -> fused `moe`
   Status lower();    ///< fused `moe` -> `exec` with its memory planned
 
@@ -95,12 +101,12 @@ public:
   Status write(const std::string &output);
 
   /// Runs the module, imported or optimized, in the reference interpreter: one
-  /// sequence from position 0, logits of every token. `float64` computes in double.
-  Result<InterpretResult> interpret(const std::vector<int32_t> &tokens, bool float64);
+  /// sequence from position 0, logits of every token. `float64` computes in double. `observer` is told of each op.
+  Result<InterpretResult> interpret(const std::vector<int32_t> &tokens, bool float64,
+                                    mlir::moe::Interpreter::Observer observer = {});
 
 private:
   Compilation(CompileOptions options, hf::SourceModel source);
-  Status runPipeline(llvm::function_ref<void(mlir::PassManager &)> build);
   /// The kernels that the program launches.
   Result<std::vector<cpu::Kernel>> kernels();
   /// What the bytes of the artifact follow from, as a hash.

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 
 /// \file
-/// The compiler's command line: compile, plan, inspect, interpret.
+/// The compiler's command line: compile, plan, inspect, interpret, verify.
 
 #include "passes/Moe/WeightFormat.h"
 #include "runtime/Support/File.h"
@@ -10,6 +10,7 @@
 #include "runtime/Support/Text.h"
 #include "tools/Driver/Compilation.h"
 #include "tools/Driver/Text.h"
+#include "tools/Driver/Verify.h"
 #include "tools/moec/Inspect.h"
 #include "tools/moec/PlanCommand.h"
 
@@ -33,6 +34,7 @@ namespace {
 struct Arguments {
   CompileOptions compile;
   std::string output, emit, level, maxMemory = "2GiB", maxFileSize = "4GiB", artifact, tokens;
+  VerifyOptions proof;
   bool explain = false, json = false, verify = false, optimized = false, float64 = false, printAfterAll = false;
 };
 
@@ -157,6 +159,23 @@ Status interpret(Arguments &arguments) {
   return writer.finish();
 }
 
+Status verify(Arguments &arguments) {
+  VerifyOptions &options = arguments.proof;
+  options.compile = arguments.compile;
+  if (!arguments.tokens.empty()) {
+    MOEC_TRY(options.tokens, parseIds(arguments.tokens, "--tokens"));
+  }
+  MOEC_TRY(VerifyReport report, verify(options));
+  MOEC_CHECK(writeText("-", arguments.json ? report.json().dump() + "\n" : report.text()));
+  if (const VerifyStep *step = report.breach())
+    return Error{options.compile.model + ": " + step->name + " does not hold: logits differ by " +
+                 numberText(static_cast<float>(step->maxAbs)) + ", expected " +
+                 (step->proof == Proof::Rounded ? "at most " + numberText(static_cast<float>(kRoundingBound))
+                  : step->proof == Proof::Exact ? "no difference"
+                                                : "numbers")};
+  return success();
+}
+
 /// Options that say how weights are stored.
 std::vector<CLI::Option *> addFormats(CLI::App &command, CompileOptions &options) {
   const auto isFormat = [](const std::string &name) {
@@ -250,6 +269,25 @@ int main(int argc, char **argv) {
     format->needs(optimized);
   interpretCommand->add_flag("--float64", arguments.float64, "compute in double precision");
 
+  CLI::App *verifyCommand = app.add_subcommand(
+      "verify", "Prove a compile: run the reference interpreter before and after each pass, then the artifact");
+  verifyCommand->add_option("MODEL_DIR", options.model, "directory with config.json and safetensors or GGUF")
+      ->required();
+  CLI::Option *ids = verifyCommand->add_option("--tokens", arguments.tokens, "token ids, with commas between");
+  verifyCommand->add_option("--count", arguments.proof.count, "tokens to draw, where none are given")
+      ->check(CLI::Range(int64_t(1), int64_t(4096)))
+      ->excludes(ids)
+      ->capture_default_str();
+  verifyCommand->add_option("--seed", arguments.proof.seed, "equal seeds draw equal tokens")
+      ->excludes(ids)
+      ->capture_default_str();
+  addFormats(*verifyCommand, options);
+  verifyCommand->add_flag("!--no-artifact", arguments.proof.artifact, "prove the passes only");
+  verifyCommand->add_flag("--json", arguments.json, "print JSON");
+  verifyCommand->footer("A pass must leave every logit as it is, or declare that it rounds otherwise (2e-4 at most). "
+                        "Another format of weights makes another model, whose difference is shown. The exit code is 1 "
+                        "if a step does not hold; the first op that differs is shown then, before and after.");
+
   mlir::registerAsmPrinterCLOptions();
   mlir::registerMLIRContextCLOptions();
   mlir::registerPassManagerCLOptions();
@@ -287,5 +325,7 @@ int main(int argc, char **argv) {
     return report(plan.run());
   if (*inspectCommand)
     return report(inspect(arguments));
+  if (*verifyCommand)
+    return report(verify(arguments));
   return report(interpret(arguments));
 }

@@ -1,0 +1,79 @@
+# Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+# SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+"""`moec verify`: every pass and the artifact, proved by running. What it catches is in VerifyTest.cpp."""
+
+import json
+from pathlib import Path
+
+import checkpoints
+import pytest
+import quantized
+
+PARITY = Path(__file__).parent / "parity"
+MODELS = Path(__file__).parent.parent / "models"
+TINY = MODELS / "tiny-shakespeare"
+BOUND = 2e-4  # kRoundingBound
+
+
+def report_of(moec, *arguments) -> dict:
+    return json.loads(moec.run("verify", *arguments, "--json").stdout)
+
+
+def test_bundled_models(moec):
+    for name in ("tiny-shakespeare", "tiny-shakespeare-fp8"):
+        report = report_of(moec, MODELS / name, "--count", 16)
+        steps = {step["name"]: step for step in report["steps"]}
+        assert report["holds"] and report["tokens"] == 16
+        assert list(steps) == ["moe-fuse-mla", "moe-fuse-gate-up", "moe-fuse-residual", "artifact"]
+        assert steps["moe-fuse-gate-up"]["max_abs"] == steps["moe-fuse-residual"]["max_abs"] == 0
+        assert 0 < steps["moe-fuse-mla"]["max_abs"] <= BOUND and 0 < steps["artifact"]["max_abs"] <= BOUND
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in PARITY.iterdir()))
+def test_parity_models(name, moec, tmp_path):
+    assert report_of(moec, checkpoints.build(PARITY / name, tmp_path / "model"), "--count", 8)["holds"]
+
+
+@pytest.mark.parametrize("name", ["fp8-32x32", "gptq-v1-order", "pack4", "nvfp4"])
+def test_quantized_checkpoints(name, moec, tmp_path):
+    model, _ = quantized.build(tmp_path, name)
+    assert report_of(moec, model, "--count", 8)["holds"]
+
+
+def test_formats_make_another_model(moec):
+    report = report_of(moec, TINY, "--experts", "int4", "--head", "int4:g64", "--tokens", "0,5,6,7")
+    (step,) = [step for step in report["steps"] if step["name"] == "moe-quantize"]
+    assert step["proof"] == "formats" and step["max_abs"] > BOUND and step["kld_mean"] > 0
+    assert report["holds"] and report["tokens"] == 4
+    assert report["steps"][-1]["name"] == "artifact" and report["steps"][-1]["max_abs"] <= BOUND
+
+
+def test_equal_seeds_draw_equal_tokens(moec):
+    one, same, other = (report_of(moec, TINY, "--no-artifact", "--count", 6, "--seed", seed) for seed in (3, 3, 4))
+    assert one == same != other
+    assert [step["name"] for step in one["steps"]][-1] == "moe-fuse-residual"
+
+
+def test_table(moec):
+    lines = moec.run("verify", TINY, "--no-artifact", "--count", 4).stdout.decode().splitlines()
+    assert lines[0].split() == ["step", "proof", "max", "abs", "max", "rel", "KLD", "same", "top", "holds"]
+    assert lines[-1] == "unchanged by canonicalize cse moe-quantize"
+    assert sum(line.endswith("yes") for line in lines) == 3
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--tokens", "0,1280"], "moec: token 1280 is not in the vocabulary of 1280"),
+        (["--tokens", "0,x"], "--tokens"),
+        (["--tokens", "0,1", "--count", "3"], "--tokens excludes --count"),
+        (["--count", "0"], "--count"),
+        (["--experts", "int5"], "unknown weight format 'int5'"),
+    ],
+)
+def test_bad_input(arguments, sentence, moec):
+    assert sentence in moec.refuses("verify", TINY, *arguments)
+
+
+def test_absent_model(moec, tmp_path):
+    assert str(tmp_path / "absent") in moec.refuses("verify", tmp_path / "absent")
