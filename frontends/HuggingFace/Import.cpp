@@ -11,6 +11,7 @@
 #include "mlir/IR/Verifier.h"
 
 #include <algorithm>
+#include <numeric>
 
 using namespace mlir;
 using namespace mlir::moe;
@@ -25,8 +26,9 @@ constexpr int64_t defaultMaxContext = 32768;
 /// Builds `@step`. Functions take module names as checkpoints spell them ("model.layers.3.mlp.gate_proj").
 class StepBuilder {
 public:
-  StepBuilder(OpBuilder &builder, const ModelConfig &config, const moec::hf::Inventory &inventory)
-      : b(builder), config(config), inventory(inventory), expected(moec::hf::expectedTensors(config)) {
+  StepBuilder(OpBuilder &builder, const ModelConfig &config, const moec::hf::Inventory &inventory,
+              ArrayRef<int64_t> layers)
+      : b(builder), config(config), inventory(inventory), layers(layers), expected(moec::hf::expectedTensors(config)) {
     for (const ExpectedTensor &tensor : expected)
       byName.emplace(tensor.name, &tensor);
     moec::hf::RopeTable table = moec::hf::makeRopeTable(config.rope, config.ropeDim);
@@ -36,7 +38,7 @@ public:
 
   void build(ModuleOp module) {
     b.setInsertionPointToEnd(module.getBody());
-    for (int64_t layer = 0; layer < config.layers; ++layer)
+    for (int64_t layer : layers)
       CacheOp::create(b, loc(layerName(layer) + "self_attn.cache"), b.getStringAttr(cacheName(layer)),
                       b.getI64IntegerAttr(config.kvLoraRank + config.ropeDim));
 
@@ -50,7 +52,7 @@ public:
 
     Value table = weight("model.embed_tokens.weight");
     Value x = EmbedOp::create(b, loc("model.embed_tokens"), matrix(config.hidden), table, body->getArgument(0));
-    for (int64_t layer = 0; layer < config.layers; ++layer)
+    for (int64_t layer : layers)
       x = addLayer(layer, x);
     x = GatherRowsOp::create(b, loc("model.rows"), matrix(config.hidden), x, body->getArgument(3));
     x = norm(x, "model.norm", config.rmsEps);
@@ -239,6 +241,7 @@ private:
   OpBuilder &b;
   const ModelConfig &config;
   const moec::hf::Inventory &inventory;
+  ArrayRef<int64_t> layers;
   std::vector<ExpectedTensor> expected;
   std::map<std::string, const ExpectedTensor *> byName;
   RopeAttr rope;
@@ -274,13 +277,26 @@ FailureOr<OwningOpRef<ModuleOp>> moec::hf::importModel(MLIRContext &context, con
            failure();
   int64_t maxContext = options.maxContext ? options.maxContext : std::min(config.longestContext(), defaultMaxContext);
 
+  std::vector<int64_t> layers = options.layers;
+  if (layers.empty()) {
+    layers.resize(config.layers);
+    std::iota(layers.begin(), layers.end(), 0);
+  }
+  for (size_t i = 0; i < layers.size(); ++i)
+    if (layers[i] < (i ? layers[i - 1] + 1 : 0) || layers[i] >= config.layers)
+      return emitError(b.getUnknownLoc())
+                 << "layer " << layers[i] << " is asked for"
+                 << (i ? " after layer " + std::to_string(layers[i - 1]) : "") << ", but " << config.path
+                 << " has layers 0 to " << config.layers - 1 << ", and a slice names them in rising order",
+             failure();
+
   OwningOpRef<ModuleOp> module = ModuleOp::create(b, NameLoc::get(b.getStringAttr(config.name)));
   SmallVector<NamedAttribute> facts = {
       b.getNamedAttr("type", b.getStringAttr(config.type)),
       b.getNamedAttr("name", b.getStringAttr(config.name)),
       b.getNamedAttr("vocab", b.getI64IntegerAttr(config.vocab)),
       b.getNamedAttr("hidden", b.getI64IntegerAttr(config.hidden)),
-      b.getNamedAttr("layers", b.getI64IntegerAttr(config.layers)),
+      b.getNamedAttr("layers", b.getI64IntegerAttr(static_cast<int64_t>(layers.size()))),
       b.getNamedAttr("max_context", b.getI64IntegerAttr(maxContext)),
       b.getNamedAttr("eos", b.getI64ArrayAttr(config.eos)),
   };
@@ -288,7 +304,7 @@ FailureOr<OwningOpRef<ModuleOp>> moec::hf::importModel(MLIRContext &context, con
     facts.push_back(b.getNamedAttr("bos", b.getI64IntegerAttr(*config.bos)));
   (*module)->setAttr("moe.model", b.getDictionaryAttr(facts));
 
-  StepBuilder(b, config, inventory).build(*module);
+  StepBuilder(b, config, inventory, layers).build(*module);
   if (failed(verify(*module)))
     return failure();
   return module;

@@ -14,6 +14,8 @@
 #include "mlir/IR/BuiltinOps.h"
 #include "mlir/IR/OwningOpRef.h"
 
+#include <vector>
+
 namespace moec::hf {
 
 /// A checkpoint directory whose config is understood and whose tensors are the ones it asks for.
@@ -29,11 +31,15 @@ struct SourceModel {
 struct ImportOptions {
   /// Longest context in tokens, at most `ModelConfig::longestContext`; 0 stands for that, at most 32768.
   int64_t maxContext = 0;
+  /// The layers to build, in rising order; empty: all. What lies between two of them is left out: another, smaller
+  /// model of the same parts.
+  std::vector<int64_t> layers = {};
 };
 
 /// Builds the module:
 ///
-/// - attribute `moe.model`: a dictionary of `type`, `name`, `vocab`, `hidden`, `layers`, `max_context` (i64), `bos`
+/// - attribute `moe.model`: a dictionary of `type`, `name`, `vocab`, `hidden`, `layers` (those built), `max_context`,
+/// `bos`
 ///   (i64, absent if unknown) and `eos` (array of i64);
 /// - one `moe.cache @kv.<layer>` for each layer;
 /// - `func.func @step(tokens, positions, slots: tensor<?xi32>, rows: tensor<?xi32>) -> tensor<?xVxf32>`.

@@ -8,6 +8,8 @@ from pathlib import Path
 import checkpoints
 import pytest
 import quantized
+import sparse_checkpoint
+from safetensors.numpy import load_file
 
 PARITY = Path(__file__).parent / "parity"
 MODELS = Path(__file__).parent.parent / "models"
@@ -48,6 +50,17 @@ def test_formats_make_another_model(moec):
     assert report["steps"][-1]["name"] == "artifact" and report["steps"][-1]["max_abs"] <= BOUND
 
 
+def test_a_slice_of_the_model(moec, tmp_path):
+    """A dense layer and one of experts, as of a model that is too large to be run as a whole."""
+    report = report_of(moec, TINY, "--layers", "0,2", "--count", 8)
+    assert report["holds"] and report["steps"][-1]["name"] == "artifact"
+    logits = []
+    for layers in ([], ["--layers", "0,1,2,3"], ["--layers", "0,2"]):
+        moec.run("interpret", TINY, "--tokens", "0,5,6", "-o", tmp_path / "out.safetensors", *layers)
+        logits.append(load_file(tmp_path / "out.safetensors")["logits"])
+    assert (logits[0] == logits[1]).all() and (logits[0] != logits[2]).any()
+
+
 def test_equal_seeds_draw_equal_tokens(moec):
     one, same, other = (report_of(moec, TINY, "--no-artifact", "--count", 6, "--seed", seed) for seed in (3, 3, 4))
     assert one == same != other
@@ -69,10 +82,23 @@ def test_table(moec):
         (["--tokens", "0,1", "--count", "3"], "--tokens excludes --count"),
         (["--count", "0"], "--count"),
         (["--experts", "int5"], "unknown weight format 'int5'"),
+        (["--layers", "0,4"], "layer 4 is asked for after layer 0, but"),
+        (["--layers", "2,2"], "layer 2 is asked for after layer 2, but"),
+        (["--layers", "-1"], "--layers is '-1', expected ids"),
+        (["--layers", "1,"], "--layers"),
     ],
 )
 def test_bad_input(arguments, sentence, moec):
     assert sentence in moec.refuses("verify", TINY, *arguments)
+
+
+def test_a_model_that_says_nothing(moec, tmp_path):
+    """A checkpoint whose embeddings are a hole would pass any pass."""
+    config = json.loads((TINY / "config.json").read_text())
+    sparse_checkpoint.write(config, tmp_path / "model", shards=1)
+    assert moec.refuses("verify", tmp_path / "model") == (
+        f"moec: {tmp_path / 'model'}: all logits are 0, so that equal ones would prove nothing"
+    )
 
 
 def test_absent_model(moec, tmp_path):

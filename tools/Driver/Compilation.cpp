@@ -146,6 +146,7 @@ Result<std::unique_ptr<Compilation>> Compilation::of(CompileOptions options, hf:
   DiagnosticSentence diagnostics(result->context);
   hf::ImportOptions import;
   import.maxContext = result->options.maxContext;
+  import.layers = result->options.layers;
   auto module = hf::importModel(result->context, result->source.config, result->source.inventory, import);
   if (mlir::failed(module))
     return diagnostics.error();

@@ -39,6 +39,8 @@ struct CompileOptions {
   std::string target = "cpu"; ///< the only one so far
   /// Longest sequence the artifact accepts; 0: what config.json allows, at most 32768.
   int64_t maxContext = 0;
+  /// The layers to compile, in rising order; empty: all. See `hf::ImportOptions`.
+  std::vector<int64_t> layers;
   /// Formats of weights, as the pass `moe-quantize` names them: routed experts, attention's projections, feed-forward
   /// layers that every token takes, the projection to logits.
   std::string experts = "keep", attention = "keep", dense = "keep", head = "keep";

@@ -347,6 +347,10 @@ Result<VerifyReport> moec::verify(const VerifyOptions &options) {
 
   PassProver prover(*compilation, options, tokens, report);
   MOEC_CHECK(prover.start());
+  const std::vector<float> &logits = prover.last().logits;
+  if (llvm::all_equal(logits)) // holes in a file, say
+    return Error{options.compile.model + ": all logits are " + numberText("%g", logits.front()) +
+                 ", so that equal ones would prove nothing"};
   MOEC_CHECK(compilation->run([&](mlir::PassManager &manager) {
     manager.getContext()->disableMultithreading(); // the module is read between passes
     manager.addInstrumentation(std::make_unique<AfterEachPass>(prover));

@@ -33,7 +33,7 @@ namespace {
 
 struct Arguments {
   CompileOptions compile;
-  std::string output, emit, level, maxMemory = "2GiB", maxFileSize = "4GiB", artifact, tokens;
+  std::string output, emit, level, maxMemory = "2GiB", maxFileSize = "4GiB", artifact, tokens, layers;
   VerifyOptions proof;
   bool explain = false, json = false, verify = false, optimized = false, float64 = false, printAfterAll = false;
 };
@@ -147,7 +147,17 @@ Status inspect(const Arguments &arguments) {
   return success();
 }
 
+/// Takes a slice of the model, if one is asked for.
+Status takeLayers(Arguments &arguments) {
+  if (arguments.layers.empty())
+    return success();
+  MOEC_TRY(std::vector<int32_t> layers, parseIds(arguments.layers, "--layers"));
+  arguments.compile.layers.assign(layers.begin(), layers.end());
+  return success();
+}
+
 Status interpret(Arguments &arguments) {
+  MOEC_CHECK(takeLayers(arguments));
   MOEC_TRY(std::vector<int32_t> tokens, parseIds(arguments.tokens, "--tokens"));
   MOEC_TRY(auto compilation, Compilation::open(arguments.compile));
   if (arguments.optimized)
@@ -160,6 +170,7 @@ Status interpret(Arguments &arguments) {
 }
 
 Status verify(Arguments &arguments) {
+  MOEC_CHECK(takeLayers(arguments));
   VerifyOptions &options = arguments.proof;
   options.compile = arguments.compile;
   if (!arguments.tokens.empty()) {
@@ -174,6 +185,11 @@ Status verify(Arguments &arguments) {
                   : step->proof == Proof::Exact ? "no difference"
                                                 : "numbers")};
   return success();
+}
+
+void addLayers(CLI::App &command, std::string &layers) {
+  command.add_option("--layers", layers,
+                     "a slice of the model, such as 0,3: these layers alone, in rising order (default: all)");
 }
 
 /// Options that say how weights are stored.
@@ -265,6 +281,7 @@ int main(int argc, char **argv) {
   interpretCommand->add_option("-o,--output", arguments.output, "safetensors file: `logits` f32 [T, V]")->required();
   CLI::Option *optimized =
       interpretCommand->add_flag("--optimized", arguments.optimized, "interpret the module after the passes");
+  addLayers(*interpretCommand, arguments.layers);
   for (CLI::Option *format : addFormats(*interpretCommand, options))
     format->needs(optimized);
   interpretCommand->add_flag("--float64", arguments.float64, "compute in double precision");
@@ -281,6 +298,7 @@ int main(int argc, char **argv) {
   verifyCommand->add_option("--seed", arguments.proof.seed, "equal seeds draw equal tokens")
       ->excludes(ids)
       ->capture_default_str();
+  addLayers(*verifyCommand, arguments.layers);
   addFormats(*verifyCommand, options);
   verifyCommand->add_flag("!--no-artifact", arguments.proof.artifact, "prove the passes only");
   verifyCommand->add_flag("--json", arguments.json, "print JSON");
