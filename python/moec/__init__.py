@@ -13,12 +13,14 @@ sentence; arrays of another type or layout raise TypeError, nothing is converted
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from ._moec import Generation, Model, __version__, _compile, _ir, _load
+from ._moec import Generation, Model, __version__, _compile, _ir, _load, _verify
 
-__all__ = ["Generation", "Model", "compile", "ir", "load", "__version__"]
+__all__ = ["Generation", "Model", "compile", "ir", "load", "verify", "__version__"]
 
 
 def compile(
@@ -89,3 +91,37 @@ def ir(model_dir: str | os.PathLike[str], *, stage: str = "moe", max_context: in
       max_context: as for `compile`.
     """
     return _ir(os.fspath(model_dir), stage, max_context or 0)
+
+
+def verify(
+    model_dir: str | os.PathLike[str],
+    *,
+    tokens: Sequence[int] | None = None,
+    count: int = 32,
+    seed: int = 1,
+    layers: Sequence[int] | None = None,
+    experts: str = "keep",
+    attention: str = "keep",
+    dense: str = "keep",
+    head: str = "keep",
+    artifact: bool = True,
+) -> dict[str, Any]:
+    """Run the reference interpreter before and after each pass, then the artifact, on the same tokens.
+
+    Args:
+      model_dir, experts, attention, dense, head: as for `compile`.
+      tokens: one sequence of ids; None: `count` of them, drawn with `seed`.
+      layers: a slice of the model, in rising order; None: all of it.
+      artifact: whether it is made and run too.
+    Returns:
+      "holds": whether every step does; "tokens": how many were read; "unchanged": passes that changed nothing; "steps":
+      for each pass that did, and for the artifact, a dictionary of "name", "proof" ("exact", "rounded": at most 2e-4 of a
+      logit, "formats": another model, not judged), "max_abs", "max_rel", "kld_mean" (nats) and "same_top" against the
+      step before, "holds", and, where it does not, the "divergence" as text.
+    Raises:
+      ValueError: the checkpoint or an argument is unusable.
+    """
+    formats = [experts, attention, dense, head]
+    return json.loads(
+        _verify(os.fspath(model_dir), list(tokens or []), count, seed, list(layers or []), formats, artifact)
+    )

@@ -9,6 +9,7 @@
 #include "runtime/Model.h"
 #include "runtime/Tokenizer/Tokenizer.h"
 #include "tools/Driver/Compilation.h"
+#include "tools/Driver/Verify.h"
 
 #include <array>
 #include <pybind11/functional.h>
@@ -103,6 +104,11 @@ struct PyGeneration {
   }
 };
 
+void setFormats(CompileOptions &options, const std::array<std::string, 4> &formats) {
+  std::tie(options.experts, options.attention, options.dense, options.head) =
+      std::tie(formats[0], formats[1], formats[2], formats[3]);
+}
+
 void compileModel(const std::string &model, const std::string &out, const std::string &target, int64_t maxContext,
                   const std::array<std::string, 4> &formats, int64_t maxTokens, uint64_t maxMemory, unsigned threads,
                   std::function<void(uint64_t, uint64_t, std::string)> progress) {
@@ -110,8 +116,7 @@ void compileModel(const std::string &model, const std::string &out, const std::s
   options.model = model;
   options.target = target;
   options.maxContext = maxContext;
-  std::tie(options.experts, options.attention, options.dense, options.head) =
-      std::tie(formats[0], formats[1], formats[2], formats[3]);
+  setFormats(options, formats);
   options.maxTokens = maxTokens;
   options.maxMemory = maxMemory;
   options.threads = threads;
@@ -134,6 +139,23 @@ void compileModel(const std::string &model, const std::string &out, const std::s
     }();
   }
   check(std::move(status));
+}
+
+/// The report as JSON text.
+std::string verifyModel(const std::string &model, std::vector<int32_t> tokens, int64_t count, uint64_t seed,
+                        std::vector<int64_t> layers, const std::array<std::string, 4> &formats, bool artifact) {
+  VerifyOptions options;
+  options.compile.model = model;
+  options.compile.layers = std::move(layers);
+  setFormats(options.compile, formats);
+  options.tokens = std::move(tokens);
+  options.count = count;
+  options.seed = seed;
+  options.artifact = artifact;
+  py::gil_scoped_release release;
+  Result<VerifyReport> report = verify(options);
+  py::gil_scoped_acquire acquire;
+  return take(std::move(report)).json().dump();
 }
 
 std::string irText(const std::string &model, const std::string &stage, int64_t maxContext) {
@@ -264,4 +286,5 @@ Raises:
     return model;
   });
   m.def("_ir", &irText);
+  m.def("_verify", &verifyModel);
 }

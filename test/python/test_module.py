@@ -140,6 +140,21 @@ def test_ir():
         moec.ir(TINY, stage="nowhere")
 
 
+def test_verify():
+    report = moec.verify(TINY, tokens=[0, 5, 6], layers=[0, 3], experts="int4")
+    assert report["holds"] and report["tokens"] == 3
+    names = [step["name"] for step in report["steps"]]
+    assert names == ["moe-fuse-mla", "moe-fuse-gate-up", "moe-fuse-residual", "moe-quantize", "artifact"]
+    assert report["steps"][1]["max_abs"] == 0 and report["steps"][3]["kld_mean"] > 0
+    assert moec.verify(TINY, count=2, artifact=False)["steps"][-1]["name"] == "moe-fuse-residual"
+    with pytest.raises(ValueError, match="token 1280 is not in the vocabulary"):
+        moec.verify(TINY, tokens=[1280])
+    with pytest.raises(ValueError, match="no token"):
+        moec.verify(TINY, count=0)
+    with pytest.raises(ValueError, match="layer 7 is asked for"):
+        moec.verify(TINY, layers=[7])
+
+
 def test_errors_are_sentences(tmp_path):
     with pytest.raises(ValueError, match="config.json"):
         moec.compile(tmp_path, tmp_path / "out")

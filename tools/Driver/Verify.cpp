@@ -339,6 +339,8 @@ Result<VerifyReport> moec::verify(const VerifyOptions &options) {
   if (tokens.empty())
     for (int64_t i = 0; i < options.count; ++i)
       tokens.push_back(static_cast<int32_t>(mix(options.seed + mix(i)) % vocab));
+  if (tokens.empty())
+    return Error{"there is no token to run the model on"};
   for (int32_t token : tokens)
     if (token < 0 || token >= vocab)
       return Error{"token " + std::to_string(token) + " is not in the vocabulary of " + std::to_string(vocab)};
