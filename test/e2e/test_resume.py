@@ -44,11 +44,12 @@ def part_of(out: Path) -> Path:
 def noted(out: Path) -> int:
     """Bytes of weights that the journal says are there."""
     try:
-        lines = (part_of(out) / "notes").read_text().splitlines()
+        text = (part_of(out) / "notes").read_text()
     except FileNotFoundError:
         return 0
     best: dict[str, int] = {}
-    for line in lines[1:]:
+    # The last line may be half written; the compiler passes it over too.
+    for line in text[: text.rfind("\n") + 1].splitlines()[1:]:
         *_, size, name = line.split(" ")
         best[name] = max(best.get(name, 0), int(size))
     return sum(size for name, size in best.items() if name.startswith("weights"))
