@@ -283,8 +283,9 @@ HWY_INLINE void findGroups(const Int4Panel &panel, const StoredRows &rows, F8Gro
 
 /// Puts the codes and scales of these groups into panels that begin at `out`.
 template <typename Group>
-HWY_INLINE void placeGroups(const StoredRows &rows, const F8Groups &groups, Group group, int64_t width, int64_t lane,
-                            std::byte *out, const std::byte *next) {
+HWY_INLINE void placeGroups(const Int4Panel &panel, const StoredRows &rows, const F8Groups &groups, Group group,
+                            int64_t lane, std::byte *out, const std::byte *next) {
+  const int64_t width = panel.width, groupBytes = panel.groupBytes();
   const auto *data = reinterpret_cast<const uint8_t *>(rows.data);
   for (int64_t col = groups.begin, g = 0; col < groups.end; ++g) {
     std::memcpy(out + 2 * lane, groups.scales + g * kInt4Rows, sizeof(uint16_t) * kInt4Rows);
@@ -293,7 +294,7 @@ HWY_INLINE void placeGroups(const StoredRows &rows, const F8Groups &groups, Grou
       readAhead(next, rows.stride, col, col + 32);
       placeF8(data + col, rows.stride, groups, g, to, width);
     }
-    out += 2 * width + group * width / 2;
+    out += groupBytes;
   }
 }
 
@@ -318,9 +319,9 @@ HWY_NOINLINE bool packF8Rows(const Int4Panel &panel, const StoredRows &rows, int
         if (!packF8Values(panel, rows, current->begin, current->end, current->scale, lane, out))
           return false;
       } else if (panel.group == 32) {
-        placeGroups(rows, *current, std::integral_constant<int64_t, 32>(), panel.width, lane, out, next);
+        placeGroups(panel, rows, *current, std::integral_constant<int64_t, 32>(), lane, out, next);
       } else {
-        placeGroups(rows, *current, panel.group, panel.width, lane, out, next);
+        placeGroups(panel, rows, *current, panel.group, lane, out, next);
       }
       out += (current->end - current->begin) / panel.group * panel.groupBytes();
     }

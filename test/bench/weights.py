@@ -39,7 +39,7 @@ def heading(title: str, command: str) -> None:
 def rates(directory: Path, repeat: int) -> None:
     program = [str(BUILD / "bin" / "bench-weights"), str(directory), "--repeat", str(repeat)]
     lines = subprocess.run(program, check=True, capture_output=True, text=True).stdout.splitlines()
-    heading("Weights to packed int4", "rates DIR")
+    heading("Weights to packed int4", f"rates DIR --repeat {repeat}")
     print("Bytes in and out, GB/s, medians of runs in turn; experts of 2048 x 7168, groups of 32.\n")
     print("| from | threads | memory to memory | memcpy of the same | of it | file to file | copy of the same | of it |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")

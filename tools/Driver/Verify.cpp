@@ -6,7 +6,7 @@
 #include "passes/Pipelines.h"
 #include "runtime/Model.h"
 #include "runtime/Sampler.h"
-#include "runtime/Support/File.h"
+#include "runtime/Support/Text.h"
 #include "tools/Driver/Text.h"
 
 #include "mlir/IR/OperationSupport.h"
@@ -286,7 +286,7 @@ Result<InterpretResult> runArtifact(Compilation &compilation, const std::vector<
   return result;
 }
 
-std::string numberText(const char *format, double value) {
+std::string formatted(const char *format, double value) {
   char text[32];
   std::snprintf(text, sizeof text, format, value);
   return text;
@@ -302,8 +302,8 @@ const VerifyStep *VerifyReport::breach() const {
 std::string VerifyReport::text() const {
   Table table({"step", "proof", "max abs", "max rel", "KLD", "same top", "holds"});
   for (const VerifyStep &step : steps)
-    table.add({step.name, textOf(step.proof).str(), numberText("%.3g", step.maxAbs), numberText("%.3g", step.maxRel),
-               numberText("%.3g", step.kldMean), numberText("%.1f %%", 100 * step.sameTop),
+    table.add({step.name, textOf(step.proof).str(), formatted("%.3g", step.maxAbs), formatted("%.3g", step.maxRel),
+               formatted("%.3g", step.kldMean), formatted("%.1f %%", 100 * step.sameTop),
                step.proof == Proof::Formats && step.holds ? "-"
                : step.holds                               ? "yes"
                                                           : "NO"});
@@ -351,7 +351,7 @@ Result<VerifyReport> moec::verify(const VerifyOptions &options) {
   MOEC_CHECK(prover.start());
   const std::vector<float> &logits = prover.last().logits;
   if (llvm::all_equal(logits)) // holes in a file, say
-    return Error{options.compile.model + ": all logits are " + numberText("%g", logits.front()) +
+    return Error{options.compile.model + ": all logits are " + numberText(logits.front()) +
                  ", so that equal ones would prove nothing"};
   MOEC_CHECK(compilation->run([&](mlir::PassManager &manager) {
     manager.getContext()->disableMultithreading(); // the module is read between passes
