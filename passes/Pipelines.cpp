@@ -21,12 +21,13 @@ void moe::buildMoePipeline(OpPassManager &pm, const MoePipelineOptions &options)
   OpPassManager &function = pm.nest<func::FuncOp>();
   // First, as it takes a plain linear for the up-projection of the context.
   function.addPass(createFuseMlaPass());
+  // What a weight is for shows in the plain ops that read it; weights in different formats are not joined then.
+  function.addPass(createQuantizePass(
+      {options.experts, options.attention, options.dense, options.head, options.overrides, options.rounding}));
   // Before residuals: a gate or up that adds one could no longer be joined.
   function.addPass(createFuseGateUpPass());
   // Over the linears that are left.
   function.addPass(createFuseResidualPass());
-  // Last: what a weight is for shows in the ops that read it now.
-  function.addPass(createQuantizePass({options.experts, options.attention, options.dense, options.head}));
 }
 
 void moe::buildLowerPipeline(OpPassManager &pm, const LowerPipelineOptions &options) {

@@ -23,6 +23,8 @@ struct MoePipelineOptions : PassPipelineOptions<MoePipelineOptions> {
   Option<std::string> dense{*this, "dense", llvm::cl::desc("Format of feed-forward layers that every token takes"),
                             llvm::cl::init("keep")};
   Option<std::string> head{*this, "head", llvm::cl::desc("Format of the projection to logits"), llvm::cl::init("keep")};
+  Option<std::string> overrides{*this, "overrides", llvm::cl::desc("Formats by name: lines of REGEX=FORMAT")};
+  Option<std::string> rounding{*this, "rounding", llvm::cl::desc("How codes are chosen"), llvm::cl::init("nearest")};
 };
 
 /// Optimizes a model, as `moe-optimize`.

@@ -57,6 +57,7 @@ Args arguments(const CombineSpec &s) {
   return args;
 }
 Args arguments(const ElementwiseSpec &) { return {in("a"), in("b"), out("out")}; }
+Args arguments(const FakeQuantizeSpec &) { return {in("x"), out("out")}; }
 
 /// The grid of a kind is `T` unless an overload says otherwise.
 template <class Spec> SmallVector<AffineExpr> grid(const Spec &, AffineExpr t, AffineExpr) { return {t}; }
@@ -72,6 +73,9 @@ SmallVector<AffineExpr> grid(const MlaAttentionSpec &s, AffineExpr t, AffineExpr
 }
 SmallVector<AffineExpr> grid(const DispatchSpec &, AffineExpr t, AffineExpr) {
   return {getAffineConstantExpr(1, t.getContext())};
+}
+SmallVector<AffineExpr> grid(const FakeQuantizeSpec &s, AffineExpr t, AffineExpr r) {
+  return {(s.rows == Rows::R ? r : t) * s.rowsPerToken};
 }
 
 } // namespace

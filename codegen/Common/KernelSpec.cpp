@@ -50,6 +50,7 @@ template <Is<GemmSpec> S> void forEachField(S &s, auto field) {
   field("batch", s.batch);
   field("scale_cols", s.scaleCols);
   field("group", s.group);
+  field("codes", s.codes);
   field("group_scale", s.groupScale);
   field("x_stride", s.xStride);
   field("x_batch", s.xBatch);
@@ -131,13 +132,23 @@ template <Is<ElementwiseSpec> S> void forEachField(S &s, auto field) {
   field("out_stride", s.outStride);
 }
 
+template <Is<FakeQuantizeSpec> S> void forEachField(S &s, auto field) {
+  field("codes", s.codes);
+  field("width", s.width);
+  field("group", s.group);
+  field("x_stride", s.xStride);
+  field("out_stride", s.outStride);
+  field("rows_per_token", s.rowsPerToken);
+  field("rows", s.rows);
+}
+
 //===----------------------------------------------------------------------===//
 // Kinds, in the order of the variant
 //===----------------------------------------------------------------------===//
 
-constexpr StringLiteral kinds[] = {"embed",       "gather_rows", "rms_norm",     "gemm",
-                                   "rope_angles", "rope",        "cache_append", "mla_attention",
-                                   "route",       "dispatch",    "combine",      "elementwise"};
+constexpr StringLiteral kinds[] = {"embed",   "gather_rows",  "rms_norm",      "gemm",  "rope_angles",
+                                   "rope",    "cache_append", "mla_attention", "route", "dispatch",
+                                   "combine", "elementwise",  "fake_quantize"};
 static_assert(std::size(kinds) == std::variant_size_v<KernelSpec>);
 
 /// The default spec of the alternative `index`.
@@ -156,8 +167,17 @@ template <class Enum> struct NamedValue {
 };
 
 ArrayRef<NamedValue<DType>> names(const DType *) {
-  static constexpr NamedValue<DType> table[] = {
-      {"f32", DType::F32}, {"bf16", DType::BF16}, {"f16", DType::F16}, {"f8e4m3", DType::F8E4M3}, {"u8", DType::U8}};
+  static constexpr NamedValue<DType> table[] = {{"f32", DType::F32},       {"bf16", DType::BF16},
+                                                {"f16", DType::F16},       {"f8e4m3", DType::F8E4M3},
+                                                {"f8e8m0", DType::F8E8M0}, {"u8", DType::U8}};
+  return table;
+}
+ArrayRef<NamedValue<CodeKind>> names(const CodeKind *) {
+  static constexpr NamedValue<CodeKind> table[] = {{"int4", CodeKind::Int4},
+                                                   {"int4_zero", CodeKind::Int4Zero},
+                                                   {"int8", CodeKind::Int8},
+                                                   {"f8e4m3", CodeKind::F8E4M3},
+                                                   {"f4e2m1", CodeKind::F4E2M1}};
   return table;
 }
 ArrayRef<NamedValue<Rows>> names(const Rows *) {
@@ -269,7 +289,7 @@ void describe(const GatherRowsSpec &s, Symbol &symbol) { symbol.tag("d", s.width
 void describe(const RmsNormSpec &s, Symbol &symbol) { symbol.tag("d", s.width).tagIf(s.rows == Rows::R, "rows"); }
 void describe(const GemmSpec &s, Symbol &symbol) {
   if (s.group)
-    symbol.tag("int4g", s.group);
+    symbol.tag(nameOf(s.codes)).tag("g", s.group);
   else
     symbol.tag(nameOf(s.weight));
   symbol.tag("n", s.n).tag("k", s.k);
@@ -293,6 +313,10 @@ void describe(const CombineSpec &s, Symbol &symbol) {
   symbol.tag("top", s.topk).tag("d", s.width).tagIf(s.residual, "add");
 }
 void describe(const ElementwiseSpec &s, Symbol &symbol) { symbol.tag("d", s.width); }
+
+void describe(const FakeQuantizeSpec &s, Symbol &symbol) {
+  symbol.tag(nameOf(s.codes)).tag("d", s.width).tagIf(s.rows == Rows::R, "rows");
+}
 
 } // namespace
 
@@ -333,7 +357,7 @@ FailureOr<KernelSpec> moec::fromAttr(StringRef kind, DictionaryAttr attr,
   }
 
   KernelSpec spec = makeSpec(found - std::begin(kinds), std::make_index_sequence<std::variant_size_v<KernelSpec>>());
-  LogicalResult result = success();
+  LogicalResult result = mlir::success();
   SmallVector<StringRef> known;
   std::visit(
       [&](auto &s) {

@@ -20,6 +20,7 @@
 #ifndef MOEC_CODEGEN_COMMON_KERNELSPEC_H
 #define MOEC_CODEGEN_COMMON_KERNELSPEC_H
 
+#include "dialects/Formats/Groups.h"
 #include "runtime/Support/DType.h"
 
 #include "mlir/IR/BuiltinAttributes.h"
@@ -77,13 +78,14 @@ enum class Epilogue {
 /// Grid: Routing::None: batch * panels * ceil(rows / tokenBlock), task = (block * batch + b) * panels + p;
 ///       else: min(batch, T * topk) * panels, task = a * panels + p for the a-th active expert.
 struct GemmSpec {
-  DType weight = DType::BF16; ///< F32, BF16, F16, F8E4M3, or U8: int4 codes and scales as `#moe.pack_groups` has them
+  DType weight = DType::BF16; ///< F32, BF16, F16, F8E4M3, or U8: codes and scales as `#moe.pack_groups` has them
   int64_t n = 0, k = 0;
   int64_t batch = 1; ///< heads, or experts where routing is on
   int64_t scaleCols =
       0;             ///< F8E4M3: columns of a scale block; scales f32 [batch, panels, ceil(k / scaleCols), kPanelWidth]
-  int64_t group = 0; ///< U8: columns that share a scale, a multiple of 32 that divides k
-  DType groupScale = DType::F16; ///< U8: what scales are stored as, F16 or BF16
+  int64_t group = 0; ///< U8: columns that share a scale; 4-bit codes have whole units of them
+  CodeKind codes = CodeKind::Int4; ///< U8: what the codes are
+  DType groupScale = DType::F16;   ///< U8: what scales are stored as
   int64_t xStride = 0, xBatch = 0, yStride = 0, yBatch = 0, residualStride = 0;
   Epilogue epilogue = Epilogue::None;
   Routing routing = Routing::None;
@@ -91,8 +93,8 @@ struct GemmSpec {
   Rows rows = Rows::T;
 
   static constexpr int64_t tokenBlock = 64;
-  /// Bytes of a panel's group.
-  int64_t groupBytes() const { return kPanelWidth * byteSize(groupScale) + kPanelWidth * group / 2; }
+  /// U8: how the weights are stored.
+  GroupFormat format() const { return {codes, /*rows=*/1, group, groupScale}; }
   int64_t panels() const {
     int64_t width = epilogue == Epilogue::Swiglu ? kPanelWidth / 2 : kPanelWidth;
     return (n + width - 1) / width;
@@ -166,9 +168,19 @@ struct ElementwiseSpec {
   int64_t width = 0, aStride = 0, bStride = 0, outStride = 0;
 };
 
+/// out[t, :] = x[t, :] rounded to codes times scales, one f32 for each `group` columns of a row: see moe.fake_quantize.
+/// args: x, out; they may be the same. Grid: rows * rowsPerToken.
+struct FakeQuantizeSpec {
+  CodeKind codes = CodeKind::Int8; ///< or F8E4M3
+  int64_t width = 0, group = 0;
+  int64_t xStride = 0, outStride = 0;
+  int64_t rowsPerToken = 1;
+  Rows rows = Rows::T;
+};
+
 using KernelSpec =
     std::variant<EmbedSpec, GatherRowsSpec, RmsNormSpec, GemmSpec, RopeAnglesSpec, RopeSpec, CacheAppendSpec,
-                 MlaAttentionSpec, RouteSpec, DispatchSpec, CombineSpec, ElementwiseSpec>;
+                 MlaAttentionSpec, RouteSpec, DispatchSpec, CombineSpec, ElementwiseSpec, FakeQuantizeSpec>;
 
 /// "embed", "gather_rows", "rms_norm", "gemm", ...
 llvm::StringRef kindOf(const KernelSpec &spec);

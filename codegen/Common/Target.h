@@ -25,10 +25,12 @@ struct TargetTraits {
   llvm::SmallVector<DType> gemmWeights = {DType::F32, DType::BF16, DType::F16, DType::F8E4M3};
   llvm::SmallVector<DType> tables = {DType::F32, DType::BF16, DType::F16};
 
-  /// GEMM kernels read int4 codes in groups; else quantized weights are stored as the values they stand for.
-  bool hasGroups = true;
+  /// Codes in groups that GEMM kernels read; other quantized weights are stored as the values they stand for.
+  llvm::SmallVector<CodeKind> gemmCodes = {CodeKind::Int4, CodeKind::Int4Zero, CodeKind::Int8, CodeKind::F8E4M3,
+                                           CodeKind::F4E2M1};
 
   bool hasGemm(DType type) const { return llvm::is_contained(gemmWeights, type); }
+  bool hasGroups(const GroupFormat &format) const { return llvm::is_contained(gemmCodes, format.codes); }
   bool hasTable(DType type) const { return llvm::is_contained(tables, type); }
 };
 

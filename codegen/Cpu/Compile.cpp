@@ -101,10 +101,14 @@ struct Checker {
     positive("n", spec.n);
     positive("k", spec.k);
     require((spec.group != 0) == (spec.weight == DType::U8), "U8 weights, and no others, have groups");
-    require(spec.group % 32 == 0 && (spec.group == 0 || spec.k % spec.group == 0),
-            "group " + llvm::Twine(spec.group) + " must be a multiple of 32 that divides k " + llvm::Twine(spec.k));
-    require(spec.groupScale == DType::F16 || spec.groupScale == DType::BF16,
-            "scales of groups must be F16 or BF16, found " + llvm::Twine(llvm::StringRef(toString(spec.groupScale))));
+    GroupFormat format = spec.format();
+    int64_t multiple = format.codes == CodeKind::F4E2M1 ? 16 : GroupFormat::blockColumns;
+    require(format.bits() == 8 || (spec.group % multiple == 0 && (spec.group == 0 || spec.k % format.unit() == 0)),
+            "group " + llvm::Twine(spec.group) + " must be a multiple of " + llvm::Twine(multiple) +
+                " whose units divide k " + llvm::Twine(spec.k));
+    constexpr std::array scales = {DType::F32, DType::F16, DType::BF16, DType::F8E8M0, DType::F8E4M3};
+    require(llvm::is_contained(scales, spec.groupScale),
+            "scales of groups cannot be " + llvm::Twine(llvm::StringRef(toString(spec.groupScale))));
     positive("batch", spec.batch);
     stride("xStride", spec.xStride, spec.k);
     stride("yStride", spec.yStride, spec.n);
@@ -163,6 +167,15 @@ struct Checker {
     positive("width", spec.width);
     stride("yStride", spec.yStride, spec.width);
     stride("outStride", spec.outStride, spec.width);
+  }
+  void operator()(const FakeQuantizeSpec &spec) {
+    positive("width", spec.width);
+    positive("group", spec.group);
+    positive("rowsPerToken", spec.rowsPerToken);
+    stride("xStride", spec.xStride, spec.width);
+    stride("outStride", spec.outStride, spec.width);
+    require(spec.codes == CodeKind::Int8 || spec.codes == CodeKind::F8E4M3,
+            "activations are rounded to int8 or f8e4m3");
   }
   void operator()(const ElementwiseSpec &spec) {
     positive("width", spec.width);

@@ -9,6 +9,8 @@
 
 #include "runtime/KernelAbi.h"
 
+#include <limits>
+
 namespace moec::cpu {
 
 void emit(KernelBuilder &b, llvm::StringRef symbol, const EmbedSpec &spec, const Tiles &) {
@@ -67,6 +69,58 @@ void emit(KernelBuilder &b, llvm::StringRef symbol, const ElementwiseSpec &spec,
         Val right = (other + t * spec.bStride + i).load(kLanes);
         (out + t * spec.outStride + i).store(spec.swiglu ? silu(b, left) * right : left + right, mask);
       });
+    });
+  });
+}
+
+namespace {
+
+/// `x` to the nearest of 2^(e - 3) multiples within its binade 2^e, as e4m3 has them; ties to even, saturating.
+Val roundToF8E4M3(KernelBuilder &b, Val x) {
+  Val limit = x.like(GroupFormat{CodeKind::F8E4M3}.most());
+  x = b.max(b.min(x, limit), 0.0 - limit);
+  // Below the least normal number steps are 2^-9: those of f32 around 1.5 * 2^14.
+  Val small = (x + 0x1.8p14) - 0x1.8p14;
+  Val bits = b.bitcast(x, b.i32);
+  Val rounded = (bits + ((bits >> 20) & 1) + 0x7FFFF) & static_cast<int32_t>(0xFFF00000);
+  Val isNormal = (bits & 0x7FFFFFFF) >= 0x3C800000; // 2^-6
+  return b.select(isNormal, b.bitcast(rounded, b.f32), small);
+}
+
+/// `x` to the nearest integer, ties to even; |x| < 2^22.
+Val roundScaled(KernelBuilder &b, Val x, Val by) { return b.fma(x, by, x.like(0x1.8p23)) - 0x1.8p23; }
+
+} // namespace
+
+void emit(KernelBuilder &b, llvm::StringRef symbol, const FakeQuantizeSpec &spec, const Tiles &) {
+  b.kernel(symbol, [&] {
+    Ptr x = b.arg(0, b.f32), out = b.arg(1, b.f32);
+    auto roundGroup = [&](Ptr from, Ptr to, int64_t width) {
+      Val most = b.constant(b.vec(b.f32), 0.0);
+      auto magnitude = [&](Val v) { return b.max(v, 0.0 - v); };
+      int64_t whole = width / kLanes * kLanes;
+      most = b.loop(b.cI64(0), b.cI64(whole), kLanes, most, [&](Val i, llvm::ArrayRef<Val> so) -> Vals {
+        return {b.max(magnitude((from + i).load(kLanes)), so[0])};
+      })[0];
+      if (whole < width)
+        most =
+            b.max(b.select(b.firstLanes(width - whole), magnitude((from + whole).load(kLanes)), most.like(0.0)), most);
+      Val scale = b.maxLanes(most) / GroupFormat{spec.codes}.most();
+      Val inverse = 1.0 / scale;
+      inverse = b.splat(b.select(inverse <= std::numeric_limits<float>::max(), inverse, b.cF32(0)));
+      scale = b.splat(scale);
+      b.vectors(width, [&](Val i, Val mask) {
+        Val v = (from + i).load(kLanes);
+        Val code = spec.codes == CodeKind::Int8 ? roundScaled(b, v, inverse) : roundToF8E4M3(b, v * inverse);
+        (to + i).store(code * scale, mask);
+      });
+    };
+    b.tasks([&](Val t) {
+      Ptr from = x + t * spec.xStride, to = out + t * spec.outStride;
+      int64_t whole = spec.width / spec.group * spec.group;
+      b.loop(b.cI64(0), b.cI64(whole), spec.group, [&](Val i) { roundGroup(from + i, to + i, spec.group); });
+      if (whole < spec.width)
+        roundGroup(from + whole, to + whole, spec.width - whole);
     });
   });
 }

@@ -26,6 +26,7 @@ void emit(KernelBuilder &b, llvm::StringRef symbol, const RouteSpec &spec, const
 void emit(KernelBuilder &b, llvm::StringRef symbol, const DispatchSpec &spec, const Tiles &tiles);
 void emit(KernelBuilder &b, llvm::StringRef symbol, const CombineSpec &spec, const Tiles &tiles);
 void emit(KernelBuilder &b, llvm::StringRef symbol, const ElementwiseSpec &spec, const Tiles &tiles);
+void emit(KernelBuilder &b, llvm::StringRef symbol, const FakeQuantizeSpec &spec, const Tiles &tiles);
 
 } // namespace moec::cpu
 

@@ -19,7 +19,7 @@ public:
   GemmEmitter(KernelBuilder &b, const GemmSpec &spec, const Tiles &tiles)
       : b(b), spec(spec), tiles(tiles), routed(spec.routing != Routing::None),
         scaleBlocks(spec.scaleCols ? (spec.k + spec.scaleCols - 1) / spec.scaleCols : 0),
-        columns(spec.epilogue == Epilogue::Swiglu ? kPanelWidth / 2 : kPanelWidth) {}
+        columns(spec.epilogue == Epilogue::Swiglu ? kPanelWidth / 2 : kPanelWidth), format(spec.format()) {}
 
   void emit() {
     int64_t next = 0;
@@ -90,7 +90,7 @@ private:
     llvm::SmallVector<Ptr, 8> inputs;
     for (int64_t m = 0; m < height; ++m)
       inputs.push_back(inputRow(row, m, panel));
-    int64_t panelSize = spec.group ? spec.k / spec.group * spec.groupBytes() : spec.k * kPanelWidth;
+    int64_t panelSize = spec.group ? format.panelBytes(kPanelWidth, spec.k) : spec.k * kPanelWidth;
     Ptr panelWeights = weights + panel.position * panelSize;
 
     // sums[m][v] for the panel's vectors.
@@ -162,54 +162,123 @@ private:
     });
   }
 
-  /// Sums over int4 groups. What lies in low nibbles and in high ones is summed apart, in the order of the packed
-  /// words: two chains of products for each output, so that a single row does not wait for its own last product.
+  /// Sums over units of codes. Each output has two chains of products, so that a single row does not wait for its own
+  /// last product: what lies in low nibbles and in high ones, or in the first and the last bytes of words.
   Vals groupedSums(llvm::ArrayRef<Ptr> inputs, Ptr panelWeights, int64_t first, int64_t width) {
-    constexpr int64_t blockColumns = 32, wordColumns = 4;
     size_t count = inputs.size() * width;
-    int64_t scaleBytes = byteSize(spec.groupScale);
-    return b.loop(b.cI64(0), b.cI64(spec.k / spec.group), 1, zeros(count), [&](Val group, llvm::ArrayRef<Val> totals) {
-      Ptr at = panelWeights + group * spec.groupBytes();
-      Ptr codes = at + kPanelWidth * scaleBytes + first * kLanes * 4;
-      Val column = group * spec.group;
-      Vals sums = b.loop(b.cI64(0), b.cI64(spec.group / blockColumns * 4), 1, zeros(2 * count),
-                         [&](Val word, llvm::ArrayRef<Val> carried) {
-                           Ptr words = codes + word * (kPanelWidth * 4);
-                           Val low = column + word / 4 * blockColumns + word % 4 * wordColumns;
-                           Vals packed, next(carried);
-                           for (int64_t v = 0; v < width; ++v)
-                             packed.push_back(Ptr{(words + v * kLanes * 4).base, b.i32}.load(kLanes));
-                           for (int64_t half : {0, 1})
-                             for (int64_t j = 0; j < wordColumns; ++j) {
-                               Vals w;
-                               for (int64_t v = 0; v < width; ++v)
-                                 w.push_back(codeValue(packed[v], 8 * j + 4 * half));
-                               for (size_t m = 0; m < inputs.size(); ++m) {
-                                 Val value = b.splat((inputs[m] + low + (16 * half + j)).load());
-                                 for (int64_t v = 0; v < width; ++v) {
-                                   Val &sum = next[half * count + m * width + v];
-                                   sum = b.fma(value, w[v], sum);
-                                 }
-                               }
-                             }
-                           return next;
-                         });
-      Vals scale, next;
-      for (int64_t v = 0; v < width; ++v) {
-        Ptr stored{(at + (first + v) * kLanes * scaleBytes).base, b.storage(spec.groupScale)};
-        scale.push_back(b.loadAsF32(stored, spec.groupScale));
-      }
+    Ptr units = panelWeights + format.headerBytes(kPanelWidth);
+    int64_t whole = spec.k / format.unit(), tail = spec.k % format.unit();
+    Vals totals = zeros(count);
+    if (whole)
+      totals = b.loop(b.cI64(0), b.cI64(whole), 1, totals, [&](Val unit, llvm::ArrayRef<Val> sums) {
+        return addUnit(inputs, units + unit * format.unitBytes(kPanelWidth), unit * format.unit(), format.unit(), first,
+                       width, Vals(sums));
+      });
+    if (tail)
+      totals = addUnit(inputs, units + whole * format.unitBytes(kPanelWidth), b.cI64(whole * format.unit()), tail,
+                       first, width, totals);
+    if (format.hasGlobal())
       for (size_t i = 0; i < count; ++i)
-        next.push_back(b.fma(sums[i] + sums[count + i], scale[i % width], totals[i]));
-      return next;
-    });
+        totals[i] = totals[i] * lanesAt(panelWeights, DType::F32, first + i % width);
+    return totals;
   }
 
-  /// The code at bit `shift` of each word, less 8: as the last bits of a float's mantissa it is exact.
+  /// `totals` and the products of one unit of `columns` columns from `column` on.
+  Vals addUnit(llvm::ArrayRef<Ptr> inputs, Ptr unit, Val column, int64_t columns, int64_t first, int64_t width,
+               Vals totals) {
+    constexpr int64_t wordColumns = GroupFormat::wordColumns, block = GroupFormat::blockColumns;
+    const bool nibbles = format.bits() == 4;
+    const size_t count = totals.size();
+    const int64_t perUnit = format.unit() / format.group, scaleBytes = perUnit * byteSize(format.scale);
+    Ptr codes = unit + format.scaleBytes(kPanelWidth) + first * kLanes * wordColumns;
+    Vals zero;
+    if (format.hasZeros())
+      for (int64_t v = 0; v < width; ++v)
+        zero.push_back(b.convert(
+            b.zeroExtend((unit + kPanelWidth * scaleBytes + (first + v) * kLanes).load(kLanes), b.i32), b.f32));
+    // What one word of each lane adds; `present` of its columns are there.
+    auto addWord = [&](Val word, Vals sums, int64_t present) {
+      Ptr words = codes + word * (kPanelWidth * wordColumns);
+      Val low = nibbles ? column + word / wordColumns * block + word % wordColumns * wordColumns
+                        : column + word * wordColumns;
+      Vals packed;
+      for (int64_t v = 0; v < width; ++v)
+        packed.push_back(Ptr{(words + v * kLanes * wordColumns).base, b.i32}.load(kLanes));
+      for (int64_t i = 0; i < present; ++i) {
+        int64_t chain = nibbles ? i / wordColumns : i % 2;
+        int64_t offset = nibbles ? i % wordColumns + chain * (block / 2) : i;
+        Vals w;
+        for (int64_t v = 0; v < width; ++v) {
+          w.push_back(codeValue(packed[v], nibbles ? 8 * (i % wordColumns) + 4 * chain : 8 * i));
+          if (format.hasZeros())
+            w.back() = w.back() - zero[v];
+        }
+        for (size_t m = 0; m < inputs.size(); ++m) {
+          Val value = b.splat((inputs[m] + low + offset).load());
+          for (int64_t v = 0; v < width; ++v) {
+            Val &sum = sums[chain * count + m * width + v];
+            sum = b.fma(value, w[v], sum);
+          }
+        }
+      }
+      return sums;
+    };
+    const int64_t perWord = nibbles ? 2 * wordColumns : wordColumns, words = columns / perWord;
+    Vals sums = b.loop(b.cI64(0), b.cI64(words), 1, zeros(2 * count),
+                       [&](Val word, llvm::ArrayRef<Val> carried) { return addWord(word, Vals(carried), perWord); });
+    if (columns % perWord)
+      sums = addWord(b.cI64(words), sums, columns % perWord);
+    Vals scale;
+    for (int64_t i = 0; i < perUnit; ++i)
+      for (int64_t v = 0; v < width; ++v)
+        scale.push_back(lanesAt(unit + i * kPanelWidth * byteSize(format.scale), format.scale, first + v) *
+                        codeScale());
+    for (size_t i = 0; i < count; ++i) {
+      Val low = sums[i], high = sums[count + i], by = scale[i % width];
+      if (perUnit == 1)
+        totals[i] = b.fma(low + high, by, totals[i]);
+      else // groups of 16: one in the low nibbles, one in the high ones
+        totals[i] = b.fma(high, scale[width + i % width], b.fma(low, by, totals[i]));
+    }
+    return totals;
+  }
+
+  /// Vector `v` of a panel's lanes, stored as `type`, as f32.
+  Val lanesAt(Ptr lanes, DType type, int64_t v) {
+    Ptr stored{(lanes + v * kLanes * byteSize(type)).base, b.storage(type)};
+    Val value = b.loadAsF32(stored, type);
+    double scale = KernelBuilder::weightScale(type);
+    return scale == 1 ? value : value * scale;
+  }
+
+  /// What the code at bit `shift` of each word stands for, over `codeScale`; exact.
   Val codeValue(Val words, int64_t shift) {
-    constexpr int32_t two23 = 0x4B000000; // 2^23, where one is the last bit
-    Val bits = ((shift ? words >> shift : words) & 15) | two23;
-    return b.bitcast(bits, b.f32) - (8388608.0 + 8);
+    constexpr int32_t two23 = 0x4B000000; // 2^23 as f32, whose last bit is one
+    auto moved = [&](int64_t by) { return by > 0 ? words >> by : by < 0 ? words << -by : words; };
+    switch (format.codes) {
+    case CodeKind::Int4:
+      return b.bitcast((moved(shift) & 15) | two23, b.f32) - (8388608.0 + 8);
+    case CodeKind::Int4Zero:
+      return b.bitcast((moved(shift) & 15) | two23, b.f32) - 8388608.0;
+    case CodeKind::Int8:
+      return b.convert(moved(shift - 24) >> 24, b.f32);
+    case CodeKind::F8E4M3: {
+      // As in KernelBuilder::loadAsF32.
+      Val bits = b.convert((moved(shift - 24) >> 17) & 0xBF80, b.i16);
+      return b.convert(b.bitcast(bits, b.f16), b.f32);
+    }
+    case CodeKind::F4E2M1: {
+      // Exponent and mantissa end where f16 has them; f16 counts exponents from 15, e2m1 from 1.
+      Val bits = b.convert((moved(shift - 9) & 0x0E00) | (moved(shift - 12) & 0x8000), b.i16);
+      return b.convert(b.bitcast(bits, b.f16), b.f32);
+    }
+    }
+    llvm_unreachable("all codes are listed");
+  }
+  double codeScale() const {
+    return format.codes == CodeKind::F8E4M3   ? KernelBuilder::weightScale(DType::F8E4M3)
+           : format.codes == CodeKind::F4E2M1 ? 0x1p14
+                                              : 1.0;
   }
 
   /// Accumulators of one output.
@@ -244,6 +313,7 @@ private:
   bool routed;
   int64_t scaleBlocks; ///< per row of weights; 0: no scales
   int64_t columns;     ///< outputs of a panel
+  GroupFormat format;  ///< of codes
   Ptr x, weights, scales, residual, y, offsets, active, order;
 };
 

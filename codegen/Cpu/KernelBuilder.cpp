@@ -339,7 +339,8 @@ Type KernelBuilder::storage(DType type) {
   case DType::BF16:
     return i16;
   default:
-    assert((type == DType::F8E4M3 || type == DType::U8) && "a stored type that specs do not allow");
+    assert((type == DType::F8E4M3 || type == DType::F8E8M0 || type == DType::U8) &&
+           "a stored type that specs do not allow");
     return i8;
   }
 }
@@ -353,6 +354,11 @@ Val KernelBuilder::loadAsF32(Ptr stored, DType type, int64_t lanes) {
     return convert(raw, f32);
   case DType::BF16:
     return bitcast(zeroExtend(raw, i32) << 16, f32);
+  case DType::F8E8M0: {
+    // The exponent of a float; 2^-127 is half of the least normal one.
+    Val exponent = zeroExtend(raw, i32);
+    return bitcast(select(exponent == 0, exponent.like(1 << 22), exponent << 23), f32);
+  }
   default: {
     // Sign and exponent move to where f16 has them, which is 2^-8 times the value. Sign extension
     // leaves a copy of the sign in the highest exponent bit, which no such value uses. The code of

@@ -4,8 +4,8 @@
 #include "codegen/Weights/Block.h"
 
 #include "codegen/Weights/Elements.h"
+#include "codegen/Weights/Quantizer.h"
 #include "dialects/Formats/Gguf.h"
-#include "dialects/Formats/Int4.h"
 #include "dialects/Formats/Runs.h"
 #include "dialects/Formats/StoredMatrix.h"
 #include "dialects/Moe/MoeDialect.h"
@@ -27,13 +27,6 @@ std::string shapeText(const Block &block) {
   std::vector<int64_t> shape = {block.batch, block.rows, block.cols};
   shape.erase(shape.begin(), shape.end() - block.rank);
   return shapeToString(shape);
-}
-
-Status checkGroups(const std::string &name, const Block &block, int64_t group) {
-  if (block.cols % group == 0)
-    return success();
-  return Error{"tensor '" + name + "' has rows of " + std::to_string(block.cols) + ", which are no whole groups of " +
-               std::to_string(group)};
 }
 
 /// A tensor of the checkpoint.
@@ -246,37 +239,35 @@ private:
 /// else.
 class QuantizeBlock final : public Block {
 public:
-  QuantizeBlock(std::string name, std::unique_ptr<Block> block, steps::QuantizeAttr format, DType scaleType)
-      : name(std::move(name)), input(std::move(block)) {
-    batch = input->batch;
-    rows = input->rows;
-    cols = input->cols;
-    rank = input->rank;
-    dtype = DType::F32;
-    panel = {kInt4Rows, format.getGroup(), scaleType};
+  static Result<std::unique_ptr<Block>> open(steps::QuantizeAttr step, const std::string &name,
+                                             std::unique_ptr<Block> input, const MomentSource *moments) {
+    MOEC_TRY(auto quantizer, Quantizer::open(step, name, /*members=*/{}, *input, moments));
+    return std::unique_ptr<Block>(new QuantizeBlock(std::move(input), std::move(quantizer)));
   }
   Status read(const Rect &rect, float *out) const override {
-    int64_t first = rect.col / panel.group, last = (rect.col + rect.cols - 1) / panel.group + 1;
-    int64_t begin = first * panel.group, width = (last - first) * panel.group;
-    std::vector<float> lines(kInt4Rows * width);
-    std::vector<std::byte> packed((last - first) * panel.groupBytes());
-    for (int64_t r = 0; r < rect.rows; r += kInt4Rows) {
-      int64_t count = std::min(kInt4Rows, rect.rows - r);
-      MOEC_CHECK(input->read({rect.batch, rect.row + r, count, begin, width}, lines.data()));
-      if (!packInt4(panel, StoredRows::of(lines.data(), width), width, /*lane=*/0, packed.data()))
-        return scaleError(name, panel.scale, lines.data(), count * width);
-      for (int64_t i = 0; i < count; ++i)
-        for (int64_t c = 0; c < rect.cols; ++c)
-          out[(r + i) * rect.cols + c] = int4Value(panel, packed.data(), i, rect.col + c - begin);
+    RowCodes codes;
+    std::vector<float> line(cols);
+    for (int64_t r = 0; r < rect.rows; ++r) {
+      MOEC_CHECK(quantizer->quantize(rect.batch, rect.row + r, 1, &codes));
+      rowValues(quantizer->format(), codes, line);
+      std::copy_n(&line[rect.col], rect.cols, out + r * rect.cols);
     }
     return success();
   }
   void release(int64_t batch, int64_t row, int64_t rows) const override { input->release(batch, row, rows); }
 
 private:
-  std::string name;
+  QuantizeBlock(std::unique_ptr<Block> block, std::unique_ptr<Quantizer> quantizer)
+      : input(std::move(block)), quantizer(std::move(quantizer)) {
+    batch = input->batch;
+    rows = input->rows;
+    cols = input->cols;
+    rank = input->rank;
+    dtype = DType::F32;
+  }
+
   std::unique_ptr<Block> input;
-  Int4Panel panel;
+  std::unique_ptr<Quantizer> quantizer;
 };
 
 /// Zeros behind the last column.
@@ -316,7 +307,7 @@ struct Item {
 /// Runs the steps over the list of tensors.
 class RecipeBuilder {
 public:
-  explicit RecipeBuilder(const TensorSource &from) : from(from) {}
+  RecipeBuilder(const TensorSource &from, const MomentSource *moments) : from(from), moments(moments) {}
 
   /// The tensors that the first step finds: a weight for every so many sources, as `stored` says, or each source.
   Status open(const std::vector<std::string> &sources, int64_t count, steps::DequantAttr stored) {
@@ -373,9 +364,7 @@ public:
         })
         .Case([&](steps::QuantizeAttr attr) {
           return each([&](const std::string &name, std::unique_ptr<Block> &block) -> Status {
-            MOEC_TRY(DType scale, dtypeOf(attr.getScale()));
-            MOEC_CHECK(checkGroups(name, *block, attr.getGroup()));
-            block = std::make_unique<QuantizeBlock>(name, std::move(block), attr, scale);
+            MOEC_TRY(block, QuantizeBlock::open(attr, name, std::move(block), moments));
             return success();
           });
         })
@@ -429,13 +418,14 @@ private:
   }
 
   const TensorSource &from;
+  const MomentSource *moments;
   std::vector<Item> items;
 };
 
 } // namespace
 
 Result<RecipeBlocks> moec::buildRecipe(const std::vector<std::string> &sources, mlir::ArrayAttr recipe,
-                                       const TensorSource &from) {
+                                       const TensorSource &from, const MomentSource *moments) {
   RecipeBlocks result;
   llvm::ArrayRef<mlir::Attribute> logical = recipe.getValue();
   if (!logical.empty() &&
@@ -466,14 +456,12 @@ Result<RecipeBlocks> moec::buildRecipe(const std::vector<std::string> &sources, 
   auto stored = logical.empty() ? nullptr : mlir::dyn_cast<steps::DequantAttr>(logical.front());
   if (stored)
     logical = logical.drop_front();
-  RecipeBuilder builder(from);
+  RecipeBuilder builder(from, moments);
   MOEC_CHECK(builder.open(sources, count, stored));
   for (mlir::Attribute step : logical)
     MOEC_CHECK(builder.apply(step));
   MOEC_TRY(result.blocks, builder.take());
-  if (result.quantize)
-    for (auto [number, block] : llvm::enumerate(result.blocks))
-      MOEC_CHECK(
-          checkGroups(sources[number * sources.size() / result.blocks.size()], *block, result.quantize.getGroup()));
+  for (size_t number = 0; number < result.blocks.size(); ++number)
+    result.names.push_back(sources[number * sources.size() / result.blocks.size()]);
   return result;
 }

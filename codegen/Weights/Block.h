@@ -8,6 +8,7 @@
 #ifndef MOEC_CODEGEN_WEIGHTS_BLOCK_H
 #define MOEC_CODEGEN_WEIGHTS_BLOCK_H
 
+#include "dialects/Formats/Feedback.h"
 #include "dialects/Formats/Runs.h"
 #include "dialects/Moe/MoeDialect.h"
 #include "runtime/Support/TensorSource.h"
@@ -62,11 +63,15 @@ struct RecipeBlocks {
   mlir::moe::QuantizeAttr quantize;
   /// They are stored so, and hold codes.
   bool hasCodes = false;
+  /// The tensor, or family of tensors, that each block is made from, and which members of it; empty: all.
+  std::vector<std::string> names;
+  std::vector<int64_t> members;
 };
 
 /// Builds the tree for `recipe` over `sources`. Errors name the tensor, its shape and what the step expects.
+/// `moments` may be null where no step rounds by them.
 Result<RecipeBlocks> buildRecipe(const std::vector<std::string> &sources, mlir::ArrayAttr recipe,
-                                 const TensorSource &from);
+                                 const TensorSource &from, const MomentSource *moments);
 
 } // namespace moec
 

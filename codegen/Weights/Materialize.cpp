@@ -5,6 +5,7 @@
 
 #include "codegen/Weights/Block.h"
 #include "codegen/Weights/Elements.h"
+#include "codegen/Weights/Quantizer.h"
 #include "dialects/Exec/ExecDialect.h"
 #include "dialects/Formats/Int4.h"
 #include "dialects/Moe/MoeDialect.h"
@@ -67,9 +68,16 @@ struct Scratch {
 /// groups of rows. Units are numbered in the order of the output.
 class WeightWriter {
 public:
-  static Result<WeightWriter> open(const WeightJob &job, size_t number, const TensorSource &from) {
-    MOEC_TRY(RecipeBlocks recipe, buildRecipe(job.sources, job.recipe, from));
+  static Result<WeightWriter> open(const WeightJob &job, size_t number, const TensorSource &from,
+                                   const MomentSource *moments) {
+    MOEC_TRY(RecipeBlocks recipe, buildRecipe(job.sources, job.recipe, from, moments));
     WeightWriter writer(job, number, std::move(recipe));
+    if (writer.recipe.quantize && !writer.recipe.hasCodes)
+      for (size_t b = 0; b < writer.recipe.blocks.size(); ++b) {
+        MOEC_TRY(auto quantizer, Quantizer::open(writer.recipe.quantize, writer.recipe.names[b], writer.recipe.members,
+                                                 *writer.recipe.blocks[b], moments));
+        writer.quantizers.push_back(std::move(quantizer));
+      }
     MOEC_CHECK(writer.checkShape());
     return writer;
   }
@@ -83,8 +91,11 @@ public:
     int64_t sourceRows = 0;
     for (const auto &block : recipe.blocks)
       sourceRows += unitRows * block->cols * byteSize(block->dtype);
-    int64_t tile = recipe.quantize ? kInt4Rows * int4TileColumns() : 2 * unitRows * tileCols;
-    return unitBytes() + tile * static_cast<int64_t>(sizeof(float)) + sourceRows;
+    int64_t tile = packsInt4() ? kInt4Rows * int4TileColumns() : 2 * unitRows * (recipe.quantize ? cols : tileCols);
+    int64_t shared = 0;
+    for (const auto &quantizer : quantizers)
+      shared += quantizer->sharedBytes();
+    return unitBytes() + tile * static_cast<int64_t>(sizeof(float)) + sourceRows + shared;
   }
 
   Status make(int64_t unit, Scratch &scratch, WeightSink &out) const {
@@ -95,8 +106,10 @@ public:
       MOEC_CHECK(makePanel(matrix, index, /*rowsPerSource=*/1, bytes));
     } else if (auto pack = mlir::dyn_cast_or_null<steps::PackBlockScalesAttr>(recipe.pack)) {
       MOEC_CHECK(makePanel(matrix, index, pack.getRows(), bytes));
-    } else if (recipe.quantize) {
+    } else if (packsInt4()) {
       MOEC_CHECK(makeGroups(matrix, index, scratch));
+    } else if (recipe.quantize) {
+      MOEC_CHECK(makeCodes(matrix, index, bytes));
     } else {
       const Block &block = *recipe.blocks.front();
       int64_t row = index * plainRows, rows = std::min(plainRows, block.rows - row);
@@ -123,7 +136,15 @@ private:
 
   int64_t lanesPerBlock() const { return unitRows / static_cast<int64_t>(recipe.blocks.size()); }
   int64_t unitBytes() const {
-    return recipe.quantize ? cols / int4.group * int4.groupBytes() : unitRows * cols * byteSize(job.dtype);
+    return recipe.quantize ? recipe.quantize.packedBytes(unitRows, cols) : unitRows * cols * byteSize(job.dtype);
+  }
+  /// Whether `Int4.h` makes the panels, or takes codes as they are.
+  bool packsInt4() const {
+    if (!recipe.quantize)
+      return false;
+    GroupFormat format = recipe.quantize.getFormat();
+    return recipe.hasCodes || (format.codes == CodeKind::Int4 && format.scale != DType::F8E8M0 &&
+                               recipe.quantize.getRounding() == steps::Rounding::Nearest);
   }
   /// Whole groups.
   int64_t int4TileColumns() const { return std::max(int4.group, int4TileCols / int4.group * int4.group); }
@@ -180,10 +201,10 @@ private:
       MOEC_TRY(DType scale, dtypeOf(recipe.quantize.getScale()));
       setPanels(pack.getWidth(), first.rows);
       int4 = {unitRows, recipe.quantize.getGroup(), scale};
-      if (lanesPerBlock() % kInt4Rows != 0)
+      if (packsInt4() && lanesPerBlock() % kInt4Rows != 0)
         return Error{"weight '" + job.name + "': panels of " + std::to_string(lanesPerBlock()) +
                      " lanes of a tensor are no multiple of " + std::to_string(kInt4Rows)};
-      shape = {batch, unitsPerMatrix, cols / int4.group, int4.groupBytes()};
+      shape = {batch, unitsPerMatrix, unitBytes()};
     } else {
       if (recipe.blocks.size() != 1)
         return mismatch(found);
@@ -245,6 +266,24 @@ private:
     return success();
   }
 
+  /// Panel `index` of codes and scales of any format, by whole rows.
+  Status makeCodes(int64_t matrix, int64_t index, std::vector<std::byte> &bytes) const {
+    const int64_t lanes = lanesPerBlock();
+    for (size_t b = 0; b < recipe.blocks.size(); ++b) {
+      const Quantizer &quantizer = *quantizers[b];
+      int64_t row = index * lanes, present = std::clamp<int64_t>(outputRows - row, 0, lanes);
+      std::vector<RowCodes> rows(present);
+      MOEC_CHECK(quantizer.quantize(matrix, row, present, rows.data()));
+      if (present < lanes) {
+        MOEC_TRY(RowCodes zeros, quantizer.zeros(matrix));
+        rows.resize(lanes, zeros);
+      }
+      for (int64_t lane = 0; lane < lanes; ++lane)
+        placeRow(quantizer.format(), rows[lane], unitRows, static_cast<int64_t>(b) * lanes + lane, bytes.data());
+    }
+    return success();
+  }
+
   /// Puts a tile of at most four rows into lanes `lane` .. of a panel.
   Status makeTile(size_t b, const Rect &rect, int64_t lane, Scratch &scratch) const {
     const Block &block = *recipe.blocks[b];
@@ -299,8 +338,9 @@ private:
   int64_t batch = 1, cols = 1;
   int64_t unitRows = plainRows; ///< output rows (lanes) of a unit
   int64_t unitsPerMatrix = 1;
-  int64_t outputRows = 0; ///< rows of each packed matrix before padding to whole panels
-  Int4Panel int4;         ///< where the recipe packs groups
+  int64_t outputRows = 0;                             ///< rows of each packed matrix before padding to whole panels
+  Int4Panel int4;                                     ///< where `packsInt4`
+  std::vector<std::unique_ptr<Quantizer>> quantizers; ///< of each block whose values are quantized
 };
 
 /// What the threads share.
@@ -333,7 +373,7 @@ Status moec::materialize(const std::vector<WeightJob> &jobs, const TensorSource 
     auto present = static_cast<int64_t>(out.present(number));
     if (job.bytes() == present)
       continue; // empty ones too, which have no units
-    MOEC_TRY(WeightWriter writer, WeightWriter::open(job, number, from));
+    MOEC_TRY(WeightWriter writer, WeightWriter::open(job, number, from, options.moments));
     uint64_t perThread = std::max<int64_t>(1, writer.memoryPerUnit());
     if (perThread > options.maxMemory)
       return Error{"weight '" + job.name + "' needs tiles of " + std::to_string(perThread >> 20) +

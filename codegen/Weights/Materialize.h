@@ -9,6 +9,7 @@
 #define MOEC_CODEGEN_WEIGHTS_MATERIALIZE_H
 
 #include "codegen/Weights/WeightSink.h"
+#include "dialects/Formats/Feedback.h"
 #include "runtime/Support/DType.h"
 #include "runtime/Support/TensorSource.h"
 
@@ -40,6 +41,8 @@ struct MaterializeOptions {
   unsigned threads = 1;
   /// Bounds tiles and mapped source pages together, in bytes.
   uint64_t maxMemory = 2ull << 30;
+  /// What a calibration found, for weights that are rounded by it; or null.
+  const MomentSource *moments = nullptr;
   /// Called now and then, from the thread that called `materialize`.
   std::function<void(uint64_t doneBytes, uint64_t totalBytes, const std::string &weight)> progress;
 };

@@ -95,41 +95,82 @@ def Moe_StackAttr : Moe_StepAttr<"Stack", "stack"> {
   let genVerifyDecl = 1;
 }
 
-def Moe_CodeFormat : I32EnumAttr<"CodeFormat", "what a quantized weight is stored as", [
-    I32EnumAttrCase<"Int4", 0, "int4">]> {
+def Moe_CodeFormat : I32EnumAttr<"CodeFormat", "what a code stands for before its scale", [
+    I32EnumAttrCase<"Int4", 0, "int4">,
+    I32EnumAttrCase<"Int4Zero", 1, "int4_zero">,
+    I32EnumAttrCase<"Int8", 2, "int8">,
+    I32EnumAttrCase<"F8E4M3", 3, "f8e4m3">,
+    I32EnumAttrCase<"F4E2M1", 4, "f4e2m1">]> {
+  let cppNamespace = "::mlir::moe";
+  let genSpecializedAttr = 0;
+}
+
+/// An enum that need not be written.
+class Moe_EnumWithDefault<EnumInfo enumInfo, string value> : EnumParameter<enumInfo> {
+  let defaultValue = enumInfo.cppNamespace # "::" # enumInfo.className # "::" # value;
+}
+
+def Moe_Rounding : I32EnumAttr<"Rounding", "how codes are chosen", [
+    I32EnumAttrCase<"Nearest", 0, "nearest">,
+    I32EnumAttrCase<"Importance", 1, "importance">,
+    I32EnumAttrCase<"Feedback", 2, "feedback">]> {
   let cppNamespace = "::mlir::moe";
   let genSpecializedAttr = 0;
 }
 
 def Moe_QuantizeAttr : Moe_StepAttr<"Quantize", "quantize"> {
-  let summary = "Round to codes with one scale for each group of columns; gives the values they stand for";
+  let summary = "Round to codes that share a scale in groups; gives the values they stand for";
   let description = [{
-    Each row is cut into groups of `group` columns. `int4`: with `m` the element of largest
-    magnitude in a group (of two, the negative one),
+    The matrix is cut into groups of `rows` x `group` elements, smaller ones at its ends. With `m` the
+    element of largest magnitude in a group (of two, the negative one), `amax = |m|`, and `a` that of the
+    whole matrix:
 
-    ```
-    scale     = m / -8 + 0, rounded to nearest even in `scale`
-    code[i]   = the integer nearest to x[i] * f32(1 / scale), ties to even, within -8 .. 7;
-                                                                // 0 if that inverse is not finite
-    y[i]      = code[i] * scale                                 // exact in f32
-    ```
+    | codes | scale | code, to nearest, ties to even | value |
+    | --- | --- | --- | --- |
+    | `int4` | `m / -8 + 0`; in f8E8M0 `amax / 7.5` | `x * i` within -8 .. 7 | `code * scale` |
+    | `int4_zero` | `(max(x, 0) - min(x, 0)) / 15` | `rint(x * i) + z` within 0 .. 15, `z = rint(-min(x, 0) * i)` within 0 .. 15 | `(code - z) * scale` |
+    | `int8` | `amax / 127` | `x * i` within -127 .. 127 | `code * scale` |
+    | `f8e4m3` | `amax / 448` | `x * i` in e4m3, saturating | `code * scale` |
+    | `f4e2m1` | `amax / 6`; in f8E8M0 `2^(floor(log2(amax)) - 2)` | `x * i` in e2m1, saturating | `code * scale` |
 
-    so that all 16 codes are used, as ggml's Q4_0 does it. Results are f32; where a target has a
-    kernel for the codes, `pack_groups` stores them instead. It acts on each tensor.
+    Scales are rounded to the type `scale`, to nearest even; to f8E8M0 upwards, where a group of zeros has 1.
+    `i = f32(1 / scale)`, or 0 if that is not finite. f8E4M3 scales are counted in units of
+    `u = f32(a / (largest code * 448))` (1 for a matrix of zeros): they are `amax / largest code / u`, rounded,
+    and `scale` in the other columns is `f32(rounded * u)`.
 
-    - (C1) `group` is a positive multiple of 32.
-    - (C2) `scale` is bf16 or f16.
+    So `int4` uses all 16 codes, as ggml's Q4_0 does it; `f4e2m1` with groups of 32 and f8E8M0 scales is
+    MXFP4 (OCP Microscaling Formats 1.0, sec. 6.3), with groups of 16 and f8E4M3 scales NVFP4; `f8e4m3` with
+    128 x 128 is DeepSeek-V3's (arXiv:2412.19437, sec. 3.3.2).
+
+    `rounding` says how codes are chosen. `nearest`: as above. `importance`: of several scales (and zero
+    points) for each group of one row the one with the least sum of `h[j] * (x[j] - y[j])^2`. `feedback`:
+    column by column, the error of each spread over those after it (and with scales as in `importance`, unless
+    several rows share them), so that
+    `sum_jk (x - y)[j] * H[j, k] * (x - y)[k]` becomes small. `H` is the second moment of the inputs that a
+    calibration found for the matrix, `h` its diagonal: see `dialects/Formats/Feedback.h`. Both need a calibration.
+
+    Results are f32; where a target has a kernel for the codes, `pack_groups` stores them instead. It
+    acts on each tensor.
+
+    - (C1) `group` is positive, for codes of 4 bits a multiple of 32; 16 with f8E4M3 scales.
+    - (C2) `scale` is bf16, f16 or f8E8M0 for int4, without f8E8M0 for int4_zero; f32 for int8 and f8e4m3;
+      f8E8M0 or f8E4M3 for f4e2m1.
+    - (C3) `rows` is positive, and 1 except for f8e4m3, to nearest or by feedback.
   }];
-  let parameters = (ins EnumParameter<Moe_CodeFormat>:$codes, "int64_t":$group, "::mlir::Type":$scale);
-  let assemblyFormat = "`<` $codes `,` `group` `=` $group `,` `scale` `=` $scale `>`";
+  let parameters = (ins EnumParameter<Moe_CodeFormat>:$codes, "int64_t":$group, "::mlir::Type":$scale,
+                    DefaultValuedParameter<"int64_t", "1">:$rows,
+                    Moe_EnumWithDefault<Moe_Rounding, "Nearest">:$rounding);
+  let assemblyFormat = [{
+    `<` $codes `,` `group` `=` $group `,` `scale` `=` $scale (`rows` $rows^)? (`rounding` $rounding^)? `>`
+  }];
   let genVerifyDecl = 1;
   let extraClassDeclaration = [{
-    /// Groups are whole blocks of this many columns.
-    static constexpr int64_t columnsPerBlock = 32;
-    /// Bytes of one group of a panel of `width` lanes: see `pack_groups`.
-    int64_t packedBytes(int64_t width) const {
-      return width * (getScale().getIntOrFloatBitWidth() / 8) + width * getGroup() / 2;
-    }
+    /// The same without MLIR.
+    moec::GroupFormat getFormat() const;
+    /// Whether rows of `cols` can be cut so: 4-bit codes have whole groups, of whole blocks of 32.
+    bool divides(int64_t cols) const;
+    /// Bytes of a panel of `width` lanes: see `pack_groups`.
+    int64_t packedBytes(int64_t width, int64_t cols) const { return getFormat().panelBytes(width, cols); }
   }];
 }
 
@@ -291,16 +332,19 @@ def Moe_PackGroupsAttr : Moe_StepAttr<"PackGroups", "pack_groups"> {
   let summary = "Lay out codes and scales in panels, group by group, as one stream of bytes";
   let description = [{
     One quantized tensor `[(B,) N, K]`, or two (gate, up) that share panels as in `pack_panels`,
-    -> bytes `[B, panels, K / group, width * sizeof(scale) + group * width / 2]`. Those of a
-    panel and group are the scales of its lanes, then for each 32 columns `t`, each `q` = 0 .. 3,
-    each lane and each `j` = 0 .. 3 the byte
+    -> bytes `[B, panels, bytes of a panel]`. A panel is the f32 `u` of each lane, if scales are f8E4M3, and
+    then one unit of columns after the other. A unit is a group, or two of 16 columns: the scales of its lanes,
+    for one group and then the other; with `int4_zero` a byte for the zero point of each lane; the codes.
+    Codes of 8 bits: for each four columns `4 q`, each lane and each `j` = 0 .. 3 the byte of column
+    `4 q + j`. Codes of 4 bits: for each 32 columns `t`, each `q` = 0 .. 3, each lane and each `j` = 0 .. 3
 
     ```
-    (code[32 t + 4 q + j] + 8) | (code[32 t + 16 + 4 q + j] + 8) << 4
+    code[32 t + 4 q + j] | code[32 t + 16 + 4 q + j] << 4        // int4: of code + 8
     ```
 
-    so that a 32-bit lane holds four consecutive columns in its low nibbles and four in its high
-    ones. Lanes past `N` are zeros that were quantized. `B` is 1 for matrices.
+    so that a 32-bit lane holds four consecutive columns, or four in its low nibbles and four in its high
+    ones. Lanes past `N` are zeros that were quantized; columns past `K` in a last word are code 0. `B` is 1
+    for matrices.
 
     - (C1) `width` is positive.
   }];

@@ -4,6 +4,7 @@
 #include "dialects/Moe/MoeDialect.h"
 
 #include "dialects/Formats/Gguf.h"
+#include "dialects/Moe/Recipe.h"
 
 #include "mlir/IR/Builders.h"
 #include "mlir/IR/DialectImplementation.h"
@@ -261,9 +262,9 @@ int64_t DequantAttr::getNumSources() const {
 QuantizeAttr DequantAttr::getInt4Groups() const {
   bool isMiddle = getFormat() == StoredFormat::Packed ? !getZeros() : getSymmetric();
   if (getBits() != 4 || !isMiddle || getIndexed() || !getScale() || getCols() == 0 ||
-      getCols() % QuantizeAttr::columnsPerBlock != 0)
+      getCols() % moec::GroupFormat::blockColumns != 0)
     return nullptr;
-  return QuantizeAttr::get(getContext(), CodeFormat::Int4, getCols(), getScale());
+  return QuantizeAttr::get(getContext(), CodeFormat::Int4, getCols(), getScale(), /*rows=*/1, Rounding::Nearest);
 }
 
 DequantAttr DequantAttr::of(MLIRContext *context, const moec::Format &format, bool indexed, moec::DType scale,
@@ -327,14 +328,51 @@ LogicalResult PackPanelsAttr::verify(EmitError emitError, int64_t width) {
   return checkPositive(emitError, "width", width); // C1
 }
 
-LogicalResult QuantizeAttr::verify(EmitError emitError, CodeFormat, int64_t group, Type scale) {
+LogicalResult QuantizeAttr::verify(EmitError emitError, CodeFormat codes, int64_t group, Type scale, int64_t rows,
+                                   Rounding rounding) {
   // C1
-  if (group <= 0 || group % columnsPerBlock != 0)
-    return emitError() << "group is " << group << ", expected a positive multiple of " << columnsPerBlock;
+  bool isNvfp4 = codes == CodeFormat::F4E2M1 && isa<Float8E4M3FNType>(scale);
+  bool isByte = codes == CodeFormat::Int8 || codes == CodeFormat::F8E4M3;
+  int64_t multiple = isByte ? 1 : isNvfp4 ? 16 : moec::GroupFormat::blockColumns;
+  if (group <= 0 || group % multiple != 0 || (isNvfp4 && group != multiple))
+    return emitError() << "group is " << group << ", expected "
+                       << (isNvfp4 ? "16" : "a positive multiple of " + std::to_string(multiple));
   // C2
-  if (!scale.isBF16() && !scale.isF16())
-    return emitError() << "scales are " << scale << ", expected bf16 or f16";
+  auto [known, expected] = [&]() -> std::pair<bool, StringRef> {
+    bool half = scale.isBF16() || scale.isF16(), power = isa<Float8E8M0FNUType>(scale);
+    switch (codes) {
+    case CodeFormat::Int4:
+      return {half || power, "bf16, f16 or f8E8M0FNU"};
+    case CodeFormat::Int4Zero:
+      return {half, "bf16 or f16"};
+    case CodeFormat::Int8:
+    case CodeFormat::F8E4M3:
+      return {scale.isF32(), "f32"};
+    case CodeFormat::F4E2M1:
+      return {power || isNvfp4, "f8E8M0FNU or f8E4M3FN"};
+    }
+    llvm_unreachable("all codes are listed");
+  }();
+  if (!known)
+    return emitError() << "scales of " << stringifyCodeFormat(codes) << " codes are " << scale << ", expected "
+                       << expected;
+  // C3
+  if (rows <= 0 || (rows != 1 && (codes != CodeFormat::F8E4M3 || rounding == Rounding::Importance)))
+    return emitError() << "rows is " << rows << ", expected "
+                       << (rows <= 0 ? "a positive number"
+                                     : "1 unless f8e4m3 codes are rounded to nearest or by feedback");
   return success();
+}
+
+moec::GroupFormat QuantizeAttr::getFormat() const {
+  constexpr moec::CodeKind kinds[] = {moec::CodeKind::Int4, moec::CodeKind::Int4Zero, moec::CodeKind::Int8,
+                                      moec::CodeKind::F8E4M3, moec::CodeKind::F4E2M1};
+  return {kinds[static_cast<unsigned>(getCodes())], getRows(), getGroup(), *storedType(getScale())};
+}
+
+bool QuantizeAttr::divides(int64_t cols) const {
+  moec::GroupFormat format = getFormat();
+  return format.bits() == 8 || cols % format.unit() == 0;
 }
 
 LogicalResult PackGroupsAttr::verify(EmitError emitError, int64_t width) {

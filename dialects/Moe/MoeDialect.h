@@ -5,6 +5,7 @@
 #define MOEC_DIALECTS_MOE_MOEDIALECT_H
 
 #include "dialects/Formats/Format.h"
+#include "dialects/Formats/Groups.h"
 #include "mlir/Bytecode/BytecodeOpInterface.h"
 
 #include "mlir/IR/BuiltinAttributes.h"

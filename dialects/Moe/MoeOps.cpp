@@ -204,6 +204,17 @@ LogicalResult RmsNormOp::verify() {
   return success();
 }
 
+/// What activations may be rounded to.
+static LogicalResult verifyActivations(Operation *op, QuantizeAttr format) {
+  bool known = format.getCodes() == CodeFormat::Int8 || format.getCodes() == CodeFormat::F8E4M3;
+  if (!known || format.getRows() != 1 || format.getRounding() != Rounding::Nearest)
+    return op->emitOpError("rounds activations to ")
+           << format << ", expected int8 or f8e4m3 in groups of one row, to nearest";
+  return success();
+}
+
+LogicalResult FakeQuantizeOp::verify() { return verifyActivations(*this, getFormat()); } // C1
+
 /// Elements of one row. Unsigned: a product that wraps is still defined.
 static uint64_t rowSize(RankedTensorType type) {
   ArrayRef<int64_t> dims = type.getShape().drop_front();
@@ -430,7 +441,9 @@ LogicalResult ExpertsOp::verify() {
       failed(checkEqual(*this, {"result", getResult(), 0, "rows"}, rows)))
     return failure();
   if (Value residual = getResidual())
-    return success(succeeded(checkEqual(*this, {"residual", residual, 1, "columns"}, columns)) &&
-                   succeeded(checkEqual(*this, {"residual", residual, 0, "rows"}, rows)));
-  return success();
+    if (failed(checkEqual(*this, {"residual", residual, 1, "columns"}, columns)) ||
+        failed(checkEqual(*this, {"residual", residual, 0, "rows"}, rows)))
+      return failure();
+  // C6
+  return getActivations() ? verifyActivations(*this, *getActivations()) : success();
 }

@@ -320,6 +320,30 @@ def Moe_RmsNormOp : Moe_Op<"rms_norm", [Pure]> {
   let hasVerifier = 1;
 }
 
+def Moe_FakeQuantizeOp : Moe_Op<"fake_quantize", [Pure, SameOperandsAndResultType]> {
+  let summary = "Round activations to what codes and scales can hold";
+  let description = [{
+    Each row is cut into groups of the format's columns, the last one may be smaller, and rounded as
+    `#moe.quantize` rounds a row of a weight: `result[t, c] = code[t, c] * scale[t, c / group]`. Scales
+    are found for each row when it is there ("dynamic").
+    Sources: one scale for each token, as LLM.int8(), arXiv:2208.07339, sec. 2; for 128 channels of
+    each, DeepSeek-V3, arXiv:2412.19437, sec. 3.3.2.
+
+    - (C1) `format` is int8 or f8e4m3 with f32 scales, groups of one row, to nearest.
+
+    ```mlir
+    func.func @round(%x: tensor<?x256xf32>) -> tensor<?x256xf32> {
+      %y = moe.fake_quantize %x to <int8, group = 256, scale = f32> : tensor<?x256xf32>
+      return %y : tensor<?x256xf32>
+    }
+    ```
+  }];
+  let arguments = (ins Moe_Float<2>:$x, Moe_QuantizeAttr:$format);
+  let results = (outs Moe_Float<2>:$result);
+  let assemblyFormat = "$x `to` $format attr-dict `:` type($result)";
+  let hasVerifier = 1;
+}
+
 def Moe_ReshapeOp : Moe_Op<"reshape", [Pure]> {
   let summary = "Split or join the dimensions after the first: [T, H * d] <-> [T, H, d]";
   let description = [{
@@ -552,11 +576,12 @@ def Moe_ExpertsOp : Moe_Op<"experts", [NoMemoryEffect]> {
   let summary = "Weighted sum of the chosen experts' SwiGLU networks";
   let description = [{
     ```
-    ffn(e, x)    = (silu(x * gate[e]^T) * (x * up[e]^T)) * down[e]^T
+    ffn(e, x)    = round(silu(x * gate[e]^T) * (x * up[e]^T)) * down[e]^T
     result[t, :] = sum_k weights[t, k] * ffn(experts[t, k], x[t, :]) (+ residual[t, :])
     ```
     The weight multiplies what the down projection gives; a residual is added to the finished
-    sum. At run time `0 <= experts[t, k] < E`.
+    sum. With `activations`, `round` is what `moe.fake_quantize` does; else nothing. At run time
+    `0 <= experts[t, k] < E`.
     Source: DeepSeekMoE, arXiv:2401.06066, eq. 3 to 5.
 
     - (C1) `gate` and `up` have one type, `E x F x D`.
@@ -564,6 +589,7 @@ def Moe_ExpertsOp : Moe_Op<"experts", [NoMemoryEffect]> {
     - (C3) `x` has `D` columns.
     - (C4) `weights` and `experts` have the `T` rows of `x` and equally many columns.
     - (C5) `result`, and `residual` if present, are `T x D` as `x` is.
+    - (C6) `activations`, if present, are a format that `moe.fake_quantize` takes.
 
     ```mlir
     func.func @experts(%x: tensor<?x256xf32>, %w: tensor<?x6xf32>, %e: tensor<?x6xi32>) -> tensor<?x256xf32> {
@@ -579,7 +605,7 @@ def Moe_ExpertsOp : Moe_Op<"experts", [NoMemoryEffect]> {
   }];
   let arguments = (ins Moe_Float<2>:$x, Moe_Float<2>:$weights, Moe_Index<2>:$experts,
                        Moe_WeightOf<[3]>:$gate, Moe_WeightOf<[3]>:$up, Moe_WeightOf<[3]>:$down,
-                       Optional<Moe_Float<2>>:$residual);
+                       Optional<Moe_Float<2>>:$residual, OptionalAttr<Moe_QuantizeAttr>:$activations);
   let results = (outs Moe_Float<2>:$result);
   let assemblyFormat = [{
     $x `route` `(` $weights `,` $experts `)` `ffn` `(` $gate `,` $up `,` $down `)`

@@ -24,6 +24,7 @@ std::optional<moec::DType> mlir::moe::storedType(Type element) {
       .Case([](Float16Type) { return moec::DType::F16; })
       .Case([](BFloat16Type) { return moec::DType::BF16; })
       .Case([](Float8E4M3FNType) { return moec::DType::F8E4M3; })
+      .Case([](Float8E8M0FNUType) { return moec::DType::F8E8M0; })
       .Case([](IntegerType type) { return type.isSignlessInteger(8) ? std::optional(moec::DType::U8) : std::nullopt; })
       .Default(std::nullopt);
 }
@@ -158,7 +159,6 @@ private:
       if (llvm::any_of(list, [](const Tensor &tensor) { return !tensor.codes; })) // C9
         return stepError(index) << "packs codes and scales, but finds a tensor that no earlier step quantizes";
       element = IntegerType::get(element.getContext(), 8);
-      packed = list.front().codes;
     }
     list.assign(1, {/*family=*/false, element, /*codes=*/nullptr});
     return success();
@@ -227,24 +227,22 @@ private:
     if (isa<PackPanelsAttr, PackBlockScalesAttr>(step))
       return unpack(index, step, shape);
     if (isa<PackGroupsAttr>(step))
-      return unpackGroups(index, widthOf(step), shape);
+      return unpackGroups(index, shape);
     if (auto quantize = dyn_cast<QuantizeAttr>(step)) {
       if (shape.complete && dims.size() < 2)
         return rankError(index, shape, "two dimensions or more");
-      if (!dims.empty() && !ShapedType::isDynamic(dims.back()) && dims.back() % quantize.getGroup() != 0)
-        return stepError(index) << "cuts rows into groups of " << quantize.getGroup() << ", but "
+      if (!dims.empty() && !ShapedType::isDynamic(dims.back()) && !quantize.divides(dims.back()))
+        return stepError(index) << "cuts rows into groups of " << quantize.getFormat().unit() << ", but "
                                 << describe(index, shape);
     }
     return success();
   }
 
-  LogicalResult unpackGroups(size_t index, int64_t width, Shape &shape) {
-    if (!shape.complete || shape.dims.size() != 4)
-      return rankError(index, shape, "four dimensions [B, panels, groups, bytes]");
-    int64_t bytes = packed.packedBytes(width);
-    if (differ(shape.dims[3], bytes))
-      return sizeError(index, shape, 3, bytes);
-    unpackBatch(shape, ShapedType::kDynamic, shape.dims[2] * packed.getGroup());
+  /// How many columns a panel's bytes stand for is not always known from their number.
+  LogicalResult unpackGroups(size_t index, Shape &shape) {
+    if (!shape.complete || shape.dims.size() != 3)
+      return rankError(index, shape, "three dimensions [B, panels, bytes]");
+    unpackBatch(shape, ShapedType::kDynamic, ShapedType::kDynamic);
     return success();
   }
 
@@ -316,7 +314,6 @@ private:
   StringRef firstSource;
   SmallVector<Tensor> list;
   SmallVector<size_t> arity; ///< how many tensors each step found
-  QuantizeAttr packed;       ///< what `pack_groups` packs
 };
 
 } // namespace

@@ -28,7 +28,8 @@ bool isFamily(StringRef source);
 /// The tensor that a source stands for, that of an expert if there is one for each.
 std::string memberOf(StringRef source, int64_t expert);
 
-/// How weights of an element type are stored: f32, f16, bf16, f8E4M3FN, and i8 for packed bytes; none for others.
+/// How weights of an element type are stored: f32, f16, bf16, f8E4M3FN, f8E8M0FNU, and i8 for packed bytes; none for
+/// others.
 std::optional<moec::DType> storedType(Type element);
 
 /// Checks `sources` and `recipe` against each other and against the static type

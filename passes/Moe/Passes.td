@@ -64,21 +64,30 @@ def QuantizePass : InterfacePass<"moe-quantize", "::mlir::FunctionOpInterface"> 
   let summary = "Store the weights of projections in other formats";
   let description = [{
     Appends a step to the recipe of each weight that a projection reads, so that its values are those
-    the format can hold: `quantize` for `int4`, `cast` for `f32`, `bf16` and `f16`. Which weights follow
+    the format can hold: `quantize`, or `cast` for `f32`, `bf16` and `f16`. Which weights follow
     from what reads them: `moe.experts`; linears on the way to or from an attention; the linear on
     rows of logits; all other linears and `moe.gate_up` (dense layers and shared experts). Routers,
     norms and embeddings stay as they are, and so do the absorbed projections of `moe.mla_attention`.
+    Projections whose format asks for it read their inputs through `moe.fake_quantize`, one for all that
+    read the same value; `moe.experts` get `activations`.
 
-    A format is `keep`, `f32`, `bf16`, `f16` or `int4`; the last takes options after colons: `g32`,
-    `g64` or `g128` columns that share a scale (32), `f16` or `bf16` scales (f16). Rows that are not
-    whole groups are an error. Run it after all fusions.
+    A format is `keep`, `f32`, `bf16`, `f16`, `int8`, `fp8`, `int4`, `mxfp4` or `nvfp4`; some take options
+    after colons (`passes/Moe/WeightFormat.h`). `overrides` holds lines `REGEX=FORMAT`, the first of
+    which decides for each weight that its POSIX extended regular expression is found in, by the name of
+    its first tensor; these may name routers too. Experts of one layer need one format for gate and up.
+    `rounding` is `nearest`, `importance` or `feedback`: see `#moe.quantize`.
+
+    Rows that are not whole groups are an error, and so is a line that no weight matches. Run it after
+    `moe-fuse-mla` and before gate and up are joined.
   }];
   let options = [
     Option<"experts", "experts", "std::string", /*default=*/"\"keep\"", "Format of routed experts">,
     Option<"attention", "attention", "std::string", /*default=*/"\"keep\"", "Format of attention's projections">,
     Option<"dense", "dense", "std::string", /*default=*/"\"keep\"",
            "Format of feed-forward layers that every token takes">,
-    Option<"head", "head", "std::string", /*default=*/"\"keep\"", "Format of the projection to logits">];
+    Option<"head", "head", "std::string", /*default=*/"\"keep\"", "Format of the projection to logits">,
+    Option<"overrides", "overrides", "std::string", /*default=*/"\"\"", "Formats by name: lines of REGEX=FORMAT">,
+    Option<"rounding", "rounding", "std::string", /*default=*/"\"nearest\"", "How codes are chosen">];
   let statistics = [Statistic<"numStored", "num-stored", "Weights that got another format">];
 }
 

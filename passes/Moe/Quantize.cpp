@@ -4,12 +4,17 @@
 #include "dialects/Moe/MoeDialect.h"
 #include "passes/Moe/Passes.h"
 #include "passes/Moe/WeightFormat.h"
+#include "runtime/Support/Text.h"
 
 #include "mlir/IR/Builders.h"
 #include "mlir/Interfaces/FunctionInterfaces.h"
 #include "llvm/ADT/TypeSwitch.h"
+#include "llvm/Support/Regex.h"
 
 #include <array>
+#include <memory>
+#include <string>
+#include <vector>
 
 namespace mlir::moe {
 
@@ -21,10 +26,10 @@ namespace {
 /// What a projection is for.
 enum Role : uint8_t { Experts, Attention, Dense, Head, NumRoles, Router = NumRoles };
 
-/// The op that `value` comes from, past ops that only rename elements.
+/// The op that `value` comes from, past ops that only rename or round elements.
 Operation *sourceOf(Value value) {
   Operation *op = value.getDefiningOp();
-  while (isa_and_nonnull<ReshapeOp, SplitOp>(op))
+  while (isa_and_nonnull<ReshapeOp, SplitOp, FakeQuantizeOp>(op))
     op = op->getOperand(0).getDefiningOp();
   return op;
 }
@@ -39,7 +44,7 @@ bool feedsAttention(Value value) {
     auto linear = dyn_cast<LinearOp>(user);
     if (linear && (use.get() != linear.getX() || linear.getResidual()))
       return false;
-    return isa<LinearOp, RmsNormOp, ReshapeOp, SplitOp, RopeOp>(user) &&
+    return isa<LinearOp, RmsNormOp, FakeQuantizeOp, ReshapeOp, SplitOp, RopeOp>(user) &&
            llvm::any_of(user->getResults(), feedsAttention);
   });
 }
@@ -47,7 +52,7 @@ bool feedsAttention(Value value) {
 /// Does `value` come from rows that were picked for logits?
 bool isOfLogits(Value value) {
   Operation *op = value.getDefiningOp();
-  while (isa_and_nonnull<RmsNormOp>(op))
+  while (isa_and_nonnull<RmsNormOp, FakeQuantizeOp>(op))
     op = op->getOperand(0).getDefiningOp();
   return isa_and_nonnull<GatherRowsOp>(op);
 }
@@ -61,65 +66,187 @@ Role roleOf(LinearOp op) {
   return after || (!op.getResidual() && feedsAttention(op.getResult())) ? Attention : Dense;
 }
 
+/// Formats for weights whose names match.
+class Overrides {
+public:
+  /// Lines of REGEX=FORMAT; empty ones and those that begin with '#' say nothing.
+  static moec::Result<Overrides> parse(StringRef text) {
+    Overrides overrides;
+    SmallVector<StringRef> lines;
+    text.split(lines, '\n', /*MaxSplit=*/-1, /*KeepEmpty=*/false);
+    for (StringRef line : lines) {
+      line = line.trim();
+      if (line.empty() || line.starts_with("#"))
+        continue;
+      auto [pattern, name] = line.rsplit('=');
+      if (pattern.empty() || !line.contains('='))
+        return moec::Error{"format " + moec::quote(line.str()) + " is not of the form REGEX=FORMAT"};
+      auto regex = std::make_shared<const llvm::Regex>(pattern);
+      std::string problem;
+      if (!regex->isValid(problem))
+        return moec::Error{"format " + moec::quote(line.str()) + " has no valid regular expression: " + problem};
+      MOEC_TRY(WeightFormat format, WeightFormat::parse(name));
+      overrides.rules.push_back({pattern.str(), std::move(regex), std::move(format)});
+    }
+    return overrides;
+  }
+
+  /// The first rule that matches, or null.
+  const WeightFormat *find(StringRef name) {
+    for (Rule &rule : rules)
+      if (rule.regex->match(name)) {
+        rule.used = true;
+        return &rule.format;
+      }
+    return nullptr;
+  }
+  /// A rule that has matched nothing, or an empty string.
+  std::string unused() const {
+    auto found = llvm::find_if(rules, [](const Rule &rule) { return !rule.used; });
+    return found == rules.end() ? "" : found->pattern;
+  }
+
+private:
+  struct Rule {
+    std::string pattern;
+    std::shared_ptr<const llvm::Regex> regex; ///< shared, as passes are copied
+    WeightFormat format;
+    bool used = false;
+  };
+  std::vector<Rule> rules;
+};
+
 struct QuantizePass final : impl::QuantizePassBase<QuantizePass> {
   using Base::Base;
 
   void runOnOperation() override {
-    for (auto [role, name] : {std::pair(Experts, &experts), {Attention, &attention}, {Dense, &dense}, {Head, &head}}) {
-      moec::Result<WeightFormat> format = WeightFormat::parse(*name);
-      if (!format) {
-        getOperation().emitError() << format.message();
-        return signalPassFailure();
-      }
-      formats[role] = *format;
-    }
+    if (failed(readOptions()))
+      return signalPassFailure();
     WalkResult result = getOperation().walk([&](Operation *op) {
       LogicalResult done =
           TypeSwitch<Operation *, LogicalResult>(op)
-              .Case([&](ExpertsOp op) {
-                return store(Experts, {&op.getGateMutable(), &op.getUpMutable(), &op.getDownMutable()});
+              .Case([&](ExpertsOp op) { return store(op); })
+              .Case([&](GateUpOp op) {
+                return store(op, Dense, op.getXMutable(), {&op.getGateMutable(), &op.getUpMutable()});
               })
-              .Case([&](GateUpOp op) { return store(Dense, {&op.getGateMutable(), &op.getUpMutable()}); })
-              .Case([&](LinearOp op) { return store(roleOf(op), {&op.getWeightMutable()}); })
+              .Case([&](LinearOp op) { return store(op, roleOf(op), op.getXMutable(), {&op.getWeightMutable()}); })
               .Default(success());
       return failed(done) ? WalkResult::interrupt() : WalkResult::advance();
     });
     if (result.wasInterrupted())
+      return signalPassFailure();
+    if (std::string unused = rules.unused(); !unused.empty()) {
+      getOperation().emitError() << "no weight matches the regular expression '" << unused << "'";
       signalPassFailure();
+    }
   }
 
 private:
-  /// Gives each of the weights a recipe that ends in the role's format. Other users of a weight keep the old one.
-  LogicalResult store(Role role, ArrayRef<OpOperand *> operands) {
-    if (role == Router || formats[role].isKeep())
-      return success();
-    for (OpOperand *operand : operands) {
+  LogicalResult readOptions() {
+    auto fail = [&](const std::string &message) { return getOperation().emitError() << message; };
+    for (auto [role, name] : {std::pair(Experts, &experts), {Attention, &attention}, {Dense, &dense}, {Head, &head}}) {
+      moec::Result<WeightFormat> format = WeightFormat::parse(*name);
+      if (!format)
+        return fail(format.message());
+      formats[role] = *format;
+    }
+    moec::Result<Overrides> parsed = Overrides::parse(overrides);
+    if (!parsed)
+      return fail(parsed.message());
+    rules = std::move(*parsed);
+    std::optional<Rounding> known = symbolizeRounding(rounding);
+    if (!known)
+      return fail("unknown rounding " + moec::quote(rounding) + ", expected nearest, importance or feedback");
+    rounds = *known;
+    return success();
+  }
+
+  WeightFormat formatOf(Role role, StringRef name) {
+    if (const WeightFormat *format = rules.find(name))
+      return *format;
+    return role == Router ? WeightFormat() : formats[role];
+  }
+
+  /// Stores the weights of a projection that reads `x`.
+  LogicalResult store(Operation *op, Role role, OpOperand &x, ArrayRef<OpOperand *> weights) {
+    QuantizeAttr rounded;
+    for (OpOperand *operand : weights) {
       auto weight = operand->get().getDefiningOp<WeightOp>();
       if (!weight)
         continue;
-      auto type = cast<RankedTensorType>(weight.getType());
-      int64_t multiple = formats[role].columnMultiple();
-      if (type.getShape().back() % multiple != 0)
-        return weight.emitOpError("of ") << weight.getSources()[0] << " has rows of " << type.getShape().back()
-                                         << ", which are no whole groups of " << multiple;
-      Attribute step = formats[role].step(&getContext());
-      Type element = isa<CastAttr>(step) ? cast<CastAttr>(step).getType() : Type(Float32Type::get(&getContext()));
-      if (isa<CastAttr>(step) && element == type.getElementType())
-        continue;
-      OpBuilder builder(weight);
-      SmallVector<Attribute> recipe(weight.getRecipe().getValue());
-      recipe.push_back(step);
-      auto stored = WeightOp::create(builder, weight.getLoc(), type.clone(element), weight.getSources(),
-                                     builder.getArrayAttr(recipe));
-      operand->set(stored);
-      if (weight->use_empty())
-        weight->erase();
-      ++numStored;
+      WeightFormat format = formatOf(role, cast<StringAttr>(weight.getSources()[0]));
+      if (failed(store(weight, *operand, format)))
+        return failure();
+      QuantizeAttr activations = format.activations(&getContext(), columnsOf(x.get()));
+      if (operand != weights.front() && activations != rounded)
+        return op->emitOpError("reads one input for weights of which only one rounds it");
+      rounded = activations;
     }
+    if (rounded)
+      x.set(roundedInput(x.get(), rounded));
+    return success();
+  }
+
+  LogicalResult store(ExpertsOp op) {
+    SmallVector<OpOperand *> operands = {&op.getGateMutable(), &op.getUpMutable(), &op.getDownMutable()};
+    SmallVector<WeightFormat> chosen;
+    for (OpOperand *operand : operands) {
+      auto weight = operand->get().getDefiningOp<WeightOp>();
+      if (!weight)
+        return success();
+      chosen.push_back(formatOf(Experts, cast<StringAttr>(weight.getSources()[0])));
+    }
+    for (auto [operand, format] : llvm::zip_equal(operands, chosen))
+      if (failed(store(operand->get().getDefiningOp<WeightOp>(), *operand, format)))
+        return failure();
+    if (QuantizeAttr inputs = chosen[0].activations(&getContext(), columnsOf(op.getX())))
+      op.getXMutable().set(roundedInput(op.getX(), inputs));
+    if (QuantizeAttr hidden = chosen[2].activations(&getContext(), columnsOf(op.getDown())))
+      op.setActivationsAttr(hidden);
+    return success();
+  }
+
+  static int64_t columnsOf(Value tensor) { return cast<RankedTensorType>(tensor.getType()).getShape().back(); }
+
+  /// `x`, rounded: the same value for all that ask for the same.
+  Value roundedInput(Value x, QuantizeAttr format) {
+    Value &value = inputs[{x, format}];
+    if (!value) {
+      OpBuilder builder(&getContext());
+      builder.setInsertionPointAfterValue(x);
+      value = FakeQuantizeOp::create(builder, x.getLoc(), x.getType(), x, format);
+    }
+    return value;
+  }
+
+  /// Gives a weight a recipe that ends in the format. Other users of it keep the old one.
+  LogicalResult store(WeightOp weight, OpOperand &operand, const WeightFormat &format) {
+    if (format.isKeep())
+      return success();
+    auto type = cast<RankedTensorType>(weight.getType());
+    Attribute step = format.step(&getContext(), type.getShape().back(), rounds);
+    if (auto quantize = dyn_cast<QuantizeAttr>(step); quantize && !quantize.divides(type.getShape().back()))
+      return weight.emitOpError("of ") << weight.getSources()[0] << " has rows of " << type.getShape().back()
+                                       << ", which are no whole groups of " << quantize.getFormat().unit();
+    Type element = isa<CastAttr>(step) ? cast<CastAttr>(step).getType() : Type(Float32Type::get(&getContext()));
+    if (isa<CastAttr>(step) && element == type.getElementType())
+      return success();
+    OpBuilder builder(weight);
+    SmallVector<Attribute> recipe(weight.getRecipe().getValue());
+    recipe.push_back(step);
+    auto stored = WeightOp::create(builder, weight.getLoc(), type.clone(element), weight.getSources(),
+                                   builder.getArrayAttr(recipe));
+    operand.set(stored);
+    if (weight->use_empty())
+      weight->erase();
+    ++numStored;
     return success();
   }
 
   std::array<WeightFormat, NumRoles> formats;
+  Overrides rules;
+  Rounding rounds = Rounding::Nearest;
+  DenseMap<std::pair<Value, Attribute>, Value> inputs;
 };
 
 } // namespace

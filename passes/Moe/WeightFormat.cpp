@@ -6,42 +6,94 @@
 #include "runtime/Support/Text.h"
 
 #include "mlir/IR/BuiltinTypes.h"
+#include "llvm/ADT/STLExtras.h"
 #include "llvm/ADT/SmallVector.h"
-#include "llvm/ADT/StringSwitch.h"
 
 using namespace mlir;
 using namespace mlir::moe;
 
 moec::Result<WeightFormat> WeightFormat::parse(StringRef name) {
+  struct Named {
+    StringRef name, element;
+    CodeFormat codes;
+    int64_t group;
+    Scale scale;
+    std::initializer_list<StringRef> options;
+  };
+  static const Named known[] = {
+      {"keep", "", CodeFormat::Int4, 0, Scale::F16, {}},
+      {"f32", "f32", CodeFormat::Int4, 0, Scale::F16, {}},
+      {"bf16", "bf16", CodeFormat::Int4, 0, Scale::F16, {}},
+      {"f16", "f16", CodeFormat::Int4, 0, Scale::F16, {}},
+      {"int8", "", CodeFormat::Int8, 0, Scale::F32, {"weights", "a32"}},
+      {"fp8", "", CodeFormat::F8E4M3, fp8Block, Scale::F32, {"weights"}},
+      {"int4", "", CodeFormat::Int4, 32, Scale::F16, {"g32", "g64", "g128", "f16", "bf16", "e8m0", "zero"}},
+      {"mxfp4", "", CodeFormat::F4E2M1, 32, Scale::E8M0, {}},
+      {"nvfp4", "", CodeFormat::F4E2M1, 16, Scale::E4M3, {}}};
   SmallVector<StringRef> words;
   name.split(words, ':');
-  WeightFormat format;
-  format.element =
-      llvm::StringSwitch<StringRef>(words[0]).Case("f32", "f32").Case("bf16", "bf16").Case("f16", "f16").Default("");
-  format.quantizes = words[0] == "int4";
-  bool known = format.quantizes || ((!format.element.empty() || words[0] == "keep") && words.size() == 1);
-  for (StringRef word : ArrayRef(words).drop_front()) {
-    if (word == "g32" || word == "g64" || word == "g128")
-      word.drop_front().getAsInteger(10, format.group);
-    else if (word == "f16" || word == "bf16")
-      format.bf16Scales = word == "bf16";
-    else
-      known = false;
+  const Named *found = llvm::find_if(known, [&](const Named &format) { return format.name == words[0]; });
+  if (found == std::end(known)) {
+    std::string names;
+    for (const Named &format : known)
+      names += (names.empty() ? "" : &format + 1 == std::end(known) ? " or " : ", ") + format.name.str();
+    return moec::Error{"unknown weight format " + moec::quote(name.str()) + ", expected " + names};
   }
-  if (!known)
+  WeightFormat format;
+  format.element = found->element;
+  format.quantizes = found->element.empty() && found->name != "keep";
+  format.codes = found->codes;
+  format.group = found->group;
+  format.scale = found->scale;
+  format.activationGroup = found->group;
+  format.roundsActivations = format.codes == CodeFormat::Int8 || format.codes == CodeFormat::F8E4M3;
+  for (StringRef word : ArrayRef(words).drop_front()) {
+    if (!llvm::is_contained(found->options, word)) {
+      std::string options;
+      for (StringRef option : found->options)
+        options += (options.empty() ? " :" : ", :") + option.str();
+      return moec::Error{"unknown weight format " + moec::quote(name.str()) + ": " + found->name.str() + " takes " +
+                         (options.empty() ? "no options" : "the options" + options)};
+    }
+    if (word == "weights")
+      format.roundsActivations = false;
+    else if (word == "a32")
+      format.activationGroup = 32;
+    else if (word == "zero")
+      format.codes = CodeFormat::Int4Zero;
+    else if (word.consume_front("g"))
+      word.getAsInteger(10, format.group);
+    else
+      format.scale = word == "f16" ? Scale::F16 : word == "bf16" ? Scale::BF16 : Scale::E8M0;
+  }
+  if (format.codes == CodeFormat::Int4Zero && format.scale == Scale::E8M0)
     return moec::Error{"unknown weight format " + moec::quote(name.str()) +
-                       ", expected keep, f32, bf16, f16 or int4, the last with :g32, :g64 or :g128 and :f16 or :bf16"};
+                       ": codes with a zero point have f16 or bf16 scales"};
   return format;
 }
 
-Attribute WeightFormat::step(MLIRContext *context) const {
+Attribute WeightFormat::step(MLIRContext *context, int64_t cols, Rounding rounding) const {
   Builder builder(context);
-  if (quantizes)
-    return QuantizeAttr::get(context, CodeFormat::Int4, group,
-                             bf16Scales ? Type(builder.getBF16Type()) : builder.getF16Type());
+  if (quantizes) {
+    Type type = scale == Scale::F16    ? Type(builder.getF16Type())
+                : scale == Scale::BF16 ? builder.getBF16Type()
+                : scale == Scale::F32  ? builder.getF32Type()
+                : scale == Scale::E8M0 ? Type(Float8E8M0FNUType::get(context))
+                                       : Float8E4M3FNType::get(context);
+    bool blocks = codes == CodeFormat::F8E4M3;
+    return QuantizeAttr::get(context, codes, group ? group : cols, type, blocks ? fp8Block : 1,
+                             blocks && rounding == Rounding::Importance ? Rounding::Nearest : rounding);
+  }
   if (element.empty())
     return nullptr;
   return CastAttr::get(context, element == "f32"    ? Type(builder.getF32Type())
                                 : element == "bf16" ? Type(builder.getBF16Type())
                                                     : builder.getF16Type());
+}
+
+QuantizeAttr WeightFormat::activations(MLIRContext *context, int64_t cols) const {
+  if (!quantizes || !roundsActivations)
+    return nullptr;
+  return QuantizeAttr::get(context, codes, activationGroup ? activationGroup : cols, Float32Type::get(context),
+                           /*rows=*/1, Rounding::Nearest);
 }

@@ -14,8 +14,15 @@
 
 namespace mlir::moe {
 
-/// `keep`, `f32`, `bf16`, `f16`, or `int4` with options after colons: `int4:g64:bf16` has groups of 64 columns and
-/// bf16 scales; groups of 32, 64 or 128, 32 where none is named, and f16 or bf16 scales, f16 where none is named.
+/// A format's name, with options after colons in any order:
+///   keep               what is stored
+///   f32, bf16, f16
+///   int8               one f32 scale for each output; activations int8, one scale for each token; with :a32 one
+///                      for 32 columns of it, as ggml's Q8_0 has it
+///   fp8                e4m3 with one f32 scale for 128 x 128 weights; activations e4m3, a scale for 128 of a token
+///   int4               groups of 32 columns with an f16 scale; :g64, :g128, :bf16, :e8m0, :zero (a zero point)
+///   mxfp4, nvfp4       e2m1 in groups of 32 and 16
+/// With :weights, int8 and fp8 leave activations as they are.
 class WeightFormat {
 public:
   /// Keeps what is stored.
@@ -23,16 +30,22 @@ public:
   static moec::Result<WeightFormat> parse(llvm::StringRef name);
 
   bool isKeep() const { return !quantizes && element.empty(); }
-  /// Columns of a row must be a multiple of this.
-  int64_t columnMultiple() const { return quantizes ? group : 1; }
-  /// The step at the end of a recipe that gives this format; null for `keep`.
-  Attribute step(MLIRContext *context) const;
+  /// The step at the end of a recipe that gives this format to a matrix of rows of `cols`; null for `keep`. Rows of
+  /// fp8 weights share scales, which are not searched: `importance` rounds them to nearest.
+  Attribute step(MLIRContext *context, int64_t cols, Rounding rounding) const;
+  /// What a projection with such weights rounds its inputs of `cols` columns to; null: nothing.
+  QuantizeAttr activations(MLIRContext *context, int64_t cols) const;
 
 private:
+  static constexpr int64_t fp8Block = 128;
+
   llvm::StringRef element; ///< "f32", "bf16", "f16": of weights that are not quantized
-  bool quantizes = false;  ///< int4
-  int64_t group = 32;
-  bool bf16Scales = false;
+  bool quantizes = false;
+  bool roundsActivations = false;
+  CodeFormat codes = CodeFormat::Int4;
+  int64_t group = 32;          ///< columns; 0: the row
+  int64_t activationGroup = 0; ///< likewise
+  enum class Scale : uint8_t { F16, BF16, F32, E8M0, E4M3 } scale = Scale::F16;
 };
 
 } // namespace mlir::moe

@@ -405,7 +405,67 @@ TEST_F(MoeReferenceRecipe, QuantizeRefusesWhatHasNoScale) {
   EXPECT_THAT(message(R"(["w"])", "[#moe.quantize<int4, group = 32, scale = bf16>]"),
               testing::HasSubstr("'w' holds nan, expected numbers"));
   EXPECT_THAT(message(R"(["w"])", "[#moe.quantize<int4, group = 64, scale = bf16>]"),
-              testing::HasSubstr("'w' is [1, 32], expected rows of whole groups"));
+              testing::HasSubstr("'w' has rows of 32, expected whole groups of 64"));
+}
+
+TEST_F(MoeReferenceRecipe, FormatsOfCodes) {
+  // Each format on values whose codes can be told by hand.
+  std::vector<float> x(32, 0.0f);
+  auto quantized = [&](const std::string &format) {
+    source.add("w", Tensor<float>({1, 32}, x));
+    return evaluate(R"(["w"])", "[#moe.quantize<" + format + ">]");
+  };
+  x[0] = -3.0f, x[1] = 4.5f, x[2] = 0.6f;
+  auto zero = quantized("int4_zero, group = 32, scale = f16");
+  ASSERT_TRUE(zero.ok());
+  EXPECT_EQ(zero->quantized->scales.data[0], 0.5f); // (4.5 + 3) / 15
+  EXPECT_EQ(zero->quantized->zeros.data[0], 6);
+  EXPECT_EQ(zero->quantized->codes.data[0], 0);
+  EXPECT_EQ(zero->quantized->codes.data[1], 15);
+  EXPECT_EQ(zero->quantized->codes.data[3], 6);
+  EXPECT_EQ(zero->values.data[2], 0.5f);
+
+  x[0] = -127.0f, x[1] = 63.5f, x[2] = 0.5f;
+  auto bytes = quantized("int8, group = 32, scale = f32");
+  ASSERT_TRUE(bytes.ok());
+  EXPECT_EQ(bytes->quantized->scales.data[0], 1);
+  EXPECT_EQ(bytes->quantized->codes.data[0], -127);
+  EXPECT_EQ(bytes->quantized->codes.data[1], 64); // to even
+  EXPECT_EQ(bytes->quantized->codes.data[2], 0);  // to even
+
+  x[0] = 900.0f, x[1] = -250.0f, x[2] = 0.001f;
+  auto power = quantized("int4, group = 32, scale = f8E8M0FNU");
+  ASSERT_TRUE(power.ok());
+  EXPECT_EQ(power->quantized->scales.data[0], 128); // 900 / 7.5 = 120, rounded up
+  EXPECT_EQ(power->values.data[0], 7 * 128);
+  EXPECT_EQ(power->values.data[1], -2 * 128);
+
+  x[0] = 5.9f, x[1] = -2.5f, x[2] = 5.0f;
+  auto mxfp4 = quantized("f4e2m1, group = 32, scale = f8E8M0FNU");
+  ASSERT_TRUE(mxfp4.ok());
+  EXPECT_EQ(mxfp4->quantized->scales.data[0], 1); // 2^(2 - 2)
+  EXPECT_EQ(mxfp4->values.data[0], 6);
+  EXPECT_EQ(mxfp4->values.data[1], -2); // between 2 and 3, to the even code
+  EXPECT_EQ(mxfp4->values.data[2], 4);  // between 4 and 6, to the even code
+
+  x[0] = 6 * 448.0f, x[20] = 6 * 2.0f;
+  auto nvfp4 = quantized("f4e2m1, group = 16, scale = f8E4M3FN");
+  ASSERT_TRUE(nvfp4.ok());
+  EXPECT_EQ(nvfp4->quantized->globals.data[0], 1);
+  EXPECT_EQ(nvfp4->quantized->scales.data, (std::vector<float>{448, 2}));
+  EXPECT_EQ(nvfp4->values.data[20], 12);
+  EXPECT_EQ(nvfp4->values.data[1], 0);
+}
+
+TEST_F(MoeReferenceRecipe, ScalesOfBlocks) {
+  // 3 rows in blocks of 2 x 32: the last block has one row.
+  Tensor<float> x({3, 32});
+  x.data[5] = 448, x.data[32 + 6] = 224, x.data[64 + 7] = 4.48f;
+  source.add("w", x);
+  auto result = evaluate(R"(["w"])", "[#moe.quantize<f8e4m3, group = 32, scale = f32 rows 2>]");
+  ASSERT_TRUE(result.ok());
+  EXPECT_EQ(result->quantized->scales.data, (std::vector<float>{1, 1, 4.48f / 448}));
+  EXPECT_EQ(result->values.data[32 + 6], 224);
 }
 
 TEST_F(MoeReferenceRecipe, PackGroupsPutsEachCodeInItsNibble) {
@@ -418,7 +478,7 @@ TEST_F(MoeReferenceRecipe, PackGroupsPutsEachCodeInItsNibble) {
       x.data[r * 64 + c] = std::ldexp(static_cast<float>(codeAt(r, c)), -static_cast<int>(r));
   source.add("w", x);
   auto packed = values(R"(["w"])", "[#moe.quantize<int4, group = 32, scale = f16>, #moe.pack_groups<8>]");
-  ASSERT_EQ(packed.shape, (std::vector<int64_t>{1, 2, 2, 8 * 2 + 32 * 4}));
+  ASSERT_EQ(packed.shape, (std::vector<int64_t>{1, 2, 2 * (8 * 2 + 32 * 4)}));
   for (int64_t panel = 0; panel < 2; ++panel)
     for (int64_t g = 0; g < 2; ++g) {
       const float *bytes = packed.row(0) + (panel * 2 + g) * (16 + 128);
@@ -447,7 +507,7 @@ TEST_F(MoeReferenceRecipe, PackGroupsOfGateAndUpAndOfStackedExperts) {
   // Stacked before or after it was quantized: the same.
   auto both = values(R"(["{e}.g", "{e}.u"])", "[#moe.stack<2>, " + quantize + ", #moe.pack_groups<8>]");
   EXPECT_EQ(both, values(R"(["{e}.g", "{e}.u"])", "[" + quantize + ", #moe.stack<2>, #moe.pack_groups<8>]"));
-  ASSERT_EQ(both.shape, (std::vector<int64_t>{2, 2, 1, 8 * 2 + 32 * 4}));
+  ASSERT_EQ(both.shape, (std::vector<int64_t>{2, 2, 8 * 2 + 32 * 4}));
   // The upper half of a panel's lanes is what `up` alone has in panels of half the width.
   auto up = values(R"(["1.u"])", "[" + quantize + ", #moe.pack_groups<4>]");
   for (int64_t lane = 0; lane < 4; ++lane)

@@ -179,6 +179,8 @@ void Compilation::addMoePasses(mlir::OpPassManager &manager) const {
   formats.attention = options.attention;
   formats.dense = options.dense;
   formats.head = options.head;
+  formats.overrides = options.formats;
+  formats.rounding = options.rounding;
   mlir::moe::buildMoePipeline(manager, formats);
 }
 

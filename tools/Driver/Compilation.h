@@ -44,6 +44,9 @@ struct CompileOptions {
   /// Formats of weights, as the pass `moe-quantize` names them: routed experts, attention's projections, feed-forward
   /// layers that every token takes, the projection to logits.
   std::string experts = "keep", attention = "keep", dense = "keep", head = "keep";
+  /// Formats by name, before those: lines of REGEX=FORMAT; and how codes are chosen: "nearest", "importance" or
+  /// "feedback", the last two by what `calibration` holds, a file that `moec calibrate` made.
+  std::string formats, rounding = "nearest", calibration;
   /// Tokens in one run of the program; longer steps are cut by the runtime.
   int64_t maxTokens = 512;
   /// Bounds the materializer's tiles and mapped source pages, in bytes.

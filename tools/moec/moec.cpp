@@ -198,7 +198,7 @@ std::vector<CLI::Option *> addFormats(CLI::App &command, CompileOptions &options
     auto format = mlir::moe::WeightFormat::parse(name);
     return format ? std::string() : format.message();
   };
-  const std::string forms = ": keep, f32, bf16, f16, int4, int4:g64, int4:g128:bf16, ...";
+  const std::string forms = ": keep, f32, bf16, f16, int8, fp8, int4, int4:g64:bf16, int4:zero, mxfp4, nvfp4, ...";
   std::vector<CLI::Option *> added;
   for (auto [name, value, what] :
        {std::tuple{"--experts", &options.experts, "format of routed experts"},
@@ -209,6 +209,25 @@ std::vector<CLI::Option *> addFormats(CLI::App &command, CompileOptions &options
                         ->check(isFormat)
                         ->capture_default_str()
                         ->group("Formats of weights"));
+  added.push_back(command
+                      .add_option_function<std::vector<std::string>>(
+                          "--format",
+                          [&options](const std::vector<std::string> &rules) {
+                            for (const std::string &rule : rules)
+                              options.formats += rule + "\n";
+                          },
+                          "REGEX=FORMAT: the format of weights whose name in the checkpoint matches; the first match "
+                          "decides, before the options above")
+                      ->group("Formats of weights"));
+  added.push_back(command
+                      .add_option("--rounding", options.rounding,
+                                  "how codes are chosen: nearest, or by a calibration: importance (of columns, for "
+                                  "better scales), feedback (of errors: GPTQ)")
+                      ->check(CLI::IsMember({"nearest", "importance", "feedback"}))
+                      ->capture_default_str()
+                      ->group("Formats of weights"));
+  added.push_back(command.add_option("--calibration", options.calibration, "file that moec calibrate made")
+                      ->group("Formats of weights"));
   return added;
 }
 

@@ -130,7 +130,7 @@ Result<StoredTensor> dequantize(DequantAttr step, llvm::ArrayRef<std::string> na
     added = middle - int(codeAt(format.zeroPacking, *zeros, 0, 0));
   StoredTensor result{*storedType(step.getType()), Tensor<float>({rows, cols})};
   if (QuantizeAttr groups = step.getInt4Groups())
-    result.quantized.emplace(groups, Tensor<float>({rows, cols}), Tensor<float>({rows, inGroups}));
+    result.quantized.emplace(groups, std::vector<int64_t>{rows, cols});
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < cols; ++j) {
       auto refused = [&](const std::string &problem) {

@@ -95,6 +95,7 @@ private:
   LogicalResult evaluate(SwigluOp op);
   LogicalResult evaluate(AddOp op);
   LogicalResult evaluate(RmsNormOp op);
+  LogicalResult evaluate(FakeQuantizeOp op);
   LogicalResult evaluate(ReshapeOp op);
   LogicalResult evaluate(SplitOp op);
   LogicalResult evaluate(RopeOp op);
@@ -122,7 +123,7 @@ template <typename T> FailureOr<std::shared_ptr<const Tensor<T>>> TypedMachine<T
   if (auto it = keptWeights.find(key); it != keptWeights.end() && it->second.first == type)
     return it->second.second;
 
-  auto result = reference::evaluateRecipe(op.getSources(), op.getRecipe(), source);
+  auto result = reference::evaluateRecipe(op.getSources(), op.getRecipe(), source, options.moments);
   if (!result)
     return op.emitError(result.message());
   auto elementType = storedType(cast<ShapedType>(type).getElementType());
@@ -266,6 +267,13 @@ template <typename T> LogicalResult TypedMachine<T>::evaluate(RmsNormOp op) {
   if (failed(fetch(op, {{"x", op.getX(), "TD", &x}, {"weight", op.getWeight(), "D", &weight}})))
     return failure();
   return set(op.getResult(), reference::rmsNorm(*x, *weight, op.getEps().convertToDouble()));
+}
+
+template <typename T> LogicalResult TypedMachine<T>::evaluate(FakeQuantizeOp op) {
+  Real x;
+  if (failed(fetch(op, {{"x", op.getX(), "TD", &x}})))
+    return failure();
+  return set(op.getResult(), reference::fakeQuantize(*x, op.getFormat()));
 }
 
 template <typename T> LogicalResult TypedMachine<T>::evaluate(ReshapeOp op) {
@@ -429,7 +437,8 @@ template <typename T> LogicalResult TypedMachine<T>::evaluate(ExpertsOp op) {
                         {"residual", op.getResidual(), "TD", &residual}})) ||
       failed(checkRange(op, "experts", *experts, gate->dim(0))))
     return failure();
-  return set(op.getResult(), reference::experts(*x, *weights, *experts, *gate, *up, *down, residual.get()));
+  return set(op.getResult(), reference::experts(*x, *weights, *experts, *gate, *up, *down, residual.get(),
+                                                op.getActivations().value_or(nullptr)));
 }
 
 //===----------------------------------------------------------------------===//
@@ -439,8 +448,8 @@ template <typename T> LogicalResult TypedMachine<T>::evaluate(ExpertsOp op) {
 template <typename T> LogicalResult TypedMachine<T>::execute(Operation *op) {
   LogicalResult status =
       llvm::TypeSwitch<Operation *, LogicalResult>(op)
-          .template Case<EmbedOp, GatherRowsOp, LinearOp, GateUpOp, SwigluOp, AddOp, RmsNormOp, ReshapeOp, SplitOp,
-                         RopeOp, CacheAppendOp, AttentionOp, MlaAttentionOp, RouteOp, ExpertsOp>(
+          .template Case<EmbedOp, GatherRowsOp, LinearOp, GateUpOp, SwigluOp, AddOp, RmsNormOp, FakeQuantizeOp,
+                         ReshapeOp, SplitOp, RopeOp, CacheAppendOp, AttentionOp, MlaAttentionOp, RouteOp, ExpertsOp>(
               [&](auto moeOp) { return evaluate(moeOp); })
           .Default([](Operation *other) {
             return other->emitError() << "the reference interpreter does not know '" << other->getName() << "'";

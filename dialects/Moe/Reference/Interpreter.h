@@ -8,6 +8,7 @@
 #ifndef MOEC_DIALECTS_MOE_REFERENCE_INTERPRETER_H
 #define MOEC_DIALECTS_MOE_REFERENCE_INTERPRETER_H
 
+#include "dialects/Formats/Feedback.h"
 #include "dialects/Moe/Reference/Reference.h"
 #include "runtime/Support/TensorSource.h"
 
@@ -30,6 +31,8 @@ struct InterpreterOptions {
   /// A weight is evaluated for each op that uses it and then dropped, so that memory is bounded by the largest op.
   /// Weights are kept for the next step instead while they fit into this many bytes together.
   uint64_t keepWeightBytes = 0;
+  /// What a calibration found, for weights that are rounded by it; or null. Must outlive the interpreter.
+  const moec::MomentSource *moments = nullptr;
 };
 
 /// Interprets the functions of one module. Its caches live from call to call, so that a sequence may be given in any

@@ -6,6 +6,7 @@
 #include "dialects/Formats/Runs.h"
 #include "dialects/Moe/Recipe.h"
 #include "dialects/Moe/Reference/Dequant.h"
+#include "dialects/Moe/Reference/Quantize.h"
 
 #include "llvm/ADT/STLExtras.h"
 #include "llvm/ADT/TypeSwitch.h"
@@ -137,11 +138,12 @@ static Result<StoredTensor> apply(StackAttr step, const Item &family) {
   MOEC_TRY(result.values,
            stacked(step, family, [](const StoredTensor &t) -> const Tensor<float> & { return t.values; }));
   if (first.quantized) {
-    result.quantized.emplace(first.quantized->format);
-    MOEC_TRY(result.quantized->codes,
-             stacked(step, family, [](const StoredTensor &t) -> const Tensor<float> & { return t.quantized->codes; }));
-    MOEC_TRY(result.quantized->scales,
-             stacked(step, family, [](const StoredTensor &t) -> const Tensor<float> & { return t.quantized->scales; }));
+    result.quantized.emplace(first.quantized->format, first.values.shape);
+    for (Tensor<float> Codes::*part : Codes::parts) {
+      MOEC_TRY((*result.quantized).*part, stacked(step, family, [&](const StoredTensor &t) -> const Tensor<float> & {
+                 return (*t.quantized).*part;
+               }));
+    }
   }
   return result;
 }
@@ -160,8 +162,11 @@ static Result<StoredTensor> apply(HeadRowsAttr step, const std::string &name, co
     return to;
   };
   StoredTensor out{in.dtype, cut(in.values)};
-  if (in.quantized)
-    out.quantized = {in.quantized->format, cut(in.quantized->codes), cut(in.quantized->scales)};
+  if (in.quantized) {
+    out.quantized = in.quantized;
+    for (Tensor<float> Codes::*part : Codes::parts)
+      (*out.quantized).*part = cut((*in.quantized).*part);
+  }
   return out;
 }
 
@@ -197,39 +202,6 @@ static Result<StoredTensor> apply(PadAttr step, const std::string &name, const S
   for (size_t i = 0; i < in.values.data.size(); ++i)
     values.data[i / width * size + i % width] = in.values.data[i];
   return StoredTensor{in.dtype, std::move(values)};
-}
-
-static Result<StoredTensor> apply(QuantizeAttr step, const std::string &name, const StoredTensor &in) {
-  int64_t group = step.getGroup();
-  Shape shape = in.values.shape;
-  if (shape.size() < 2 || shape.back() % group)
-    return stepError(step, name, "is " + print(shape) + ", expected rows of whole groups");
-  Shape groups = shape;
-  groups.back() /= group;
-  StoredTensor out{DType::F32, Tensor<float>(shape), Codes{step, Tensor<float>(shape), Tensor<float>(groups)}};
-  DType scaleType = *storedType(step.getScale());
-  for (size_t g = 0; g < out.quantized->scales.data.size(); ++g) {
-    const float *x = &in.values.data[g * group];
-    float most = x[0];
-    for (int64_t i = 0; i < group; ++i) {
-      if (!std::isfinite(x[i]))
-        return stepError(step, name, "holds " + std::to_string(x[i]) + ", expected numbers");
-      if (std::abs(x[i]) > std::abs(most) || (x[i] == -most && std::signbit(x[i])))
-        most = x[i];
-    }
-    // Adding 0 makes +0 of -0.
-    float scale = moec::roundOnce(scaleType, double(most) / -8 + 0.0);
-    if (!std::isfinite(scale))
-      return stepError(step, name, "holds " + std::to_string(most) + ", too large for scales in " + print(scaleType));
-    float inverse = std::isfinite(1 / scale) ? 1 / scale : 0;
-    for (int64_t i = 0; i < group; ++i) {
-      int code = std::clamp(int(std::nearbyint(double(x[i]) * double(inverse))), -8, 7);
-      out.quantized->codes.data[g * group + i] = float(code);
-      out.values.data[g * group + i] = float(code) * scale;
-    }
-    out.quantized->scales.data[g] = scale;
-  }
-  return out;
 }
 
 /// Where the lanes of panels come from: one tensor fills them all, of two (gate, up) each fills one half.
@@ -277,6 +249,31 @@ static Result<StoredTensor> apply(PackPanelsAttr step, llvm::ArrayRef<Item> list
   return StoredTensor{first.dtype, std::move(out)};
 }
 
+/// The bytes of a scale, little-endian.
+static SmallVector<uint8_t, 4> bytesOf(DType type, float scale) {
+  uint32_t bits = 0;
+  switch (type) {
+  case DType::F16:
+    bits = moec::floatToF16(scale);
+    break;
+  case DType::BF16:
+    bits = moec::floatToBf16(scale);
+    break;
+  case DType::F8E4M3:
+    bits = moec::floatToF8e4m3(scale);
+    break;
+  case DType::F8E8M0:
+    bits = int(std::log2(scale)) + 127;
+    break;
+  default:
+    std::memcpy(&bits, &scale, sizeof(scale));
+  }
+  SmallVector<uint8_t, 4> bytes;
+  for (int64_t i = 0; i < moec::byteSize(type); ++i)
+    bytes.push_back(bits >> (8 * i) & 0xff);
+  return bytes;
+}
+
 static Result<StoredTensor> apply(PackGroupsAttr step, llvm::ArrayRef<Item> list) {
   const std::string &name = list.front().name;
   for (const Item &item : list)
@@ -287,34 +284,45 @@ static Result<StoredTensor> apply(PackGroupsAttr step, llvm::ArrayRef<Item> list
   DType scaleType = *storedType(format.getScale());
   MOEC_TRY(Shape shape, batched(step, name, first));
   int64_t batch = shape[0], n = shape[1], k = shape[2], group = format.getGroup();
-  MOEC_TRY(Lanes lanes, lanesOf(step, list, step.getWidth(), n));
-  MOEC_TRY(Tensor<float> out, zeros(step, name, {batch, lanes.panels, k / group, format.packedBytes(step.getWidth())}));
+  int64_t groups = llvm::divideCeil(k, group), unit = format.getFormat().unit(), width = step.getWidth();
+  bool nibbles = format.getFormat().bits() == 4;
+  MOEC_TRY(Lanes lanes, lanesOf(step, list, width, n));
+  MOEC_TRY(Tensor<float> out, zeros(step, name, {batch, lanes.panels, format.packedBytes(width, k)}));
   float *byte = out.data.data();
   for (int64_t b = 0; b < batch; ++b)
-    for (int64_t panel = 0; panel < lanes.panels; ++panel)
-      for (int64_t g = 0; g < k / group; ++g) {
-        // What lanes past the last row hold is 0 everywhere.
-        auto scaleOf = [&](int64_t lane) {
-          int64_t row = lanes.rowOf(panel, lane);
-          const Codes &codes = *list[lanes.sourceOf(lane)].members.front().quantized;
-          return row < n ? codes.scales.data[(b * n + row) * (k / group) + g] : 0.0f;
-        };
-        auto codeOf = [&](int64_t lane, int64_t column) {
-          int64_t row = lanes.rowOf(panel, lane);
-          const Codes &codes = *list[lanes.sourceOf(lane)].members.front().quantized;
-          return row < n ? codes.codes.data[(b * n + row) * k + g * group + column] : 0.0f;
-        };
-        for (int64_t lane = 0; lane < lanes.width; ++lane) {
-          uint16_t bits = scaleType == DType::F16 ? moec::floatToF16(scaleOf(lane)) : moec::floatToBf16(scaleOf(lane));
-          *byte++ = bits & 0xff;
-          *byte++ = bits >> 8;
-        }
-        for (int64_t t = 0; t < group; t += QuantizeAttr::columnsPerBlock)
-          for (int64_t q = 0; q < 16; q += 4)
-            for (int64_t lane = 0; lane < lanes.width; ++lane)
+    for (int64_t panel = 0; panel < lanes.panels; ++panel) {
+      // An element of a lane's row, of `perRow`; `otherwise` past the last row.
+      auto at = [&](Tensor<float> Codes::*part, int64_t lane, int64_t index, int64_t perRow, float otherwise) {
+        int64_t row = lanes.rowOf(panel, lane);
+        const Codes &codes = *list[lanes.sourceOf(lane)].members.front().quantized;
+        return row < n ? (codes.*part).data[(b * n + row) * perRow + index] : otherwise;
+      };
+      auto put = [&](DType type, float scale) {
+        for (uint8_t bits : bytesOf(type, scale))
+          *byte++ = bits;
+      };
+      // A row of zeros has the matrix's global scale.
+      if (scaleType == DType::F8E4M3)
+        for (int64_t lane = 0; lane < width; ++lane)
+          put(DType::F32, list[lanes.sourceOf(lane)].members.front().quantized->globals.data[b * n]);
+      auto codeAt = [&](int64_t lane, int64_t col) {
+        return byteOf(format.getCodes(), col < k ? at(&Codes::codes, lane, col, k, 0) : 0);
+      };
+      for (int64_t begin = 0; begin < k; begin += unit) {
+        int64_t end = std::min(k, begin + unit);
+        for (int64_t g = begin / group; g * group < end; ++g)
+          for (int64_t lane = 0; lane < width; ++lane)
+            put(scaleType, at(&Codes::scales, lane, g, groups, scaleType == DType::F8E8M0 ? 1 : 0));
+        if (format.getCodes() == CodeFormat::Int4Zero)
+          for (int64_t lane = 0; lane < width; ++lane)
+            *byte++ = at(&Codes::zeros, lane, begin / group, groups, 0);
+        for (int64_t t = begin; t < end; t += nibbles ? 32 : 4)
+          for (int64_t q = 0; q < (nibbles ? 16 : 4); q += 4)
+            for (int64_t lane = 0; lane < width; ++lane)
               for (int64_t j = 0; j < 4; ++j)
-                *byte++ = (codeOf(lane, t + q + j) + 8) + (codeOf(lane, t + 16 + q + j) + 8) * 16;
+                *byte++ = codeAt(lane, t + q + j) + (nibbles ? 16 * codeAt(lane, t + 16 + q + j) : 0);
       }
+    }
   return StoredTensor{DType::U8, std::move(out)};
 }
 
@@ -351,6 +359,14 @@ template <typename StepAttr> static Status mapEach(StepAttr step, std::vector<It
   for (Item &item : list)
     for (StoredTensor &tensor : item.members) {
       MOEC_TRY(tensor, apply(step, item.name, tensor));
+    }
+  return moec::success();
+}
+
+static Status quantizeEach(QuantizeAttr step, std::vector<Item> &list, const moec::MomentSource *moments) {
+  for (Item &item : list)
+    for (auto [member, tensor] : llvm::enumerate(item.members)) {
+      MOEC_TRY(tensor, quantize(step, item.name, tensor, int64_t(member), moments));
     }
   return moec::success();
 }
@@ -426,7 +442,8 @@ readSources(ArrayAttr sources, int64_t count, size_t perTensor,
   return list;
 }
 
-Result<StoredTensor> evaluateRecipe(ArrayAttr sources, ArrayAttr recipe, const moec::TensorSource &source) {
+Result<StoredTensor> evaluateRecipe(ArrayAttr sources, ArrayAttr recipe, const moec::TensorSource &source,
+                                    const moec::MomentSource *moments) {
   llvm::ArrayRef<Attribute> steps = recipe.getValue();
   auto stored = steps.empty() ? nullptr : dyn_cast<DequantAttr>(steps.front());
   if (stored)
@@ -440,8 +457,8 @@ Result<StoredTensor> evaluateRecipe(ArrayAttr sources, ArrayAttr recipe, const m
     Status status =
         llvm::TypeSwitch<Attribute, Status>(attr)
             .Case([&](StackAttr step) { return applyStep(step, list); })
-            .Case<HeadRowsAttr, TransposeAttr, CastAttr, PadAttr, QuantizeAttr>(
-                [&](auto step) { return mapEach(step, list); })
+            .Case<HeadRowsAttr, TransposeAttr, CastAttr, PadAttr>([&](auto step) { return mapEach(step, list); })
+            .Case([&](QuantizeAttr step) { return quantizeEach(step, list, moments); })
             .Case<PackPanelsAttr, PackBlockScalesAttr, PackGroupsAttr>([&](auto step) { return reduce(step, list); })
             .Default([](Attribute step) { return Error{"the recipe step " + print(step) + " is not known"}; });
     if (!status)

@@ -8,6 +8,7 @@
 #ifndef MOEC_DIALECTS_MOE_REFERENCE_RECIPE_H
 #define MOEC_DIALECTS_MOE_REFERENCE_RECIPE_H
 
+#include "dialects/Formats/Feedback.h"
 #include "dialects/Moe/Reference/Reference.h"
 #include "runtime/Support/DType.h"
 #include "runtime/Support/TensorSource.h"
@@ -18,11 +19,18 @@
 
 namespace mlir::moe::reference {
 
-/// What the values of a quantized tensor are the products of.
+/// What the values of a quantized tensor are made of: `(codes - zeros) * scales * globals`.
 struct Codes {
   QuantizeAttr format;
-  Tensor<float> codes;  ///< small integers, in the tensor's shape
-  Tensor<float> scales; ///< one for each group of the last dimension
+  Tensor<float> codes;   ///< what each code stands for by itself, in the tensor's shape
+  Tensor<float> scales;  ///< of each row, one for each group of the last dimension
+  Tensor<float> zeros;   ///< likewise
+  Tensor<float> globals; ///< one for each row
+
+  /// Zeros for a tensor of `shape`, global scales of 1.
+  Codes(QuantizeAttr format, const std::vector<int64_t> &shape);
+  /// All of the tensors, in the order above.
+  static constexpr Tensor<float> Codes::*parts[] = {&Codes::codes, &Codes::scales, &Codes::zeros, &Codes::globals};
 };
 
 /// A tensor as it is stored: values of `dtype` (F32, F16, BF16, F8E4M3 or U8), each held exactly in a float.
@@ -43,7 +51,10 @@ struct StoredTensor {
 /// In the end one tensor must be left. What a step's own verifier promises is taken for granted; what its tensors must
 /// be is checked. Fails with a sentence that names the tensor or step, what was found and what
 /// was expected. No tensor may have more than 2^36 elements.
-moec::Result<StoredTensor> evaluateRecipe(ArrayAttr sources, ArrayAttr recipe, const moec::TensorSource &source);
+/// `moments` is what a calibration found, for codes that are rounded by it: there the step only says what codes stand
+/// for, and which are chosen is left to `dialects/Formats/Feedback.h`.
+moec::Result<StoredTensor> evaluateRecipe(ArrayAttr sources, ArrayAttr recipe, const moec::TensorSource &source,
+                                          const moec::MomentSource *moments = nullptr);
 
 /// The bytes of `tensor` in its own dtype, little-endian, as safetensors stores them.
 std::vector<std::byte> toBytes(const StoredTensor &tensor);

@@ -304,17 +304,18 @@ template <typename T> Routing<T> route(const Tensor<T> &logits, const Tensor<T> 
 
 template <typename T>
 Tensor<T> experts(const Tensor<T> &x, const Tensor<T> &weights, const IndexTensor &chosen, const Tensor<T> &gate,
-                  const Tensor<T> &up, const Tensor<T> &down, const Tensor<T> *residual) {
+                  const Tensor<T> &up, const Tensor<T> &down, const Tensor<T> *residual, QuantizeAttr activations) {
   int64_t width = x.dim(1), inner = gate.dim(1);
-  Tensor<T> y(x.shape);
-  std::vector<T> hidden(inner);
+  Tensor<T> y(x.shape), hidden({1, inner});
   for (int64_t t = 0; t < x.dim(0); ++t) {
     for (int64_t k = 0; k < chosen.dim(1); ++k) {
       int64_t e = chosen.row(t)[k];
       for (int64_t f = 0; f < inner; ++f)
-        hidden[f] = silu(dot(gate.row(e, f), x.row(t), width)) * dot(up.row(e, f), x.row(t), width);
+        hidden.data[f] = silu(dot(gate.row(e, f), x.row(t), width)) * dot(up.row(e, f), x.row(t), width);
+      if (activations)
+        hidden = fakeQuantize(hidden, activations);
       for (int64_t d = 0; d < width; ++d)
-        y.row(t)[d] += weights.row(t)[k] * dot(down.row(e, d), hidden.data(), inner);
+        y.row(t)[d] += weights.row(t)[k] * dot(down.row(e, d), hidden.row(0), inner);
     }
     if (residual)
       for (int64_t d = 0; d < width; ++d)
@@ -344,7 +345,7 @@ Tensor<T> experts(const Tensor<T> &x, const Tensor<T> &weights, const IndexTenso
                                                 const IndexTensor &, const IndexTensor &, double);                     \
   template Routing<T> route(const Tensor<T> &, const Tensor<T> *, const RouteOptions &);                               \
   template Tensor<T> experts(const Tensor<T> &, const Tensor<T> &, const IndexTensor &, const Tensor<T> &,             \
-                             const Tensor<T> &, const Tensor<T> &, const Tensor<T> *);
+                             const Tensor<T> &, const Tensor<T> &, const Tensor<T> *, QuantizeAttr);
 MOEC_INSTANTIATE(float)
 MOEC_INSTANTIATE(double)
 #undef MOEC_INSTANTIATE

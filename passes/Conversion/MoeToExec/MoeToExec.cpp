@@ -35,6 +35,7 @@ int64_t headStride(Value memory) {
   SmallVector<int64_t> strides = stridesOf(memory);
   return strides.size() == 3 ? strides[1] : 0;
 }
+int64_t widthOfMemory(Value memory) { return cast<MemRefType>(memory.getType()).getShape().back(); }
 int64_t widthOf(Value tensor) { return cast<RankedTensorType>(tensor.getType()).getShape().back(); }
 
 /// What people call this part of the model: the importer's name, else the op's.
@@ -72,6 +73,7 @@ private:
   LogicalResult lower(moe::SwigluOp op);
   LogicalResult lower(moe::AddOp op);
   LogicalResult lower(moe::RmsNormOp op);
+  LogicalResult lower(moe::FakeQuantizeOp op);
   LogicalResult lower(moe::ReshapeOp op);
   LogicalResult lower(moe::SplitOp op);
   LogicalResult lower(moe::RopeOp op);
@@ -233,6 +235,7 @@ void StepLowering::gemm(Operation *op, moec::GemmSpec spec, Value x, const Weigh
   spec.weight = weight.type;
   spec.scaleCols = weight.scaleCols;
   spec.group = weight.group;
+  spec.codes = weight.codes;
   spec.groupScale = weight.groupScale;
   spec.xStride = rowStride(x);
   spec.xBatch = headStride(x);
@@ -296,6 +299,27 @@ LogicalResult StepLowering::lower(moe::SwigluOp op) {
 
 LogicalResult StepLowering::lower(moe::AddOp op) {
   return lowerElementwise(op, op.getLhs(), op.getRhs(), /*swiglu=*/false);
+}
+
+/// A launch that rounds rows of `x`, which lie in memory as those of `out` do.
+static moec::FakeQuantizeSpec roundingSpec(moe::QuantizeAttr format, Value x, Value out) {
+  moec::FakeQuantizeSpec spec;
+  spec.codes = format.getFormat().codes;
+  spec.width = widthOfMemory(x);
+  spec.group = format.getGroup();
+  spec.xStride = rowStride(x);
+  spec.outStride = rowStride(out);
+  return spec;
+}
+
+LogicalResult StepLowering::lower(moe::FakeQuantizeOp op) {
+  Value x = memoryOf(op.getX());
+  Rows rows = rowsOf(op.getX());
+  Value out = place(op.getResult(), rows);
+  moec::FakeQuantizeSpec spec = roundingSpec(op.getFormat(), x, out);
+  spec.rows = rows;
+  launch(op, spec, {x, out});
+  return success();
 }
 
 //===----------------------------------------------------------------------===//
@@ -497,6 +521,12 @@ LogicalResult StepLowering::lower(moe::ExpertsOp op) {
   Value hidden = buffer(loc, {dynamic, inner}, f32, topk);
   gemm(op, first, memoryOf(op.getX()), *gateUp, /*residual=*/nullptr, hidden, lists, "gate_up");
 
+  if (op.getActivations()) {
+    moec::FakeQuantizeSpec rounding = roundingSpec(*op.getActivations(), hidden, hidden);
+    rounding.rowsPerToken = topk;
+    launch(op, rounding, {hidden, hidden}, "round");
+  }
+
   moec::GemmSpec second = first;
   second.n = width;
   second.k = inner;
@@ -560,8 +590,8 @@ LogicalResult StepLowering::lowerOp(Operation &op) {
   }
   return TypeSwitch<Operation *, LogicalResult>(&op)
       .Case<moe::EmbedOp, moe::GatherRowsOp, moe::LinearOp, moe::GateUpOp, moe::SwigluOp, moe::AddOp, moe::RmsNormOp,
-            moe::ReshapeOp, moe::SplitOp, moe::RopeOp, moe::MlaAttentionOp, moe::RouteOp, moe::ExpertsOp>(
-          [&](auto typed) { return lower(typed); })
+            moe::FakeQuantizeOp, moe::ReshapeOp, moe::SplitOp, moe::RopeOp, moe::MlaAttentionOp, moe::RouteOp,
+            moe::ExpertsOp>([&](auto typed) { return lower(typed); })
       .Case<moe::WeightOp, func::ReturnOp>([](auto) { return success(); })
       .Case<moe::AttentionOp, moe::CacheAppendOp>([](auto typed) {
         return typed.emitOpError(

@@ -57,7 +57,7 @@ static moe::DequantAttr fp8Blocks(moe::WeightOp weight) {
 
 /// The groups in which the recipe's codes lie, if they do: it quantizes in the end, or takes what is stored so and at
 /// most stacks it.
-static moe::QuantizeAttr int4Groups(ArrayRef<Attribute> recipe) {
+static moe::QuantizeAttr groupsOf(ArrayRef<Attribute> recipe) {
   if (recipe.empty())
     return nullptr;
   if (auto quantize = dyn_cast<moe::QuantizeAttr>(recipe.back()))
@@ -144,15 +144,15 @@ FailureOr<WeightPacker::Panels> WeightPacker::pack(Operation *user, ValueRange t
   SmallVector<Attribute> sources, recipe(first.getRecipe().getValue());
   for (moe::WeightOp part : parts)
     llvm::append_range(sources, part.getSources().getValue());
-  moe::QuantizeAttr quantize = int4Groups(recipe);
-  if (quantize && !transposed && target.hasGroups) {
+  moe::QuantizeAttr quantize = groupsOf(recipe);
+  if (quantize && !transposed && target.hasGroups(quantize.getFormat())) {
     recipe.push_back(moe::PackGroupsAttr::get(context, width));
     result.type = DType::U8;
     result.group = quantize.getGroup();
-    result.groupScale = *moe::storedType(quantize.getScale());
-    result.weight =
-        getOrCreate(first.getLoc(), nameOf(first, suffix), sources, recipe,
-                    {batch, panels, k / result.group, quantize.packedBytes(width)}, builder.getIntegerType(8));
+    result.codes = quantize.getFormat().codes;
+    result.groupScale = quantize.getFormat().scale;
+    result.weight = getOrCreate(first.getLoc(), nameOf(first, suffix), sources, recipe,
+                                {batch, panels, quantize.packedBytes(width, k)}, builder.getIntegerType(8));
     return result;
   }
   Type element = type.getElementType();

@@ -41,6 +41,7 @@ public:
     moec::DType type = moec::DType::F32;
     int64_t scaleCols = 0;
     int64_t group = 0; ///< columns; 0: not in groups
+    moec::CodeKind codes = moec::CodeKind::Int4;
     moec::DType groupScale = moec::DType::F16;
   };
 

@@ -52,7 +52,8 @@ std::vector<KernelSpec> oneOfEach() {
           route,
           DispatchSpec{16, 4},
           CombineSpec{4, 256, 257, 258, 259, true},
-          ElementwiseSpec{true, 256, 257, 258, 259}};
+          ElementwiseSpec{true, 256, 257, 258, 259},
+          FakeQuantizeSpec{CodeKind::F8E4M3, 256, 128, 257, 258, 6, Rows::R}};
 }
 
 class KernelSpecTest : public ::testing::Test {
@@ -61,7 +62,7 @@ protected:
   std::string message;
   ScopedDiagnosticHandler handler{&context, [this](Diagnostic &diagnostic) {
                                     message = diagnostic.str();
-                                    return success();
+                                    return mlir::success();
                                   }};
 
   FailureOr<KernelSpec> read(StringRef kind, DictionaryAttr attr) {
@@ -122,11 +123,11 @@ TEST_F(KernelSpecTest, SymbolsTellTheMainParameters) {
   std::vector<std::string> symbols;
   for (const KernelSpec &spec : oneOfEach())
     symbols.push_back(symbolFor(spec));
-  EXPECT_EQ(symbols,
-            (std::vector<std::string>{"embed_f16_d256", "gather_rows_d256", "rms_norm_d256_rows",
-                                      "gemm_f8e4m3_n100_k64_e8_scatter_swiglu_rows", "rope_angles_d6", "rope_h4_d32",
-                                      "cache_append_c64_r16", "mla_attention_h4_c64_r16", "route_sigmoid_e16_top4",
-                                      "dispatch_e16_top4", "combine_top4_d256_add", "swiglu_d256"}));
+  EXPECT_EQ(symbols, (std::vector<std::string>{"embed_f16_d256", "gather_rows_d256", "rms_norm_d256_rows",
+                                               "gemm_f8e4m3_n100_k64_e8_scatter_swiglu_rows", "rope_angles_d6",
+                                               "rope_h4_d32", "cache_append_c64_r16", "mla_attention_h4_c64_r16",
+                                               "route_sigmoid_e16_top4", "dispatch_e16_top4", "combine_top4_d256_add",
+                                               "swiglu_d256", "fake_quantize_f8e4m3_d256_rows"}));
 }
 
 TEST_F(KernelSpecTest, WrongDictionariesAreRefused) {

@@ -123,6 +123,46 @@ TEST(Elementwise, AddsAndGates) {
   }
 }
 
+TEST(FakeQuantize, RoundsEachGroup) {
+  std::vector<KernelSpec> specs;
+  for (CodeKind codes : {CodeKind::Int8, CodeKind::F8E4M3})
+    for (int64_t width : kWidths)
+      for (int64_t group : {width, int64_t(32)}) {
+        FakeQuantizeSpec spec;
+        spec.codes = codes;
+        spec.width = width;
+        spec.group = group;
+        spec.xStride = width + 1;
+        spec.outStride = width + 2;
+        spec.rowsPerToken = 2;
+        specs.push_back(spec);
+      }
+  Kernels kernels(specs);
+  Random random(5);
+  for (size_t index = 0; index < specs.size(); ++index) {
+    const auto &spec = std::get<FakeQuantizeSpec>(specs[index]);
+    Array<float> x(random.normals(6 * spec.xStride, 5)), out(6 * spec.outStride, kUntouched);
+    for (int64_t i = 0; i < spec.width; ++i) {
+      x[5 * spec.xStride + i] = 0; // has no scale
+      if (i % 3 == 1)              // values far below the largest: subnormal codes of e4m3
+        x[4 * spec.xStride + i] *= 0.001f;
+    }
+    checkRows(kernels, index, {&x}, out, 6, spec.width, spec.outStride, {3, 0, 0}, [&](int64_t t, int64_t i) {
+      const float *row = x.begin() + t * spec.xStride;
+      int64_t begin = i / spec.group * spec.group;
+      float most = 0;
+      for (int64_t c = begin; c < std::min(spec.width, begin + spec.group); ++c)
+        most = std::max(most, std::fabs(row[c]));
+      float scale = most / (spec.codes == CodeKind::Int8 ? 127.0f : 448.0f);
+      float inverse = scale > 0 ? 1 / scale : 0;
+      double exact = static_cast<double>(row[i]) * inverse;
+      float code = spec.codes == CodeKind::Int8 ? static_cast<float>(std::nearbyint(exact))
+                                                : f8e4m3ToFloat(floatToF8e4m3(static_cast<float>(exact)));
+      return Expected{static_cast<double>(code * scale), 0};
+    });
+  }
+}
+
 TEST(RopeAngles, CosinesThenSines) {
   std::vector<KernelSpec> specs;
   for (int64_t half : {1, 8, 16, 21, 32}) {

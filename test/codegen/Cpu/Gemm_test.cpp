@@ -2,7 +2,9 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 
 #include "Harness.h"
+#include "dialects/Formats/Groups.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <map>
@@ -62,26 +64,44 @@ int64_t scaleBlocks(const GemmSpec &spec) {
   return spec.scaleCols ? (spec.k + spec.scaleCols - 1) / spec.scaleCols : 0;
 }
 
-/// Random int4 codes and scales, as `#moe.pack_groups` lays them out.
+/// Random codes, scales and zero points, laid out as `#moe.pack_groups` says.
 Weights makeGroups(const GemmSpec &spec, Random &random) {
-  int64_t rows = spec.n * (spec.epilogue == Epilogue::Swiglu ? 2 : 1), groups = spec.k / spec.group;
-  Weights w{std::vector<double>(spec.batch * rows * spec.k),
-            Array<uint8_t>(spec.batch * spec.panels() * groups * spec.groupBytes()), Array<float>(0)};
+  GroupFormat format = spec.format();
+  int64_t rows = spec.n * (spec.epilogue == Epilogue::Swiglu ? 2 : 1), groups = format.groups(spec.k);
+  int64_t panelBytes = format.panelBytes(kPanelWidth, spec.k);
+  Weights w{std::vector<double>(spec.batch * rows * spec.k), Array<uint8_t>(spec.batch * spec.panels() * panelBytes),
+            Array<float>(0)};
   for (int64_t b = 0; b < spec.batch; ++b)
-    for (int64_t r = 0; r < rows; ++r)
+    for (int64_t r = 0; r < rows; ++r) {
+      RowCodes row;
+      if (format.hasGlobal())
+        row.global = 0.01f;
       for (int64_t g = 0; g < groups; ++g) {
-        auto [panel, lane] = place(spec, r);
-        uint8_t *at = &w.bytes[((b * spec.panels() + panel) * groups + g) * spec.groupBytes()];
-        auto bits = static_cast<uint16_t>(
-            encode(spec.groupScale, (random.integer(0, 1) ? 1 : -1) * std::exp2(random.normal())));
-        std::memcpy(at + 2 * lane, &bits, 2);
-        for (int64_t c = 0; c < spec.group; ++c) {
-          int code = static_cast<int>(random.integer(0, 15));
-          at[2 * kPanelWidth + ((c / 32 * 4 + c % 16 / 4) * kPanelWidth + lane) * 4 + c % 4] |=
-              c % 32 < 16 ? code : code << 4;
-          w.values[(b * rows + r) * spec.k + g * spec.group + c] = (code - 8) * decode(spec.groupScale, bits);
-        }
+        float scale = std::exp2(std::clamp(random.normal(), -5.0f, 5.0f));
+        if (format.codes == CodeKind::Int4 && spec.groupScale != DType::F8E8M0 && random.integer(0, 1))
+          scale = -scale;
+        if (spec.groupScale == DType::F8E8M0)
+          scale = std::exp2(std::round(std::log2(scale)));
+        else
+          scale = static_cast<float>(decode(spec.groupScale, encode(spec.groupScale, scale)));
+        row.scales.push_back(scale);
+        if (format.hasZeros())
+          row.zeros.push_back(random.integer(0, 15));
       }
+      for (int64_t c = 0; c < spec.k; ++c) {
+        auto code = static_cast<uint8_t>(random.integer(0, format.bits() == 4 ? 15 : 255));
+        if (format.codes == CodeKind::F8E4M3 && (code & 0x7F) == 0x7F)
+          code ^= 1; // no NaN
+        row.codes.push_back(code);
+        double value = codeValue(format.codes, code);
+        if (format.hasZeros())
+          value -= row.zeros[c / format.group];
+        w.values[(b * rows + r) * spec.k + c] = value * row.scales[c / format.group] * row.global;
+      }
+      auto [panel, lane] = place(spec, r);
+      placeRow(format, row, kPanelWidth, lane,
+               reinterpret_cast<std::byte *>(&w.bytes[(b * spec.panels() + panel) * panelBytes]));
+    }
   return w;
 }
 
@@ -198,9 +218,10 @@ GemmSpec plain(DType weight, int64_t n, int64_t k, int64_t scaleCols = 0) {
   return spec;
 }
 
-GemmSpec grouped(int64_t n, int64_t k, int64_t group, DType scale = DType::F16) {
+GemmSpec grouped(int64_t n, int64_t k, int64_t group, DType scale = DType::F16, CodeKind codes = CodeKind::Int4) {
   GemmSpec spec = plain(DType::U8, n, k);
   spec.group = group;
+  spec.codes = codes;
   spec.groupScale = scale;
   return spec;
 }
@@ -227,6 +248,17 @@ TEST(Gemm, GroupsOfCodes) {
   for (DType scale : {DType::F16, DType::BF16})
     for (auto [n, k, group] : {std::tuple{1, 32, 32}, {31, 96, 32}, {32, 128, 128}, {48, 192, 64}, {65, 192, 96}})
       specs.push_back(grouped(n, k, group, scale));
+  for (auto [codes, scale, group] : {std::tuple{CodeKind::Int4, DType::F8E8M0, 32},
+                                     {CodeKind::Int4Zero, DType::F16, 64},
+                                     {CodeKind::Int4Zero, DType::BF16, 32},
+                                     {CodeKind::F4E2M1, DType::F8E8M0, 32},
+                                     {CodeKind::F4E2M1, DType::F8E4M3, 16}})
+    for (auto [n, k] : {std::pair{31, 64}, {65, 192}})
+      specs.push_back(grouped(n, k, group, scale, codes));
+  // Of bytes the last group may be smaller, and end within a word.
+  for (CodeKind codes : {CodeKind::Int8, CodeKind::F8E4M3})
+    for (auto [n, k, group] : {std::tuple{1, 1, 1}, {31, 18, 128}, {32, 128, 128}, {48, 202, 64}, {65, 100, 100}})
+      specs.push_back(grouped(n, k, group, DType::F32, codes));
   GemmSpec add = grouped(50, 64, 32);
   add.epilogue = Epilogue::Add;
   add.residualStride = 59;

@@ -16,7 +16,7 @@
 // V3-COUNT-12: vfmadd231ps %ymm
 // V3: jne
 exec.kernel @gemm_bf16 "gemm" {weight = "bf16", n = 64, k = 2048, batch = 1, scale_cols = 0, group = 0, group_scale = "f16", x_stride = 2048,
-    x_batch = 0, y_stride = 64, y_batch = 0, residual_stride = 0, epilogue = "none", routing = "none", topk = 0,
+    x_batch = 0, y_stride = 64, y_batch = 0, residual_stride = 0, codes = "int4", epilogue = "none", routing = "none", topk = 0,
     rows = "T"}
 
 // FP8 goes through the bits of f16.
@@ -31,7 +31,7 @@ exec.kernel @gemm_bf16 "gemm" {weight = "bf16", n = 64, k = 2048, batch = 1, sca
 // V3: vcvtph2ps {{.*}}, %ymm
 // V3: vfmadd231ps %ymm
 exec.kernel @gemm_f8 "gemm" {weight = "f8e4m3", n = 64, k = 2048, batch = 1, scale_cols = 128, group = 0, group_scale = "f16", x_stride = 2048,
-    x_batch = 0, y_stride = 64, y_batch = 0, residual_stride = 0, epilogue = "none", routing = "none", topk = 0,
+    x_batch = 0, y_stride = 64, y_batch = 0, residual_stride = 0, codes = "int4", epilogue = "none", routing = "none", topk = 0,
     rows = "T"}
 
 // Codes become floats in three operations: shift, mask and exponent at once, minus the bias.
@@ -46,4 +46,4 @@ exec.kernel @gemm_f8 "gemm" {weight = "f8e4m3", n = 64, k = 2048, batch = 1, sca
 // V3: vfmadd{{[0-9]+}}ps {{.*}}ymm
 exec.kernel @gemm_int4 "gemm" {weight = "u8", n = 64, k = 2048, batch = 1, scale_cols = 0, group = 32,
     group_scale = "f16", x_stride = 2048, x_batch = 0, y_stride = 64, y_batch = 0, residual_stride = 0,
-    epilogue = "none", routing = "none", topk = 0, rows = "T"}
+    codes = "int4", epilogue = "none", routing = "none", topk = 0, rows = "T"}

@@ -123,6 +123,7 @@ protected:
     MaterializeOptions options;
     options.threads = threads;
     options.maxMemory = memory;
+    options.moments = moments;
     MOEC_CHECK(materialize({job}, source, *files, options));
     MOEC_TRY(auto entries, files->finish());
     MOEC_TRY(auto file, SafetensorsFile::open(directory / entries.front().file));
@@ -134,7 +135,8 @@ protected:
     std::vector<mlir::Attribute> names;
     for (const std::string &name : sources)
       names.push_back(mlir::StringAttr::get(&context, name));
-    auto defined = mlir::moe::reference::evaluateRecipe(mlir::ArrayAttr::get(&context, names), recipe(steps), source);
+    auto defined =
+        mlir::moe::reference::evaluateRecipe(mlir::ArrayAttr::get(&context, names), recipe(steps), source, moments);
     ASSERT_TRUE(defined.ok()) << defined.message();
     WeightJob made = job(sources, steps, defined->dtype, defined->values.shape);
     for (unsigned threads : {1u, 3u}) {
@@ -144,6 +146,7 @@ protected:
     }
   }
 
+  const MomentSource *moments = nullptr;
   mlir::MLIRContext context;
   RandomSource source;
   std::filesystem::path directory;
@@ -270,6 +273,81 @@ TEST_F(MaterializeTest, GroupsOfCodes) {
              "[#moe.quantize<int4, group = 128, scale = f16>, #moe.head_rows<4, 8, 24>, #moe.pack_groups<32>]");
 }
 
+TEST_F(MaterializeTest, EveryFormatOfCodes) {
+  const char *formats[] = {"int4, group = 32, scale = f8E8M0FNU",      "int4_zero, group = 64, scale = f16",
+                           "int4_zero, group = 32, scale = bf16",      "f4e2m1, group = 32, scale = f8E8M0FNU",
+                           "f4e2m1, group = 16, scale = f8E4M3FN",     "int8, group = 192, scale = f32",
+                           "f8e4m3, group = 128, scale = f32 rows 128"};
+  for (auto shape : std::vector<std::vector<int64_t>>{{64, 192}, {150, 192}, {3, 64}})
+    for (const char *format : formats) {
+      source.add("a", DType::F32, shape);
+      source.add("b", DType::BF16, shape);
+      std::fill_n(source.bytes("a").begin(), 64 * 4, std::byte(0)); // whole groups of zeros
+      std::string step = "#moe.quantize<" + std::string(format) + ">";
+      expectSame({"a"}, "[" + step + ", #moe.pack_groups<32>]");
+      expectSame({"a"}, "[" + step + ", #moe.transpose]");
+      source.add("a", DType::BF16, shape);
+      expectSame({"a", "b"}, "[" + step + ", #moe.pack_groups<32>]");
+    }
+  // Rows of bytes that end within a word and within a group.
+  source.add("c", DType::F32, {40, 202});
+  expectSame({"c"}, "[#moe.quantize<int8, group = 202, scale = f32>, #moe.pack_groups<32>]");
+  expectSame({"c"}, "[#moe.quantize<f8e4m3, group = 128, scale = f32 rows 128>, #moe.pack_groups<32>]");
+}
+
+/// Inputs that differ from member to member.
+class RandomMoments final : public MomentSource {
+public:
+  Status check(const std::string &, int64_t cols) const override {
+    columns = cols;
+    return success();
+  }
+  Result<SecondMoment> moment(const std::string &source, int64_t member) const override {
+    std::mt19937 random(static_cast<unsigned>(std::hash<std::string>()(source) + member));
+    SecondMoment moment(columns);
+    std::vector<float> x(columns);
+    for (int t = 0; t < 50; ++t) {
+      for (float &value : x)
+        value = std::normal_distribution<float>(0, 1)(random) + x[0] / 2;
+      moment.add(x.data(), 0.5f);
+    }
+    return moment;
+  }
+  Result<std::vector<float>> importance(const std::string &source, int64_t member) const override {
+    MOEC_TRY(SecondMoment all, moment(source, member));
+    return all.diagonal();
+  }
+
+private:
+  mutable int64_t columns = 0;
+};
+
+TEST_F(MaterializeTest, RoundedByACalibration) {
+  static const RandomMoments inputs;
+  moments = &inputs;
+  for (int e = 0; e < 3; ++e)
+    for (const char *name : {"gate", "up"})
+      source.add(name + std::to_string(e), DType::BF16, {40, 96});
+  for (const char *rounding : {"importance", "feedback"})
+    for (const char *format : {"int4, group = 32, scale = f16", "int4_zero, group = 32, scale = bf16",
+                               "int8, group = 96, scale = f32", "f4e2m1, group = 16, scale = f8E4M3FN"}) {
+      std::string step = "#moe.quantize<" + std::string(format) + " rounding " + rounding + ">";
+      expectSame({"gate{e}", "up{e}"}, "[#moe.stack<3>, " + step + ", #moe.pack_groups<32>]");
+      expectSame({"gate1"}, "[" + step + ", #moe.pack_panels<32>]");
+    }
+  source.add("blocks", DType::BF16, {150, 192});
+  expectSame({"blocks"},
+             "[#moe.quantize<f8e4m3, group = 128, scale = f32 rows 128 rounding feedback>, #moe.pack_groups<32>]");
+}
+
+TEST_F(MaterializeTest, RoundedByNoCalibration) {
+  source.add("a", DType::F32, {8, 64});
+  EXPECT_THAT(make(job({"a"}, "[#moe.quantize<int4, group = 64, scale = f16 rounding feedback>, #moe.pack_groups<32>]",
+                       DType::U8, {1, 1, 1088}))
+                  .message(),
+              HasSubstr("tensor 'a' is to be rounded by what a calibration found, but there is none"));
+}
+
 TEST_F(MaterializeTest, GroupsOfFp8Experts) {
   for (int e = 0; e < 3; ++e)
     for (const char *name : {"gate", "up"}) {
@@ -305,15 +383,15 @@ TEST_F(MaterializeTest, CodesThatAreKept) {
 TEST_F(MaterializeTest, GroupsThatCannotBe) {
   source.add("a", DType::F32, {8, 96});
   std::string steps = "[#moe.quantize<int4, group = 64, scale = f16>, #moe.pack_groups<32>]";
-  EXPECT_THAT(make(job({"a"}, steps, DType::U8, {1, 1, 1, 1088})).message(),
+  EXPECT_THAT(make(job({"a"}, steps, DType::U8, {1, 1, 1088})).message(),
               HasSubstr("tensor 'a' has rows of 96, which are no whole groups of 64"));
   source.add("b", DType::F32, {8, 64});
   float huge = 1e6f, nan = NAN;
   std::memcpy(&source.bytes("b")[4 * (5 * 64 + 3)], &huge, sizeof(float));
-  EXPECT_THAT(make(job({"b"}, steps, DType::U8, {1, 1, 1, 1088})).message(),
+  EXPECT_THAT(make(job({"b"}, steps, DType::U8, {1, 1, 1088})).message(),
               HasSubstr("tensor 'b' holds 1e+06, which is too large for int4 codes with scales in F16"));
   std::memcpy(&source.bytes("b")[4 * (5 * 64 + 3)], &nan, sizeof(float));
-  EXPECT_THAT(make(job({"b"}, steps, DType::U8, {1, 1, 1, 1088})).message(),
+  EXPECT_THAT(make(job({"b"}, steps, DType::U8, {1, 1, 1088})).message(),
               HasSubstr("tensor 'b' holds nan, but weights must be numbers"));
 }
 

@@ -140,8 +140,33 @@ func.func private @quantize_c1_zero() attributes {a = #moe.quantize<int4, group 
 
 // -----
 
-// expected-error@+1 {{scales are 'f32', expected bf16 or f16}}
+// expected-error@+1 {{scales of int4 codes are 'f32', expected bf16, f16 or f8E8M0FNU}}
 func.func private @quantize_c2() attributes {a = #moe.quantize<int4, group = 32, scale = f32>}
+
+// -----
+
+// expected-error@+1 {{group is 32, expected 16}}
+func.func private @quantize_c1_nvfp4() attributes {a = #moe.quantize<f4e2m1, group = 32, scale = f8E4M3FN>}
+
+// -----
+
+// expected-error@+1 {{scales of int4_zero codes are 'f8E8M0FNU', expected bf16 or f16}}
+func.func private @quantize_c2_zero() attributes {a = #moe.quantize<int4_zero, group = 32, scale = f8E8M0FNU>}
+
+// -----
+
+// expected-error@+1 {{scales of int8 codes are 'f16', expected f32}}
+func.func private @quantize_c2_int8() attributes {a = #moe.quantize<int8, group = 5, scale = f16>}
+
+// -----
+
+// expected-error@+1 {{rows is 2, expected 1 unless f8e4m3 codes are rounded to nearest or by feedback}}
+func.func private @quantize_c3() attributes {a = #moe.quantize<int8, group = 32, scale = f32 rows 2>}
+
+// -----
+
+// expected-error@+1 {{rows is 128, expected 1 unless f8e4m3 codes are rounded to nearest or by feedback}}
+func.func private @quantize_c3_importance() attributes {a = #moe.quantize<f8e4m3, group = 128, scale = f32 rows 128 rounding importance>}
 
 // -----
 

@@ -252,7 +252,7 @@ func.func @weight_dynamic() {
 
 func.func @weight_c5_three_tensors_of_groups() {
   // expected-error@+1 {{recipe[1] '#moe.pack_groups<32>' packs one or two tensors, but finds 3}}
-  %0 = moe.weight ["a", "b", "c"] recipe [#moe.quantize<int4, group = 32, scale = f16>, #moe.pack_groups<32>] : tensor<1x1x1x576xi8>
+  %0 = moe.weight ["a", "b", "c"] recipe [#moe.quantize<int4, group = 32, scale = f16>, #moe.pack_groups<32>] : tensor<1x1x576xi8>
   return
 }
 
@@ -275,17 +275,8 @@ func.func @weight_c7_quantize_part_of_a_group() {
 // -----
 
 func.func @weight_c7_pack_groups_rank() {
-  // expected-error@+1 {{recipe[1] '#moe.pack_groups<32>' gives four dimensions [B, panels, groups, bytes], but the result is 'tensor<1x576xi8>'}}
+  // expected-error@+1 {{recipe[1] '#moe.pack_groups<32>' gives three dimensions [B, panels, bytes], but the result is 'tensor<1x576xi8>'}}
   %0 = moe.weight ["a"] recipe [#moe.quantize<int4, group = 32, scale = f16>, #moe.pack_groups<32>] : tensor<1x576xi8>
-  return
-}
-
-// -----
-
-// 32 scales of two bytes, 32 x 64 codes.
-func.func @weight_c7_pack_groups_bytes() {
-  // expected-error@+1 {{recipe[1] '#moe.pack_groups<32>' gives 1088 along dimension 3, but the result is 'tensor<1x1x2x576xi8>'}}
-  %0 = moe.weight ["a"] recipe [#moe.quantize<int4, group = 64, scale = f16>, #moe.pack_groups<32>] : tensor<1x1x2x576xi8>
   return
 }
 
@@ -300,8 +291,8 @@ func.func @weight_c8_quantize() {
 // -----
 
 func.func @weight_c8_pack_groups() {
-  // expected-error@+1 {{the recipe gives elements of type 'i8', but the result is 'tensor<1x1x1x576xf32>'}}
-  %0 = moe.weight ["a"] recipe [#moe.quantize<int4, group = 32, scale = f16>, #moe.pack_groups<32>] : tensor<1x1x1x576xf32>
+  // expected-error@+1 {{the recipe gives elements of type 'i8', but the result is 'tensor<1x1x576xf32>'}}
+  %0 = moe.weight ["a"] recipe [#moe.quantize<int4, group = 32, scale = f16>, #moe.pack_groups<32>] : tensor<1x1x576xf32>
   return
 }
 
@@ -309,7 +300,7 @@ func.func @weight_c8_pack_groups() {
 
 func.func @weight_c9_not_quantized() {
   // expected-error@+1 {{recipe[0] '#moe.pack_groups<32>' packs codes and scales, but finds a tensor that no earlier step quantizes}}
-  %0 = moe.weight ["a"] recipe [#moe.pack_groups<32>] : tensor<1x1x1x576xi8>
+  %0 = moe.weight ["a"] recipe [#moe.pack_groups<32>] : tensor<1x1x576xi8>
   return
 }
 
@@ -317,7 +308,7 @@ func.func @weight_c9_not_quantized() {
 
 func.func @weight_c9_transposed() {
   // expected-error@+1 {{recipe[2] '#moe.pack_groups<32>' packs codes and scales, but finds a tensor that no earlier step quantizes}}
-  %0 = moe.weight ["a"] recipe [#moe.quantize<int4, group = 32, scale = f16>, #moe.transpose, #moe.pack_groups<32>] : tensor<1x1x1x576xi8>
+  %0 = moe.weight ["a"] recipe [#moe.quantize<int4, group = 32, scale = f16>, #moe.transpose, #moe.pack_groups<32>] : tensor<1x1x576xi8>
   return
 }
 
@@ -326,6 +317,6 @@ func.func @weight_c9_transposed() {
 // Zero points of their own are in no group's 8.
 func.func @weight_c9_zero_points() {
   // expected-error@+1 {{packs codes and scales, but finds a tensor that no earlier step quantizes}}
-  %0 = moe.weight ["c", "s", "z", "h"] recipe [#moe.dequant<packed 1x32 bits 4 zeros scale bf16, f32>, #moe.pack_groups<32>] : tensor<1x1x1x576xi8>
+  %0 = moe.weight ["c", "s", "z", "h"] recipe [#moe.dequant<packed 1x32 bits 4 zeros scale bf16, f32>, #moe.pack_groups<32>] : tensor<1x1x576xi8>
   return
 }

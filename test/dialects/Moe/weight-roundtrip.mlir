@@ -47,14 +47,14 @@ func.func @shapes() {
 
 // CHECK-LABEL: @quantized
 //       CHECK: recipe [#moe.stack<8>, #moe.quantize<int4, group = 64, scale = f16>] : tensor<8x48x128xf32>
-//       CHECK: recipe [#moe.stack<8>, #moe.quantize<int4, group = 64, scale = f16>, #moe.pack_groups<32>] : tensor<8x3x2x1088xi8>
-//       CHECK: recipe [#moe.quantize<int4, group = 32, scale = bf16>, #moe.head_rows<4, 0, 16>, #moe.pack_groups<32>] : tensor<4x1x4x576xi8>
+//       CHECK: recipe [#moe.stack<8>, #moe.quantize<int4, group = 64, scale = f16>, #moe.pack_groups<32>] : tensor<8x3x2176xi8>
+//       CHECK: recipe [#moe.quantize<int4, group = 32, scale = bf16>, #moe.head_rows<4, 0, 16>, #moe.pack_groups<32>] : tensor<4x1x2304xi8>
 func.func @quantized() {
   %0 = moe.weight ["{e}.w"] recipe [#moe.stack<8>, #moe.quantize<int4, group = 64, scale = f16>] : tensor<8x48x128xf32>
   %1 = moe.weight ["{e}.gate", "{e}.up"]
-      recipe [#moe.stack<8>, #moe.quantize<int4, group = 64, scale = f16>, #moe.pack_groups<32>] : tensor<8x3x2x1088xi8>
+      recipe [#moe.stack<8>, #moe.quantize<int4, group = 64, scale = f16>, #moe.pack_groups<32>] : tensor<8x3x2176xi8>
   %2 = moe.weight ["w"]
-      recipe [#moe.quantize<int4, group = 32, scale = bf16>, #moe.head_rows<4, 0, 16>, #moe.pack_groups<32>] : tensor<4x1x4x576xi8>
+      recipe [#moe.quantize<int4, group = 32, scale = bf16>, #moe.head_rows<4, 0, 16>, #moe.pack_groups<32>] : tensor<4x1x2304xi8>
   return
 }
 
@@ -65,7 +65,7 @@ func.func @quantized() {
 //       CHECK: recipe [#moe.dequant<gptq_v2 1x? bits 8, f32>] : tensor<8x64xf32>
 //       CHECK: recipe [#moe.dequant<awq 1x64, f32>] : tensor<8x64xf32>
 //       CHECK: recipe [#moe.dequant<packed 1x32 bits 4, f32>, #moe.stack<4>] : tensor<4x8x64xf32>
-//       CHECK: recipe [#moe.dequant<gptq 1x64 bits 4 symmetric scale f16, f32>, #moe.pack_groups<32>] : tensor<1x1x1x1088xi8>
+//       CHECK: recipe [#moe.dequant<gptq 1x64 bits 4 symmetric scale f16, f32>, #moe.pack_groups<32>] : tensor<1x1x1088xi8>
 //       CHECK: recipe [#moe.dequant<packed 1x32 bits 8 zeros indexed, f32>] : tensor<8x64xf32>
 //       CHECK: recipe [#moe.dequant<int8 1x?, f32>] : tensor<8x64xf32>
 //       CHECK: recipe [#moe.dequant<nvfp4, f32>] : tensor<8x64xf32>
@@ -82,7 +82,7 @@ func.func @stored() {
   %3 = moe.weight ["c", "s", "z"] recipe [#moe.dequant<gptq_v2 1x? bits 8, f32>] : tensor<8x64xf32>
   %4 = moe.weight ["c", "s", "z"] recipe [#moe.dequant<awq 1x64, f32>] : tensor<8x64xf32>
   %5 = moe.weight ["{e}.c", "{e}.s", "{e}.h"] recipe [#moe.dequant<packed 1x32 bits 4, f32>, #moe.stack<4>] : tensor<4x8x64xf32>
-  %20 = moe.weight ["c", "s", "z"] recipe [#moe.dequant<gptq 1x64 bits 4 symmetric scale f16, f32>, #moe.pack_groups<32>] : tensor<1x1x1x1088xi8>
+  %20 = moe.weight ["c", "s", "z"] recipe [#moe.dequant<gptq 1x64 bits 4 symmetric scale f16, f32>, #moe.pack_groups<32>] : tensor<1x1x1088xi8>
   %6 = moe.weight ["c", "s", "z", "g", "h"] recipe [#moe.dequant<packed 1x32 bits 8 zeros indexed, f32>] : tensor<8x64xf32>
   %7 = moe.weight ["c", "s"] recipe [#moe.dequant<int8 1x?, f32>] : tensor<8x64xf32>
   %8 = moe.weight ["c", "s", "g"] recipe [#moe.dequant<nvfp4, f32>] : tensor<8x64xf32>

@@ -1,0 +1,26 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+/// \file
+/// What codes and scales hold of a tensor: `#moe.quantize`, on whole tensors in memory.
+
+#ifndef MOEC_DIALECTS_MOE_REFERENCE_QUANTIZE_H
+#define MOEC_DIALECTS_MOE_REFERENCE_QUANTIZE_H
+
+#include "dialects/Moe/Reference/Recipe.h"
+
+#include <string>
+
+namespace mlir::moe::reference {
+
+/// Rounds each matrix of a tensor [.., N, K] for `name`, which is member `firstMember` of a family, or the first of
+/// several that were stacked. Errors name the tensor, what was found and what was expected.
+moec::Result<StoredTensor> quantize(QuantizeAttr step, const std::string &name, const StoredTensor &in,
+                                    int64_t firstMember, const moec::MomentSource *moments);
+
+/// The byte that stores a code, which is told by what it stands for.
+int byteOf(CodeFormat codes, float value);
+
+} // namespace mlir::moe::reference
+
+#endif // MOEC_DIALECTS_MOE_REFERENCE_QUANTIZE_H
