@@ -138,6 +138,10 @@ Status ProgramReader::readGemm(size_t launch, const Spec &spec) {
     if (found == routed.end())
       return Error{what(launch) + " follows lists of experts that no dispatch makes"};
     experts = found->second;
+    MOEC_TRY(int64_t topk, spec.size("topk"));
+    if (topk != experts->topk)
+      return Error{what(launch) + " takes " + std::to_string(topk) + " rows for each token, but its router chooses " +
+                   std::to_string(experts->topk) + " experts"};
     if (routing == "scatter") {
       perToken = experts->topk;
       input.experts = experts;
