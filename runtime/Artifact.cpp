@@ -335,12 +335,30 @@ Status Artifact::readWeights(const JsonObject &manifest) {
     for (const auto &[tensor, info] : tensors.tensors()) {
       if (!weightIndex.try_emplace(tensor, weightInfos.size()).second)
         return Error{file.path + ": '" + tensor + "' is also in another file of weights"};
-      weightInfos.push_back({tensor, info, mapping->base + info.begin});
+      weightInfos.push_back({tensor, info, mapping->base + info.begin, {}});
     }
     mappings.push_back(std::move(mapping));
     weightFileInfos.push_back(std::move(file));
     return success();
   });
+}
+
+Status Artifact::readSources(const JsonObject &manifest) {
+  if (!manifest.has("sources")) // artifacts of an earlier moec
+    return success();
+  MOEC_TRY(JsonObject sources, manifest.object("sources"));
+  for (const auto &[weight, names] : sources.json().items()) {
+    auto found = weightIndex.find(weight);
+    if (found == weightIndex.end())
+      return Error{sources.field(weight) + " is in no file of weights"};
+    MOEC_TRY(const Json *list, sources.array(weight));
+    for (const Json &name : *list) {
+      if (!name.is_string())
+        return Error{sources.field(weight) + " has " + describe(name) + ", expected names of tensors"};
+      weightInfos[found->second].sources.push_back(name.get<std::string>());
+    }
+  }
+  return success();
 }
 
 Status Artifact::readKernels(const JsonObject &manifest) {
@@ -526,6 +544,7 @@ Result<Artifact> Artifact::open(const std::string &directory) {
   MOEC_CHECK(artifact.readKernels(manifest));
   MOEC_CHECK(artifact.readCode(manifest));
   MOEC_CHECK(artifact.readWeights(manifest));
+  MOEC_CHECK(artifact.readSources(manifest));
   MOEC_CHECK(artifact.readProgram(program));
   return artifact;
 }

@@ -109,6 +109,8 @@ struct WeightInfo {
   std::string name;
   TensorInfo tensor;
   const std::byte *data = nullptr;
+  /// The checkpoint's matrices that it is made of, `{e}` for each expert's number; empty if the manifest does not say.
+  std::vector<std::string> sources;
 };
 
 struct WeightFile {
@@ -156,6 +158,7 @@ private:
   Status readModel(const JsonObject &manifest);
   Status readCode(const JsonObject &manifest);
   Status readWeights(const JsonObject &manifest);
+  Status readSources(const JsonObject &manifest);
   Status readKernels(const JsonObject &manifest);
   Status readProgram(const JsonObject &program);
   Status readBuffers(const JsonObject &program);

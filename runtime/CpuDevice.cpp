@@ -57,6 +57,7 @@ public:
   Status reservePages(int64_t pages) override;
   void clearPage(int32_t page) override;
   Status run(const DeviceStep &step) override;
+  void setObserver(LaunchObserver observer) override { this->observer = std::move(observer); }
 
 private:
   struct BoundLaunch {
@@ -81,6 +82,7 @@ private:
   InputBuffer tokens, positions, slots, rows;
   std::vector<BoundLaunch> launches;
   std::vector<Patch> logitsPatches, pageTablePatches;
+  LaunchObserver observer;
 };
 
 } // namespace
@@ -205,6 +207,8 @@ Status CpuDevice::run(const DeviceStep &step) {
     int64_t tasks = artifact.launches()[i].tasks(shape.tokens, shape.rows);
     pool->parallelFor(std::max<int64_t>(tasks, 0),
                       [&](int64_t begin, int64_t end) { launch.kernel(launch.args.data(), &shape, begin, end); });
+    if (observer)
+      observer({i, shape.tokens, shape.rows, launch.args});
   }
   return success();
 }

@@ -11,6 +11,7 @@
 #include "runtime/Support/Result.h"
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -29,6 +30,19 @@ struct DeviceStep {
   float *logits = nullptr; ///< out: [R, V]; may be null if R is 0
 };
 
+/// A launch that has just finished.
+struct LaunchView {
+  size_t launch = 0;            ///< index into artifact.launches()
+  int64_t tokens = 0, rows = 0; ///< T and R of this run of the program
+  /// One pointer per argument of the launch, in the manifest's order, offsets
+  /// included; null for the logits of a run that has none. What launches write
+  /// may be written, weights and inputs not.
+  std::span<void *const> args;
+};
+
+/// Called between launches, by the thread that runs the step, while no kernel runs. Must not call the model.
+using LaunchObserver = std::function<void(const LaunchView &)>;
+
 /// A chip that holds one artifact's code, weights, scratch memory and cache
 /// pages, and runs its launch list. Used by one thread at a time.
 class Device {
@@ -45,6 +59,8 @@ public:
   /// step's entries are in the caches. The same bits for the same step and
   /// caches, always.
   virtual Status run(const DeviceStep &step) = 0;
+  /// For tools: `observer` is told of every launch of the next runs, in their order; empty: of none, at no cost.
+  virtual void setObserver(LaunchObserver observer) = 0;
 };
 
 struct CpuDeviceOptions {

@@ -56,6 +56,11 @@ int64_t Model::usedPages() const {
   return cache->usedPages();
 }
 
+void Model::setObserver(LaunchObserver observer) {
+  std::lock_guard lock(mutex);
+  device->setObserver(std::move(observer));
+}
+
 Status Model::step(std::span<const int32_t> tokens, std::span<const int32_t> positions, std::span<const int32_t> slots,
                    std::span<const int32_t> rows, std::span<float> logits) {
   const size_t count = tokens.size();

@@ -58,6 +58,10 @@ public:
   Status step(std::span<const int32_t> tokens, std::span<const int32_t> positions, std::span<const int32_t> slots,
               std::span<const int32_t> rows, std::span<float> logits);
 
+  /// For tools that look at, or change, what is computed on the way: see
+  /// `LaunchView`. A step that is cut into several runs tells of each.
+  void setObserver(LaunchObserver observer);
+
   /// Tokens held in a slot.
   Result<int64_t> length(int64_t slot) const;
   /// Forgets the tokens of a slot from `length` on (0: all), which is at most its length.

@@ -5,6 +5,7 @@
 
 #include "codegen/Common/KernelSignature.h"
 #include "dialects/Exec/ExecDialect.h"
+#include "dialects/Moe/MoeDialect.h"
 #include "dialects/Moe/Recipe.h"
 
 #include "mlir/IR/AffineExpr.h"
@@ -109,6 +110,7 @@ private:
   LogicalResult writeLaunch(exec::LaunchOp launch);
   LogicalResult checkLaunch(exec::LaunchOp launch, const KernelSpec &spec);
   FailureOr<Json> argument(exec::LaunchOp launch, Value value);
+  Json sources();
 
   ModuleOp module;
   exec::ProgramOp program;
@@ -203,6 +205,20 @@ LogicalResult ProgramWriter::writeLaunch(exec::LaunchOp launch) {
   return mlir::success();
 }
 
+/// The checkpoint's matrices that each weight is made of; of a quantized one the tensor of the codes, which comes
+/// first.
+Json ProgramWriter::sources() {
+  Json json = Json::object();
+  for (auto weight : module.getOps<exec::WeightOp>()) {
+    ArrayRef<Attribute> recipe = weight.getRecipe().getValue(), names = weight.getSources().getValue();
+    auto dequant = recipe.empty() ? nullptr : dyn_cast<moe::DequantAttr>(recipe.front());
+    Json &list = json[weight.getSymName().str()] = Json::array();
+    for (size_t i = 0; i < names.size(); i += dequant ? dequant.getNumSources() : 1)
+      list.push_back(cast<StringAttr>(names[i]).str());
+  }
+  return json;
+}
+
 FailureOr<Json> ProgramWriter::run() {
   auto programs = module.getOps<exec::ProgramOp>();
   if (!llvm::hasSingleElement(programs))
@@ -252,6 +268,7 @@ FailureOr<Json> ProgramWriter::run() {
 
   Json json;
   json["model"] = std::move(*model);
+  json["sources"] = sources();
   json["kernels"] = std::move(kernels);
   json["program"] = {{"max_tokens", maxTokens},
                      {"arena_bytes", *program.getArenaBytes()},

@@ -14,7 +14,7 @@
 
 namespace moec {
 
-/// The keys `model`, `kernels` and `program` of a manifest, from a module with
+/// The keys `model`, `sources`, `kernels` and `program` of a manifest, from a module with
 /// the attribute `moe.model`, `exec.kernel`s and one `exec.program` on a memory
 /// plan. Each launch is checked against its kernel's spec: number, element
 /// types and writes of its arguments, and the grid. Fails with a diagnostic.

@@ -18,9 +18,9 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ._moec import Generation, Model, __version__, _compile, _ir, _load, _verify
+from ._moec import Generation, Model, __version__, _calibrate, _compile, _ir, _load, _verify
 
-__all__ = ["Generation", "Model", "compile", "ir", "load", "verify", "__version__"]
+__all__ = ["Generation", "Model", "calibrate", "compile", "ir", "load", "verify", "__version__"]
 
 
 def compile(
@@ -124,4 +124,35 @@ def verify(
     formats = [experts, attention, dense, head]
     return json.loads(
         _verify(os.fspath(model_dir), list(tokens or []), count, seed, list(layers or []), formats, artifact)
+    )
+
+
+def calibrate(
+    artifact: str | os.PathLike[str],
+    file: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    tokens: int | None = None,
+    threads: int | None = None,
+    sensitivity: bool = True,
+) -> dict[str, Any]:
+    """Run an artifact over a text and keep what its weights are multiplied with, for quantizers.
+
+    Args:
+      artifact: directory that `compile` or the `moec` command made.
+      file: the text, read in chunks of 256 tokens.
+      out: the safetensors file to write (docs/calibration.md). It appears whole or not at all; an earlier one is replaced.
+      tokens: at most so many are read, in whole chunks; None: the whole text.
+      threads: None: the physical cores available to the process. The file does not depend on it.
+      sensitivity: whether what noise in each layer's experts costs is measured, on the first 2048 tokens.
+    Returns:
+      "output", its size as "bytes", "tokens" that were read; "layers": for each layer of experts a dictionary of "experts"
+      (its name), "topk", "counts" of each expert, the "least" and the "most" chosen one ("expert", "tokens"), those that saw
+      too little ("scarce": fewer tokens than "enough"), "sensitivity" (nats per token over the noise's mean squared norm);
+      "scarce" experts in all, those "never_chosen", and "tokens_needed" for each to see enough.
+    Raises:
+      ValueError: the artifact or the text is unusable, an argument is out of range, or the disk is full.
+    """
+    return json.loads(
+        _calibrate(os.fspath(artifact), os.fspath(file), os.fspath(out), tokens or 0, threads or 0, sensitivity)
     )

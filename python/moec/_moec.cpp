@@ -8,6 +8,7 @@
 #include "runtime/Generate.h"
 #include "runtime/Model.h"
 #include "runtime/Tokenizer/Tokenizer.h"
+#include "tools/Driver/Calibrate.h"
 #include "tools/Driver/Compilation.h"
 #include "tools/Driver/Verify.h"
 
@@ -158,6 +159,15 @@ std::string verifyModel(const std::string &model, std::vector<int32_t> tokens, i
   return take(std::move(report)).json().dump();
 }
 
+/// The report as JSON text.
+std::string calibrateArtifact(const std::string &artifact, const std::string &file, const std::string &output,
+                              int64_t tokens, int threads, bool sensitivity) {
+  py::gil_scoped_release release;
+  Result<CalibrateReport> report = calibrate({artifact, file, output, tokens, threads, sensitivity, {}});
+  py::gil_scoped_acquire acquire;
+  return take(std::move(report)).json().dump();
+}
+
 std::string irText(const std::string &model, const std::string &stage, int64_t maxContext) {
   if (stage != "moe" && stage != "optimized" && stage != "exec")
     throw py::value_error("unknown stage '" + stage + "', expected moe, optimized or exec");
@@ -287,4 +297,5 @@ Raises:
   });
   m.def("_ir", &irText);
   m.def("_verify", &verifyModel);
+  m.def("_calibrate", &calibrateArtifact);
 }

@@ -176,6 +176,19 @@ def test_progress_may_fail(tmp_path):
     assert os.listdir(tmp_path) == ["out"]
 
 
+def test_calibrate(artifact, tmp_path):
+    report = moec.calibrate(artifact, TINY / "val.txt", tmp_path / "c", tokens=700, threads=2)
+    assert report["tokens"] == 512 and report["bytes"] == (tmp_path / "c").stat().st_size
+    assert [sum(layer["counts"]) for layer in report["layers"]] == [512 * 4] * 3
+    assert all(layer["sensitivity"] > 0 for layer in report["layers"])
+    silent = moec.calibrate(artifact, TINY / "val.txt", tmp_path / "c", tokens=256, sensitivity=False)
+    assert all("sensitivity" not in layer for layer in silent["layers"])
+    with pytest.raises(ValueError, match="tokens to read are 255, expected at least the 256 of a chunk"):
+        moec.calibrate(artifact, TINY / "val.txt", tmp_path / "c", tokens=255)
+    with pytest.raises(ValueError, match="absent"):
+        moec.calibrate(artifact, tmp_path / "absent", tmp_path / "c")
+
+
 def test_everything_is_documented():
     for name in moec.__all__:
         thing = getattr(moec, name)

@@ -120,6 +120,23 @@ TEST_F(ArtifactFiles, WeightsInTwoFilesAreRefused) {
   EXPECT_THAT(refusal(), HasSubstr("more.safetensors: 'both' is also in another file of weights"));
 }
 
+TEST_F(ArtifactFiles, SourcesOfWeightsAreNames) {
+  auto refusalOf = [&](const char *sources) {
+    tiny.manifest["sources"] = Json::parse(sources);
+    tiny.writeManifest(dir.path());
+    return refusal();
+  };
+  EXPECT_EQ(refusalOf(R"({"table": ["a.weight", "b.{e}.weight"], "tail": []})"), "accepted");
+  const Artifact artifact = take(Artifact::open(dir.path()));
+  for (const WeightInfo &weight : artifact.weights())
+    EXPECT_EQ(weight.sources, weight.name == "table" ? (std::vector<std::string>{"a.weight", "b.{e}.weight"})
+                                                     : std::vector<std::string>{});
+  EXPECT_THAT(refusalOf(R"({"chair": ["a.weight"]})"), HasSubstr("'sources.chair' is in no file of weights"));
+  EXPECT_THAT(refusalOf(R"({"table": "a.weight"})"), HasSubstr("'sources.table' is the string 'a.weight', expected"));
+  EXPECT_THAT(refusalOf(R"({"table": ["a", 3]})"), HasSubstr("'sources.table' has 3, expected names of tensors"));
+  EXPECT_THAT(refusalOf("[]"), HasSubstr("'sources' is an array of 0 elements, expected an object"));
+}
+
 TEST_F(ArtifactFiles, LinksToOutsideAreRefused) {
   TemporaryDirectory other;
   std::filesystem::rename(weights(), other.path() + "/w");

@@ -189,6 +189,56 @@ TEST_F(ModelStep, OptionsOutOfRangeAreRefused) {
   EXPECT_EQ(Model::load(dir.path(), options).message(), "number of slots is 0, expected 1 to 536870911");
 }
 
+TEST_F(ModelStep, AnObserverSeesEveryLaunchAndMayChangeWhatItWrote) {
+  const Tokens tokens = sequence(120, 3);
+  const std::vector<float> expected = tiny.reference(tokens);
+  auto model = load();
+  struct Seen {
+    size_t launch;
+    int64_t tokens, rows;
+    bool operator==(const Seen &) const = default;
+  };
+  std::vector<Seen> seen, all;
+  for (int64_t part : {50, 50, 20}) // a step of 120 tokens in runs of at most 50
+    for (size_t launch = 0; launch < 5; ++launch)
+      all.push_back({launch, part, part});
+  std::vector<float> embedded;
+  model->setObserver([&](const LaunchView &view) {
+    ASSERT_EQ(view.args.size(), model->artifact().launches()[view.launch].args.size());
+    seen.push_back({view.launch, view.tokens, view.rows});
+    if (view.launch == 0) {
+      const auto *x = static_cast<const float *>(view.args[3]);
+      embedded.insert(embedded.end(), x, x + view.tokens * TinyArtifact::D);
+    }
+  });
+  EXPECT_EQ(feed(*model, 0, tokens, 120), expected);
+  EXPECT_EQ(seen, all);
+  ASSERT_EQ(embedded.size(), tokens.size() * TinyArtifact::D);
+  for (size_t i = 0; i < embedded.size(); ++i)
+    ASSERT_EQ(embedded[i], tiny.table[tokens[i / TinyArtifact::D] * TinyArtifact::D + i % TinyArtifact::D]);
+
+  // Nothing is left of what `mix` gave to the head.
+  model->setObserver([&](const LaunchView &view) {
+    if (view.launch == 2)
+      std::fill_n(static_cast<float *>(view.args[4]), view.tokens * TinyArtifact::D, 0.0f);
+  });
+  EXPECT_EQ(feed(*model, 0, tokens, 120), std::vector<float>(expected.size(), 0.0f));
+
+  // Without rows there is no place for logits.
+  std::vector<void *> places;
+  model->setObserver([&](const LaunchView &view) {
+    if (view.launch == 4)
+      places.push_back(view.args[3]);
+  });
+  EXPECT_OK(model->step(iota(3), iota(3), Tokens(3, 0), {}, {}));
+  EXPECT_EQ(places, std::vector<void *>{nullptr});
+
+  seen.clear();
+  model->setObserver({});
+  EXPECT_EQ(feed(*model, 0, tokens, 120), expected);
+  EXPECT_TRUE(seen.empty());
+}
+
 TEST_F(ModelStep, ArtifactsForOtherMachinesAreRefused) {
   auto message = [&](const std::string &level, const char *forced) {
     tiny.manifest["code"][0]["level"] = level;

@@ -6,6 +6,7 @@
 /// to stderr; whatever is wrong is one sentence and exit code 1.
 
 #include "runtime/Artifact.h"
+#include "runtime/ChunkReader.h"
 #include "runtime/Generate.h"
 #include "runtime/Model.h"
 #include "runtime/Sampler.h"
@@ -339,55 +340,6 @@ struct Logits {
   }
 };
 
-/// A model that reads a text in chunks, and what is measured meanwhile.
-class ChunkReader {
-public:
-  static constexpr int64_t chunkTokens = 256;
-
-  static Result<ChunkReader> open(const ModelArgs &args) {
-    MOEC_TRY(std::unique_ptr<Model> model, args.load());
-    if (model->info().bos < 0)
-      return Error{args.artifact + ": the model has no begin-of-sequence token, which each chunk starts with"};
-    if (model->maxContext() < chunkTokens)
-      return Error{args.artifact + ": is compiled for a context of " + std::to_string(model->maxContext()) +
-                   ", but a chunk has " + std::to_string(chunkTokens) + " tokens"};
-    return ChunkReader(std::move(model));
-  }
-  /// The whole text, without a begin-of-sequence token.
-  static Result<std::vector<int32_t>> encode(const std::string &artifact, const std::string &text) {
-    MOEC_TRY(Tokenizer tokenizer, Tokenizer::load(artifact));
-    EncodeOptions encoding;
-    encoding.addBos = false;
-    return tokenizer.encode(text, encoding);
-  }
-
-  /// Reads the chunk that begins at `expected`, each token of which is below `vocab`.
-  Status read(const int32_t *expected) {
-    std::vector<int32_t> tokens(chunkTokens), positions(chunkTokens), slots(chunkTokens, 0);
-    std::iota(positions.begin(), positions.end(), 0);
-    tokens[0] = static_cast<int32_t>(model->info().bos);
-    std::copy_n(expected, chunkTokens - 1, tokens.begin() + 1);
-    MOEC_CHECK(model->step(tokens, positions, slots, /*rows=*/positions, logits));
-    for (int64_t t = 0; t < chunkTokens; ++t)
-      sum += negativeLogProbability(row(t), expected[t]);
-    count += chunkTokens;
-    return success();
-  }
-  /// Logits after token `t` of the last chunk's beginning.
-  std::span<const float> row(int64_t t) const { return std::span(logits).subspan(t * vocab(), vocab()); }
-  int64_t vocab() const { return model->vocab(); }
-  double perplexity() const { return std::exp(sum / static_cast<double>(count)); }
-  std::string deviceDescription() const { return model->deviceDescription(); }
-
-private:
-  explicit ChunkReader(std::unique_ptr<Model> loaded) : model(std::move(loaded)), logits(chunkTokens * vocab()) {}
-
-  std::unique_ptr<Model> model;
-  std::vector<float> logits;
-  double sum = 0;
-  int64_t count = 0;
-};
-
 /// How far the logits of a model are from those of another one, position by position.
 class Divergence {
 public:
@@ -433,16 +385,10 @@ struct Perplexity {
   }
   Result<int> run() {
     MOEC_TRY(std::string text, readText(file));
-    MOEC_TRY(ChunkReader reader, ChunkReader::open(model));
+    MOEC_TRY(ChunkReader reader, open(model));
     MOEC_TRY(const std::vector<int32_t> ids, ChunkReader::encode(model.artifact, text));
-    const int64_t chunks = ids.size() / chunkTokens, count = chunks * chunkTokens;
-    if (chunks == 0)
-      return Error{file + ": has " + std::to_string(ids.size()) + " tokens, expected at least " +
-                   std::to_string(chunkTokens)};
-    const int32_t largest = *std::max_element(ids.begin(), ids.begin() + count);
-    if (largest >= reader.vocab())
-      return Error{file + ": the tokenizer gives the id " + std::to_string(largest) +
-                   ", but the model's vocabulary has " + std::to_string(reader.vocab())};
+    MOEC_TRY(const int64_t chunks, reader.chunksOf(ids, file));
+    const int64_t count = chunks * chunkTokens;
     std::optional<ChunkReader> baseReader;
     if (!base.empty()) {
       MOEC_TRY(ChunkReader opened, openBase(text, ids, reader.vocab()));
@@ -487,16 +433,20 @@ struct Perplexity {
         MOEC_CHECK(print(line));
       }
     }
-    std::fprintf(stderr, "%s tok/s; %s\n", rate(count / seconds).c_str(), reader.deviceDescription().c_str());
+    std::fprintf(stderr, "%s tok/s; %s\n", rate(count / seconds).c_str(), reader->deviceDescription().c_str());
     return 0;
   }
 
 private:
+  static Result<ChunkReader> open(const ModelArgs &args) {
+    MOEC_TRY(std::unique_ptr<Model> model, args.load());
+    return ChunkReader::open(std::move(model));
+  }
   /// The artifact to compare with; whether it is of the same model shows in its vocabulary and in what text becomes.
   Result<ChunkReader> openBase(const std::string &text, const std::vector<int32_t> &ids, int64_t vocab) const {
     ModelArgs args = model;
     args.artifact = base;
-    MOEC_TRY(ChunkReader reader, ChunkReader::open(args));
+    MOEC_TRY(ChunkReader reader, open(args));
     if (reader.vocab() != vocab)
       return Error{base + ": has a vocabulary of " + std::to_string(reader.vocab()) + ", but " + model.artifact +
                    " has one of " + std::to_string(vocab) + "; --kld compares artifacts of one model"};

@@ -158,6 +158,7 @@ std::string moec::artifactJson(const Artifact &artifact) {
     json["weights"].push_back({{"name", weight.name},
                                {"dtype", toString(weight.tensor.dtype)},
                                {"shape", weight.tensor.shape},
-                               {"bytes", weight.tensor.bytes}});
+                               {"bytes", weight.tensor.bytes},
+                               {"sources", weight.sources}});
   return json.dump(2);
 }

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 
 /// \file
-/// The compiler's command line: compile, plan, inspect, interpret, verify.
+/// The compiler's command line: compile, plan, calibrate, inspect, interpret, verify.
 
 #include "passes/Moe/WeightFormat.h"
 #include "runtime/Support/File.h"
@@ -11,6 +11,7 @@
 #include "tools/Driver/Compilation.h"
 #include "tools/Driver/Text.h"
 #include "tools/Driver/Verify.h"
+#include "tools/moec/CalibrateCommand.h"
 #include "tools/moec/Inspect.h"
 #include "tools/moec/PlanCommand.h"
 
@@ -286,6 +287,7 @@ int main(int argc, char **argv) {
       "The --mlir-* options of MLIR's own tools (--mlir-print-ir-after-all, --mlir-timing, ...) work too.");
 
   PlanCommand plan(app);
+  CalibrateCommand calibrate(app);
 
   CLI::App *inspectCommand = app.add_subcommand("inspect", "Show what is in an artifact");
   inspectCommand->add_option("ARTIFACT", arguments.artifact, "artifact directory")->required();
@@ -360,6 +362,8 @@ int main(int argc, char **argv) {
   }
   if (plan.isChosen())
     return report(plan.run());
+  if (calibrate.isChosen())
+    return report(calibrate.run());
   if (*inspectCommand)
     return report(inspect(arguments));
   if (*verifyCommand)

@@ -89,6 +89,7 @@ TEST_F(ManifestTest, AProgramBecomesItsParts) {
   EXPECT_EQ(
       (*json)["kernels"][0],
       Json::parse(R"({"symbol": "embed", "kind": "embed", "spec": {"out_stride": 8, "table": "f32", "width": 8}})"));
+  EXPECT_EQ((*json)["sources"], Json::parse(R"({"w": ["experts.{e}.w"]})"));
   EXPECT_EQ((*json)["program"], Json::parse(R"({
     "max_tokens": 16, "arena_bytes": 8192,
     "caches": [{"name": "kv.0", "dtype": "F32", "width": 80}, {"name": "kv.1", "dtype": "F32", "width": 80}],
