@@ -21,6 +21,7 @@
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "mlir/IR/Diagnostics.h"
 #include "mlir/Pass/PassManager.h"
+#include "mlir/Pass/PassRegistry.h"
 
 #include <algorithm>
 #include <cstring>
@@ -123,6 +124,35 @@ std::string ownState() {
 
 } // namespace
 
+/// What a textual pipeline asks for.
+static Result<mlir::OpPassManager> parsePipeline(const std::string &text) {
+  mlir::moe::registerMoePipelines();
+  std::string errors;
+  llvm::raw_string_ostream stream(errors);
+  mlir::FailureOr<mlir::OpPassManager> pipeline = mlir::parsePassPipeline(text, stream);
+  if (mlir::failed(pipeline)) {
+    // The place is shown on further lines.
+    llvm::StringRef reason = llvm::StringRef(errors).split('\n').first;
+    if (size_t found = reason.find("error: "); found != llvm::StringRef::npos)
+      reason = reason.substr(found + 7);
+    return Error{"pass pipeline '" + text + "': " + reason.str()};
+  }
+  if (pipeline->getOpAnchorName() != mlir::ModuleOp::getOperationName())
+    return Error{"pass pipeline '" + text + "': works on " + pipeline->getOpAnchorName().str() +
+                 ", expected builtin.module(...)"};
+  return std::move(*pipeline);
+}
+
+Status PassOptions::check() const {
+  if (level < 0 || level > mlir::moe::kMaxOptimization)
+    return Error{"level of optimization is " + std::to_string(level) + ", expected 0 to " +
+                 std::to_string(mlir::moe::kMaxOptimization)};
+  if (!pipeline.empty()) {
+    MOEC_CHECK(parsePipeline(pipeline));
+  }
+  return success();
+}
+
 Compilation::Compilation(CompileOptions options, hf::SourceModel source)
     : options(std::move(options)), source(std::move(source)) {
   context.loadDialect<mlir::moe::MoeDialect, mlir::exec::ExecDialect, mlir::func::FuncDialect>();
@@ -142,6 +172,7 @@ Result<std::unique_ptr<Compilation>> Compilation::open(CompileOptions options) {
 }
 
 Result<std::unique_ptr<Compilation>> Compilation::of(CompileOptions options, hf::SourceModel source) {
+  MOEC_CHECK(options.passes.check());
   std::unique_ptr<Compilation> result(new Compilation(std::move(options), std::move(source)));
   DiagnosticSentence diagnostics(result->context);
   hf::ImportOptions import;
@@ -174,7 +205,12 @@ std::string Compilation::text() {
 }
 
 void Compilation::addMoePasses(mlir::OpPassManager &manager) const {
+  if (!options.passes.pipeline.empty()) {
+    manager = *parsePipeline(options.passes.pipeline);
+    return;
+  }
   mlir::moe::MoePipelineOptions formats;
+  formats.level = options.passes.level;
   formats.experts = options.experts;
   formats.attention = options.attention;
   formats.dense = options.dense;

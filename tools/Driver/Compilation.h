@@ -34,6 +34,15 @@ namespace moec {
 class Journal;
 struct WeightJob;
 
+/// Which passes optimize the model.
+struct PassOptions {
+  int64_t level = 2;    ///< 0 to 3, as `mlir::moe::buildMoePipeline` has them
+  std::string pipeline; ///< a textual pipeline, "builtin.module(...)", instead of a level and formats; empty: none
+
+  /// Fails on a pipeline that cannot be parsed or a level that is not there.
+  Status check() const;
+};
+
 struct CompileOptions {
   std::string model;          ///< checkpoint directory
   std::string target = "cpu"; ///< the only one so far
@@ -44,6 +53,7 @@ struct CompileOptions {
   /// Formats of weights, as the pass `moe-quantize` names them: routed experts, attention's projections, feed-forward
   /// layers that every token takes, the projection to logits.
   std::string experts = "keep", attention = "keep", dense = "keep", head = "keep";
+  PassOptions passes;
   /// Tokens in one run of the program; longer steps are cut by the runtime.
   int64_t maxTokens = 512;
   /// Bounds the materializer's tiles and mapped source pages, in bytes.
@@ -83,7 +93,7 @@ public:
 
   /// Runs passes over the module.
   Status run(llvm::function_ref<void(mlir::PassManager &)> build);
-  /// Those that `optimize` runs, with the formats of the options.
+  /// Those that `optimize` runs: the pipeline of the options, else that of their level and formats.
   void addMoePasses(mlir::OpPassManager &manager) const;
   Status optimize(); ///< plain `moe` -> fused `moe`
   Status lower();    ///< fused `moe` -> `exec` with its memory planned

@@ -367,6 +367,7 @@ private:
     compile.model = options.model;
     compile.maxContext = compiledContext;
     compile.maxTokens = options.maxTokens;
+    compile.passes = options.passes;
     hf::SourceModel source{plan.config, {}, hf::Inventory::assume(plan.config)};
     if (plan.hasHeaders) {
       MOEC_TRY(source.inventory, hf::Inventory::check(plan.config, checkpoint.tensors(), options.model));

@@ -6,6 +6,7 @@
 #include "runtime/Support/Json.h"
 #include "tools/Driver/CompileRate.h"
 #include "tools/Driver/Text.h"
+#include "tools/moec/PassFlags.h"
 
 #include <CLI/CLI.hpp>
 
@@ -216,8 +217,11 @@ PlanCommand::PlanCommand(CLI::App &app)
   std::string formats;
   for (const WeightFormat &format : weightFormats())
     formats += (formats.empty() ? "" : ", ") + std::string(format.name);
-  command->add_option("--experts", options.experts,
-                      "how routed experts are stored: " + formats + " (default: as a compile does)");
+  addPassOptions(*command, options.passes);
+  command
+      ->add_option("--experts", options.experts,
+                   "how routed experts are stored: " + formats + " (default: as a compile does)")
+      ->excludes("--pass-pipeline");
   command->add_option("--devices", options.devices, "devices that share the model (default: as many as hold it)")
       ->check(CLI::Range(int64_t(1), int64_t(1) << 20));
   command->add_option("--context", options.context, "tokens in the sequence (default: as a compile)")

@@ -5,6 +5,7 @@
 /// The compiler's command line: compile, plan, inspect, interpret, verify.
 
 #include "passes/Moe/WeightFormat.h"
+#include "passes/Pipelines.h"
 #include "runtime/Support/File.h"
 #include "runtime/Support/Safetensors.h"
 #include "runtime/Support/Text.h"
@@ -12,6 +13,7 @@
 #include "tools/Driver/Text.h"
 #include "tools/Driver/Verify.h"
 #include "tools/moec/Inspect.h"
+#include "tools/moec/PassFlags.h"
 #include "tools/moec/PlanCommand.h"
 
 #include "mlir/IR/AsmState.h"
@@ -101,9 +103,12 @@ Status compile(Arguments &arguments) {
   MOEC_TRY(options.maxFileSize, parseSize(arguments.maxFileSize));
   if (arguments.emit.empty() && arguments.output.empty())
     return Error{"give the artifact a name with -o, or use --emit to print a stage"};
+  mlir::DefaultTimingManager timing;
+  mlir::applyDefaultTimingManagerCLOptions(timing);
+  mlir::TimingScope whole = timing.getRootScope();
   options.configure = [&](mlir::PassManager &manager) {
     (void)mlir::applyPassManagerCLOptions(manager);
-    mlir::applyDefaultTimingPassManagerCLOptions(manager);
+    manager.enableTiming(whole);
   };
   ProgressLine progress;
   options.progress = [&](uint64_t done, uint64_t total, const std::string &weight) {
@@ -111,7 +116,9 @@ Status compile(Arguments &arguments) {
   };
   options.resumed = [&](uint64_t present, uint64_t total) { progress.resume(present, total); };
 
+  mlir::TimingScope importing = whole.nest("Import");
   MOEC_TRY(auto compilation, Compilation::open(options));
+  importing.stop();
   if (arguments.emit == "moe")
     return writeText(arguments.output, compilation->text());
   MOEC_CHECK(compilation->optimize());
@@ -122,10 +129,14 @@ Status compile(Arguments &arguments) {
     return writeText(arguments.output, compilation->text());
   if (!arguments.emit.empty()) {
     auto kind = arguments.emit == "asm" ? Compilation::Code::Assembly : Compilation::Code::Llvm;
+    mlir::TimingScope generating = whole.nest("Code");
     MOEC_TRY(std::string text, compilation->code(kind, arguments.level));
+    generating.stop();
     return writeText(arguments.output, text);
   }
+  mlir::TimingScope writing = whole.nest("Code and weights");
   MOEC_CHECK(compilation->write(arguments.output));
+  writing.stop();
   MOEC_TRY(Artifact artifact, Artifact::open(arguments.output));
   uint64_t bytes = 0;
   for (const WeightFile &file : artifact.weightFiles())
@@ -192,7 +203,7 @@ void addLayers(CLI::App &command, std::string &layers) {
                      "a slice of the model, such as 0,3: these layers alone, in rising order (default: all)");
 }
 
-/// Options that say how weights are stored.
+/// Options that say how weights are stored; after those of passes.
 std::vector<CLI::Option *> addFormats(CLI::App &command, CompileOptions &options) {
   const auto isFormat = [](const std::string &name) {
     auto format = mlir::moe::WeightFormat::parse(name);
@@ -207,6 +218,7 @@ std::vector<CLI::Option *> addFormats(CLI::App &command, CompileOptions &options
         {"--head", &options.head, "format of the projection to logits"}})
     added.push_back(command.add_option(name, *value, what + forms)
                         ->check(isFormat)
+                        ->excludes("--pass-pipeline")
                         ->capture_default_str()
                         ->group("Formats of weights"));
   return added;
@@ -245,6 +257,7 @@ int main(int argc, char **argv) {
       ->add_option("--max-tokens", options.maxTokens, "tokens in one run of the program; longer steps are cut")
       ->check(CLI::Range(int64_t(1), int64_t(1) << 16))
       ->capture_default_str();
+  addPassOptions(*compileCommand, options.passes);
   addFormats(*compileCommand, options);
   compileCommand->add_option("--max-memory", arguments.maxMemory, "bound on the memory that making weights takes")
       ->capture_default_str();
@@ -264,7 +277,8 @@ int main(int argc, char **argv) {
   compileCommand->add_flag("--print-ir-after-all", arguments.printAfterAll, "print the IR after each pass on stderr");
   compileCommand->allow_extras();
   compileCommand->footer(
-      "The --mlir-* options of MLIR's own tools (--mlir-print-ir-after-all, --mlir-timing, ...) work too.");
+      "The --mlir-* options of MLIR's own tools work too: --mlir-print-ir-before=PASS, --mlir-print-ir-after-all, "
+      "--mlir-timing, --mlir-pass-statistics (which needs an LLVM that was built with statistics), ...");
 
   PlanCommand plan(app);
 
@@ -282,8 +296,10 @@ int main(int argc, char **argv) {
   CLI::Option *optimized =
       interpretCommand->add_flag("--optimized", arguments.optimized, "interpret the module after the passes");
   addLayers(*interpretCommand, arguments.layers);
-  for (CLI::Option *format : addFormats(*interpretCommand, options))
-    format->needs(optimized);
+  std::vector<CLI::Option *> ofPasses = addPassOptions(*interpretCommand, options.passes);
+  llvm::append_range(ofPasses, addFormats(*interpretCommand, options));
+  for (CLI::Option *option : ofPasses)
+    option->needs(optimized);
   interpretCommand->add_flag("--float64", arguments.float64, "compute in double precision");
 
   CLI::App *verifyCommand = app.add_subcommand(
@@ -299,6 +315,7 @@ int main(int argc, char **argv) {
       ->excludes(ids)
       ->capture_default_str();
   addLayers(*verifyCommand, arguments.layers);
+  addPassOptions(*verifyCommand, options.passes);
   addFormats(*verifyCommand, options);
   verifyCommand->add_flag("!--no-artifact", arguments.proof.artifact, "prove the passes only");
   verifyCommand->add_flag("--json", arguments.json, "print JSON");
@@ -306,6 +323,7 @@ int main(int argc, char **argv) {
                         "Another format of weights makes another model, whose difference is shown. The exit code is 1 "
                         "if a step does not hold; the first op that differs is shown then, before and after.");
 
+  mlir::moe::registerMoePipelines(); // --mlir-print-ir-after=<pass> wants to know them
   mlir::registerAsmPrinterCLOptions();
   mlir::registerMLIRContextCLOptions();
   mlir::registerPassManagerCLOptions();
@@ -333,9 +351,11 @@ int main(int argc, char **argv) {
     std::string errors;
     llvm::raw_string_ostream stream(errors);
     if (!llvm::cl::ParseCommandLineOptions(static_cast<int>(words.size()), words.data(), "", &stream)) {
-      while (!errors.empty() && errors.back() == '\n')
-        errors.pop_back();
-      return report(Error{errors});
+      if (errors.empty()) // bad values are told right away
+        return 1;
+      llvm::StringRef first = llvm::StringRef(errors).split('\n').first; // guesses follow
+      first.consume_front("moec: ");
+      return report(Error{first.str()});
     }
     return report(compile(arguments));
   }
