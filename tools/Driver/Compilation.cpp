@@ -67,42 +67,6 @@ private:
 constexpr std::array tokenizerFiles = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
                                        "generation_config.json"};
 
-std::string typeText(mlir::Type type) {
-  std::string text;
-  llvm::raw_string_ostream stream(text);
-  stream << type;
-  return text;
-}
-
-/// Why a weight is stored as it is.
-std::string formatReason(mlir::exec::WeightOp weight) {
-  mlir::Type element = mlir::cast<mlir::ShapedType>(weight.getType()).getElementType();
-  bool codes = mlir::isa<mlir::IntegerType>(element);
-  if (mlir::isa<mlir::Float8E4M3FNType>(element))
-    return "kept: the target multiplies FP8 blocks";
-  for (mlir::Attribute step : llvm::reverse(weight.getRecipe())) {
-    if (mlir::isa<mlir::moe::QuantizeAttr>(step))
-      return codes ? "quantized, as asked: codes and scales in groups"
-                   : "quantized, as asked, but no kernel reads its codes here";
-    if (mlir::isa<mlir::moe::PackBlockScalesAttr>(step))
-      return "scales of an FP8 weight, one a lane";
-    if (auto stored = mlir::dyn_cast<mlir::moe::DequantAttr>(step)) {
-      const GgufType *blocks = stored.getBlocks();
-      std::string format = blocks ? "GGUF " + std::string(blocks->name) : stored.getDescription().name;
-      if (codes)
-        return "kept: the target multiplies int4 in groups, as " + format + " is";
-      bool cut = llvm::any_of(weight.getRecipe(), llvm::IsaPred<mlir::moe::HeadRowsAttr, mlir::moe::TransposeAttr>);
-      if (stored.getFormat() == mlir::moe::StoredFormat::Fp8 && cut)
-        return "dequantised: its rows are cut by head, across scale blocks";
-      return "dequantised: the target has no kernel for " + format;
-    }
-    if (mlir::isa<mlir::moe::CastAttr>(step) &&
-        !llvm::any_of(weight.getRecipe(), llvm::IsaPred<mlir::moe::DequantAttr>))
-      return "widened: too small to matter";
-  }
-  return "kept as stored";
-}
-
 /// Size and time of a file, as far as they tell that it is still the same.
 std::string fileState(const std::string &path) {
   struct stat info;
@@ -257,28 +221,12 @@ Result<std::string> Compilation::code(Code kind, const std::string &levelName) {
   return std::accumulate(parts.begin(), parts.end(), std::string());
 }
 
-std::string Compilation::explain() {
-  std::string text = "kernel of each launch\n";
-  Table launches({"op", "kernel"});
-  ir->walk([&](mlir::exec::LaunchOp launch) {
-    auto label = launch->getAttrOfType<mlir::StringAttr>("label");
-    launches.add({label ? label.str() : std::string(), launch.getKernel().str()});
-  });
-  text += launches.text() + "\nformat of each weight\n";
-
-  Table weights({"weight", "stored as", "bytes", "why"});
-  uint64_t total = 0;
-  for (auto weight : ir->getOps<mlir::exec::WeightOp>()) {
-    auto job = WeightJob::from(weight);
-    uint64_t bytes = job.ok() ? job->bytes() : 0;
-    total += bytes;
-    weights.add({weight.getSymName().str(), typeText(weight.getType()), std::to_string(bytes), formatReason(weight)});
-  }
-  text += weights.text() + "\n";
-  for (auto program : ir->getOps<mlir::exec::ProgramOp>())
-    text += "weights " + sizeText(total) + ", arena " + sizeText(program.getArenaBytes().value_or(0)) + " for " +
-            std::to_string(program.getMaxTokens()) + " tokens a run\n";
-  return text;
+Result<Json> Compilation::manifestProgram() {
+  DiagnosticSentence diagnostics(context);
+  mlir::FailureOr<Json> program = buildManifestProgram(*ir);
+  if (mlir::failed(program))
+    return diagnostics.error();
+  return std::move(*program);
 }
 
 std::string Compilation::fingerprint(const Json &program, const std::vector<WeightJob> &jobs) {
@@ -367,16 +315,13 @@ Status Compilation::copyTokenizer(const std::string &directory) {
 
 Status Compilation::write(const std::string &output) {
   MOEC_TRY(OutputDirectory directory, OutputDirectory::create(output, "manifest.json"));
-  DiagnosticSentence diagnostics(context);
-  auto program = buildManifestProgram(*ir);
-  if (mlir::failed(program))
-    return diagnostics.error();
+  MOEC_TRY(Json program, manifestProgram());
   std::vector<WeightJob> jobs;
   for (auto op : ir->getOps<mlir::exec::WeightOp>()) {
     MOEC_TRY(WeightJob job, WeightJob::from(op));
     jobs.push_back(std::move(job));
   }
-  MOEC_TRY(Journal journal, Journal::open(directory.notesPath(), directory.path(), fingerprint(*program, jobs)));
+  MOEC_TRY(Journal journal, Journal::open(directory.notesPath(), directory.path(), fingerprint(program, jobs)));
 
   Json manifest;
   manifest["format"] = "moec-artifact";
@@ -386,7 +331,7 @@ Status Compilation::write(const std::string &output) {
   manifest["target"] = options.target;
   manifest["code"] = Json::array();
   manifest["weights"] = Json::array();
-  for (auto &[key, value] : program->items())
+  for (auto &[key, value] : program.items())
     manifest[key] = value;
   MOEC_CHECK(copyTokenizer(directory.path()));
   MOEC_CHECK(writeCode(directory.path(), journal, manifest));

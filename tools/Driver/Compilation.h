@@ -90,6 +90,8 @@ public:
   /// The same as text.
   std::string text();
   const hf::ModelConfig &config() const { return source.config; }
+  const std::string &target() const { return options.target; }
+  const hf::TensorTable &checkpointTensors() const { return source.checkpoint.tensors(); }
 
   /// Runs passes over the module.
   Status run(llvm::function_ref<void(mlir::PassManager &)> build);
@@ -102,8 +104,8 @@ public:
   enum class Code { Llvm, Assembly };
   Result<std::string> code(Code kind, const std::string &level);
 
-  /// What was chosen for each op and why, as text; after `lower`.
-  std::string explain();
+  /// The keys `model`, `kernels` and `program` of the artifact's manifest; after `lower`.
+  Result<Json> manifestProgram();
 
   /// Generates code, makes the weights and writes the artifact; after `lower`.
   /// `output` appears whole or not at all; an earlier artifact there is replaced.

@@ -28,17 +28,6 @@ template <typename... Args> std::string format(const char *pattern, Args... args
   return text.data();
 }
 
-/// "671.0 B" of parameters or operations.
-std::string countText(double count) {
-  static constexpr std::array units = {"", " k", " M", " B", " T"};
-  size_t unit = 0;
-  while (count >= 1000 && unit + 1 < units.size()) {
-    count /= 1000;
-    ++unit;
-  }
-  return format(unit == 0 ? "%.0f%s" : count < 10 ? "%.2f%s" : "%.1f%s", count, units[unit]);
-}
-
 /// "80 GB", as data sheets have it.
 std::string gigabytesText(uint64_t bytes) { return format("%.0f GB", static_cast<double>(bytes) / 1e9); }
 

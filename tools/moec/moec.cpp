@@ -10,6 +10,7 @@
 #include "runtime/Support/Safetensors.h"
 #include "runtime/Support/Text.h"
 #include "tools/Driver/Compilation.h"
+#include "tools/Driver/Explain.h"
 #include "tools/Driver/Text.h"
 #include "tools/Driver/Verify.h"
 #include "tools/moec/Inspect.h"
@@ -27,17 +28,21 @@
 #include <chrono>
 #include <cstdio>
 #include <iostream>
+#include <optional>
 #include <unistd.h>
 
 using namespace moec;
 
 namespace {
 
+/// What --explain without a name stands for.
+constexpr const char *onStderr = "-";
+
 struct Arguments {
   CompileOptions compile;
-  std::string output, emit, level, maxMemory = "2GiB", maxFileSize = "4GiB", artifact, tokens, layers;
+  std::string output, emit, level, explain, maxMemory = "2GiB", maxFileSize = "4GiB", artifact, tokens, layers;
   VerifyOptions proof;
-  bool explain = false, json = false, verify = false, optimized = false, float64 = false, printAfterAll = false;
+  bool json = false, verify = false, optimized = false, float64 = false, printAfterAll = false;
 };
 
 /// Progress of the weights on stderr: one line that is rewritten on a terminal,
@@ -96,6 +101,31 @@ Status writeText(const std::string &path, const std::string &text) {
   return writeFile(path, text);
 }
 
+/// The stage that is asked for, or the artifact, of a model that is lowered.
+Status makeOutput(const Arguments &arguments, Compilation &compilation, mlir::TimingScope &whole,
+                  std::chrono::steady_clock::time_point start) {
+  if (arguments.emit == "exec")
+    return writeText(arguments.output, compilation.text());
+  if (!arguments.emit.empty()) {
+    auto kind = arguments.emit == "asm" ? Compilation::Code::Assembly : Compilation::Code::Llvm;
+    mlir::TimingScope generating = whole.nest("Code");
+    MOEC_TRY(std::string text, compilation.code(kind, arguments.level));
+    generating.stop();
+    return writeText(arguments.output, text);
+  }
+  mlir::TimingScope writing = whole.nest("Code and weights");
+  MOEC_CHECK(compilation.write(arguments.output));
+  writing.stop();
+  MOEC_TRY(Artifact artifact, Artifact::open(arguments.output));
+  uint64_t bytes = 0;
+  for (const WeightFile &file : artifact.weightFiles())
+    bytes += file.bytes;
+  double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  std::printf("%s: %zu launches, %zu kernels, %s of weights, in %.1f s\n", arguments.output.c_str(),
+              artifact.launches().size(), artifact.kernels().size(), sizeText(bytes).c_str(), seconds);
+  return success();
+}
+
 Status compile(Arguments &arguments) {
   auto start = std::chrono::steady_clock::now();
   CompileOptions &options = arguments.compile;
@@ -103,6 +133,14 @@ Status compile(Arguments &arguments) {
   MOEC_TRY(options.maxFileSize, parseSize(arguments.maxFileSize));
   if (arguments.emit.empty() && arguments.output.empty())
     return Error{"give the artifact a name with -o, or use --emit to print a stage"};
+  const bool explains = !arguments.explain.empty();
+  std::optional<ReportFiles> files;
+  if (explains && arguments.emit == "moe")
+    return Error{"--explain tells how a model was optimized and lowered, but --emit=moe ends before"};
+  if (explains && arguments.explain != onStderr) {
+    MOEC_TRY(ReportFiles created, ReportFiles::create(arguments.explain));
+    files.emplace(std::move(created));
+  }
   mlir::DefaultTimingManager timing;
   mlir::applyDefaultTimingManagerCLOptions(timing);
   mlir::TimingScope whole = timing.getRootScope();
@@ -121,30 +159,21 @@ Status compile(Arguments &arguments) {
   importing.stop();
   if (arguments.emit == "moe")
     return writeText(arguments.output, compilation->text());
+  std::optional<Explainer> explainer;
+  if (explains)
+    explainer.emplace(*compilation);
   MOEC_CHECK(compilation->optimize());
+  if (explainer)
+    explainer->optimized();
   MOEC_CHECK(compilation->lower());
-  if (arguments.explain)
-    std::cerr << compilation->explain();
-  if (arguments.emit == "exec")
-    return writeText(arguments.output, compilation->text());
-  if (!arguments.emit.empty()) {
-    auto kind = arguments.emit == "asm" ? Compilation::Code::Assembly : Compilation::Code::Llvm;
-    mlir::TimingScope generating = whole.nest("Code");
-    MOEC_TRY(std::string text, compilation->code(kind, arguments.level));
-    generating.stop();
-    return writeText(arguments.output, text);
+  Report report;
+  if (explainer) {
+    MOEC_TRY(report, explainer->lowered());
+    if (!files)
+      std::cerr << report.text();
   }
-  mlir::TimingScope writing = whole.nest("Code and weights");
-  MOEC_CHECK(compilation->write(arguments.output));
-  writing.stop();
-  MOEC_TRY(Artifact artifact, Artifact::open(arguments.output));
-  uint64_t bytes = 0;
-  for (const WeightFile &file : artifact.weightFiles())
-    bytes += file.bytes;
-  double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  std::printf("%s: %zu launches, %zu kernels, %s of weights, in %.1f s\n", arguments.output.c_str(),
-              artifact.launches().size(), artifact.kernels().size(), sizeText(bytes).c_str(), seconds);
-  return success();
+  MOEC_CHECK(makeOutput(arguments, *compilation, whole, start));
+  return files ? files->write(report) : success();
 }
 
 Status inspect(const Arguments &arguments) {
@@ -273,7 +302,10 @@ int main(int argc, char **argv) {
       ->check(CLI::IsMember({"moe", "exec", "llvm", "asm"}));
   compileCommand->add_option("--level", arguments.level,
                              "CPU level that --emit=llvm and asm print (default: the best)");
-  compileCommand->add_flag("--explain", arguments.explain, "say on stderr what was chosen for each op, and why");
+  compileCommand->add_flag(
+      "--explain{" + std::string(onStderr) + "}", arguments.explain,
+      "say on stderr what was fused, what was chosen for each op, and why; --explain=REPORT writes "
+      "REPORT.html and REPORT.json instead, with bytes, operations and the memory plan");
   compileCommand->add_flag("--print-ir-after-all", arguments.printAfterAll, "print the IR after each pass on stderr");
   compileCommand->allow_extras();
   compileCommand->footer(
