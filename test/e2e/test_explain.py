@@ -11,6 +11,7 @@ import checkpoints
 import pytest
 from safetensors import safe_open
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 MODELS = Path(__file__).parent.parent / "models"
 PARITY = Path(__file__).parent / "parity"
 TINY, FP8 = MODELS / "tiny-shakespeare", MODELS / "tiny-shakespeare-fp8"
@@ -194,6 +195,17 @@ def test_page(model, options, explained):
     for rect in re.findall(r'<rect x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)"', text):
         x, y, width, height = map(float, rect)
         assert 70 <= x and x + width <= 1070.01 and 10 <= y and y + height <= 430.01 and width > 0
+
+
+def test_documented_keys(explained):
+    """docs/report.md names every key, and no other."""
+    report, _, _ = explained(TINY)
+    rows = re.findall(r"^\| (`.*?) \|(.*)\|$", (ROOT / "docs" / "report.md").read_text(), re.MULTILINE)
+    words = {tuple(re.findall(r"`(\w+)`", key)): set(re.findall(r"`(\w+)`", text)) for key, text in rows}
+    assert {key for keys in words for key in keys} == set(report)
+    for key in ("memory", "parts", "fusions", "weights", "launches", "buffers"):
+        entry = report[key] if key == "memory" else report[key][0]
+        assert words[(key,)] == set(entry), key
 
 
 def test_names_are_text(moec, tmp_path):
