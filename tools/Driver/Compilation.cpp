@@ -16,7 +16,6 @@
 #include "runtime/KernelAbi.h"
 #include "runtime/Support/File.h"
 #include "runtime/Support/Safetensors.h"
-#include "tools/Driver/Text.h"
 
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "mlir/IR/Diagnostics.h"
