@@ -15,19 +15,25 @@
 using namespace mlir;
 
 void moe::buildMoePipeline(OpPassManager &pm, const MoePipelineOptions &options) {
+  // A pass runs at the level it is added with, and above.
+  auto from = [&](int64_t level, OpPassManager &manager, std::unique_ptr<Pass> pass) {
+    if (options.level >= level)
+      manager.addPass(std::move(pass));
+  };
   // The fusions match on values: one value for one thing, no reshape between two others.
-  pm.addPass(createCanonicalizerPass());
-  pm.addPass(createCSEPass());
+  from(1, pm, createCanonicalizerPass());
+  from(1, pm, createCSEPass());
   OpPassManager &function = pm.nest<func::FuncOp>();
-  // First, as it takes a plain linear for the up-projection of the context.
-  function.addPass(createFuseMlaPass());
+  // First, as it takes a plain linear for the up-projection of the context. There is no lowering of the expanded form.
+  from(0, function, createFuseMlaPass());
   // What a weight is for shows in the plain ops that read it; weights in different formats are not joined then.
-  function.addPass(createQuantizePass(
-      {options.experts, options.attention, options.dense, options.head, options.overrides, options.rounding}));
+  from(0, function,
+       createQuantizePass(
+           {options.experts, options.attention, options.dense, options.head, options.overrides, options.rounding}));
   // Before residuals: a gate or up that adds one could no longer be joined.
-  function.addPass(createFuseGateUpPass());
+  from(1, function, createFuseGateUpPass());
   // Over the linears that are left.
-  function.addPass(createFuseResidualPass());
+  from(1, function, createFuseResidualPass());
 }
 
 void moe::buildLowerPipeline(OpPassManager &pm, const LowerPipelineOptions &options) {
@@ -39,9 +45,19 @@ void moe::buildLowerPipeline(OpPassManager &pm, const LowerPipelineOptions &opti
 }
 
 void moe::registerMoePipelines() {
-  PassPipelineRegistration<MoePipelineOptions>(
-      "moe-optimize", "Optimize a plain model: canonicalize, cse, the fusions of passes/Moe and its formats of weights",
-      buildMoePipeline);
-  PassPipelineRegistration<LowerPipelineOptions>("moec-lower", "Lower an optimized model to launches on a memory plan",
-                                                 buildLowerPipeline);
+  static const bool registered = [] { // MLIR takes each pipeline once
+    registerMoecMoePasses();
+    exec::registerMoecMoeToExecPasses();
+    exec::registerMoecExecPasses();
+    registerCanonicalizerPass();
+    registerCSEPass();
+    PassPipelineRegistration<MoePipelineOptions>(
+        "moe-optimize",
+        "Optimize a plain model: canonicalize, cse, the fusions of passes/Moe and its formats of weights",
+        buildMoePipeline);
+    PassPipelineRegistration<LowerPipelineOptions>(
+        "moec-lower", "Lower an optimized model to launches on a memory plan", buildLowerPipeline);
+    return true;
+  }();
+  (void)registered;
 }

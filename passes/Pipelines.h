@@ -15,8 +15,12 @@ class OpPassManager;
 
 namespace mlir::moe {
 
-/// Formats of weights as `moe-quantize` names them.
+/// The highest level of optimization.
+inline constexpr int64_t kMaxOptimization = 3;
+
+/// A level, and formats of weights as `moe-quantize` names them.
 struct MoePipelineOptions : PassPipelineOptions<MoePipelineOptions> {
+  Option<int64_t> level{*this, "level", llvm::cl::desc("Level of optimization, 0 to 3"), llvm::cl::init(2)};
   Option<std::string> experts{*this, "experts", llvm::cl::desc("Format of routed experts"), llvm::cl::init("keep")};
   Option<std::string> attention{*this, "attention", llvm::cl::desc("Format of attention's projections"),
                                 llvm::cl::init("keep")};
@@ -27,8 +31,17 @@ struct MoePipelineOptions : PassPipelineOptions<MoePipelineOptions> {
   Option<std::string> rounding{*this, "rounding", llvm::cl::desc("How codes are chosen"), llvm::cl::init("nearest")};
 };
 
-/// Optimizes a model, as `moe-optimize`.
-/// In: a module of `moe` and `func`, in the plain form that importers give.
+/// Optimizes a model, as `moe-optimize`. Each level has the passes of those below it:
+///
+/// | level | passes | results |
+/// | --- | --- | --- |
+/// | 0 | what lowering needs: absorbed latent attention, the asked formats of weights | rounded |
+/// | 1 | canonicalize, cse, and fusions that leave every bit of the results as it is | those of 0 |
+/// | 2 | all fusions, those that round otherwise too | rounded |
+/// | 3 | what takes long to compile, or changes more than the last bits of sums | rounded |
+///
+/// A level that no pass begins at equals the one below it; `moec verify -O<level>` proves each.
+/// In: a module of `moe` and `func`, in the plain form that importers give; `options.level` is 0 to 3.
 /// Out: the same dialects; latent attention absorbed, projections and residuals fused, weights in the asked formats.
 void buildMoePipeline(OpPassManager &pm, const MoePipelineOptions &options);
 
@@ -42,7 +55,8 @@ struct LowerPipelineOptions : PassPipelineOptions<LowerPipelineOptions> {
 /// Out: `exec`; every buffer has its place in the arena.
 void buildLowerPipeline(OpPassManager &pm, const LowerPipelineOptions &options);
 
-/// Registers the pipelines with the command line of `moe-opt`.
+/// Registers the pipelines and the passes they are made of, for command lines and textual pipelines. Once is
+/// enough, more does no harm.
 void registerMoePipelines();
 
 } // namespace mlir::moe

@@ -10,6 +10,7 @@
 #include <cassert>
 #include <charconv>
 #include <cmath>
+#include <numeric>
 
 namespace moec {
 
@@ -187,6 +188,52 @@ Status Calibration::read(const CalibrationInput &input, int64_t first, int64_t c
 void Calibration::release(const CalibrationInput &input, int64_t first, int64_t count) const {
   const auto *begin = reinterpret_cast<const std::byte *>(input.x + first * input.width);
   file->mapping().release(begin - file->mapping().data(), count * input.width * sizeof(uint16_t));
+}
+
+Status Calibration::check(const std::string &source, int64_t cols) const {
+  const CalibrationInput *input = find(source);
+  if (!input)
+    return Error{path() + " says nothing of tensor " + quote(source) + ", which is to be rounded by it"};
+  if (input->width != cols)
+    return Error{path() + " has inputs of " + std::to_string(input->width) + " columns for tensor " + quote(source) +
+                 ", which has " + std::to_string(cols)};
+  return success();
+}
+
+Status Calibration::forEachInput(const std::string &source, int64_t member,
+                                 const std::function<void(const float *, float)> &fn) const {
+  const CalibrationInput &input = *find(source);
+  std::vector<int64_t> rows, choices;
+  if (input.routing)
+    rows = input.rowsOf(member, &choices);
+  int64_t count = input.routing ? static_cast<int64_t>(rows.size()) : input.rows;
+  std::vector<float> x(input.width);
+  for (int64_t i = 0; i < count; ++i) {
+    int64_t row = input.routing ? rows[i] : i;
+    MOEC_CHECK(read(input, row, 1, x.data()));
+    float weight = input.routing ? input.routing->weights[choices[i]] : 1;
+    fn(x.data(), weight * weight);
+  }
+  return success();
+}
+
+Result<SecondMoment> Calibration::moment(const std::string &source, int64_t member) const {
+  SecondMoment moment(find(source)->width);
+  MOEC_CHECK(forEachInput(source, member, [&](const float *x, float weight) { moment.add(x, weight); }));
+  return moment;
+}
+
+Result<std::vector<float>> Calibration::importance(const std::string &source, int64_t member) const {
+  std::vector<float> sums(find(source)->width, 0.0f);
+  MOEC_CHECK(forEachInput(source, member, [&](const float *x, float weight) {
+    for (size_t i = 0; i < sums.size(); ++i)
+      sums[i] += weight * x[i] * x[i];
+  }));
+  // Columns without inputs matter a little too.
+  double mean = std::accumulate(sums.begin(), sums.end(), 0.0) / static_cast<double>(sums.size());
+  for (float &sum : sums)
+    sum += mean > 0 ? 0.01f * static_cast<float>(mean) : 1.0f;
+  return sums;
 }
 
 } // namespace moec

@@ -8,10 +8,12 @@
 #ifndef MOEC_DIALECTS_FORMATS_CALIBRATION_H
 #define MOEC_DIALECTS_FORMATS_CALIBRATION_H
 
+#include "dialects/Formats/Feedback.h"
 #include "runtime/Support/Result.h"
 #include "runtime/Support/Safetensors.h"
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -52,7 +54,7 @@ struct CalibrationInput {
 /// of exists, types and shapes agree, choices are in range and sum up to the
 /// counts, weights of choices are finite. Movable, immutable, safe to share
 /// between threads. All spans and pointers lead into the mapping.
-class Calibration {
+class Calibration final : public MomentSource {
 public:
   /// Errors: the file cannot be opened, is no calibration, or contradicts itself.
   static Result<Calibration> open(const std::string &path);
@@ -68,11 +70,18 @@ public:
   /// Writes rows `[first, first + count)` of `input` as f32 to `out`, [count, width]. Fails if one holds no finite
   /// number.
   Status read(const CalibrationInput &input, int64_t first, int64_t count, float *out) const;
+  /// Of routed experts, inputs count by the square of the weight that their outputs get.
+  Status check(const std::string &source, int64_t cols) const override;
+  Result<SecondMoment> moment(const std::string &source, int64_t member) const override;
+  Result<std::vector<float>> importance(const std::string &source, int64_t member) const override;
   /// Says that rows `[first, first + count)` are not needed soon (see MappedFile::release).
   void release(const CalibrationInput &input, int64_t first, int64_t count) const;
 
 private:
   Calibration() = default;
+  /// Calls `fn` with each input of a matrix, [width], and how much it counts.
+  Status forEachInput(const std::string &source, int64_t member,
+                      const std::function<void(const float *, float)> &fn) const;
   Result<CalibrationRouting> readRouting(const std::string &id) const;
   Status readInput(const std::string &weight, const std::string &id, const std::string &routingId);
   /// The tensor `name`, of `dtype` and, where a size is not negative, of `shape`; aligned to its elements.

@@ -2,11 +2,11 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 
 #include "dialects/Moe/MoeDialect.h"
+#include "passes/Moe/Fusion.h"
 #include "passes/Moe/Passes.h"
 
 #include "mlir/IR/PatternMatch.h"
 #include "mlir/Interfaces/FunctionInterfaces.h"
-#include "mlir/Transforms/GreedyPatternRewriteDriver.h"
 
 namespace mlir::moe {
 
@@ -53,10 +53,7 @@ struct FuseGateUpPass final : impl::FuseGateUpPassBase<FuseGateUpPass> {
   void runOnOperation() override {
     RewritePatternSet patterns(&getContext());
     patterns.add<FuseGateUp>(&getContext(), numFused);
-    // Only fuse: folding is canonicalize's.
-    GreedyRewriteConfig config;
-    config.enableFolding(false).setRegionSimplificationLevel(GreedySimplifyRegionLevel::Disabled);
-    if (failed(applyPatternsGreedily(getOperation(), std::move(patterns), config)))
+    if (failed(applyFusions(getOperation(), std::move(patterns), getArgument())))
       signalPassFailure();
   }
 };

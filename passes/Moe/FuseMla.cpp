@@ -2,11 +2,11 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 
 #include "dialects/Moe/MoeDialect.h"
+#include "passes/Moe/Fusion.h"
 #include "passes/Moe/Passes.h"
 
 #include "mlir/IR/PatternMatch.h"
 #include "mlir/Interfaces/FunctionInterfaces.h"
-#include "mlir/Transforms/GreedyPatternRewriteDriver.h"
 
 namespace mlir::moe {
 
@@ -99,10 +99,7 @@ struct FuseMlaPass final : impl::FuseMlaPassBase<FuseMlaPass> {
   void runOnOperation() override {
     RewritePatternSet patterns(&getContext());
     patterns.add<FuseMla>(&getContext(), numFused);
-    // Only fuse: folding is canonicalize's.
-    GreedyRewriteConfig config;
-    config.enableFolding(false).setRegionSimplificationLevel(GreedySimplifyRegionLevel::Disabled);
-    if (failed(applyPatternsGreedily(getOperation(), std::move(patterns), config)))
+    if (failed(applyFusions(getOperation(), std::move(patterns), getArgument())))
       signalPassFailure();
   }
 };

@@ -2,11 +2,11 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 
 #include "dialects/Moe/MoeDialect.h"
+#include "passes/Moe/Fusion.h"
 #include "passes/Moe/Passes.h"
 
 #include "mlir/IR/PatternMatch.h"
 #include "mlir/Interfaces/FunctionInterfaces.h"
-#include "mlir/Transforms/GreedyPatternRewriteDriver.h"
 
 namespace mlir::moe {
 
@@ -15,12 +15,17 @@ namespace mlir::moe {
 
 namespace {
 
-/// The op that makes `term`, if it can add a residual in the place of `add`.
-template <typename OpTy> OpTy getAdder(Value term, AddOp add) {
-  auto op = term.getDefiningOp<OpTy>();
-  if (op && !op.getResidual() && op->hasOneUse() && op->getBlock() == add->getBlock() && op.getType() == add.getType())
-    return op;
-  return {};
+/// Why `op` cannot add a residual in the place of `add`; empty if it can.
+template <typename OpTy> StringRef obstacle(OpTy op, AddOp add) {
+  if (op.getResidual())
+    return "adds a residual already";
+  if (!op->hasOneUse())
+    return "has another use";
+  if (op->getBlock() != add->getBlock())
+    return "is in another block";
+  if (op.getType() != add.getType())
+    return "has another type";
+  return "";
 }
 
 /// add(r, linear(x, w))   -> linear(x, w) add r
@@ -30,17 +35,25 @@ struct FuseResidual final : OpRewritePattern<AddOp> {
 
   LogicalResult matchAndRewrite(AddOp add, PatternRewriter &rewriter) const override {
     Value lhs = add.getLhs(), rhs = add.getRhs();
-    if (succeeded(fuse<ExpertsOp>(add, lhs, rhs, rewriter)) || succeeded(fuse<ExpertsOp>(add, rhs, lhs, rewriter)) ||
-        succeeded(fuse<LinearOp>(add, lhs, rhs, rewriter)) || succeeded(fuse<LinearOp>(add, rhs, lhs, rewriter)))
+    std::string reason;
+    if (succeeded(fuse<ExpertsOp>(add, lhs, rhs, rewriter, reason)) ||
+        succeeded(fuse<ExpertsOp>(add, rhs, lhs, rewriter, reason)) ||
+        succeeded(fuse<LinearOp>(add, lhs, rhs, rewriter, reason)) ||
+        succeeded(fuse<LinearOp>(add, rhs, lhs, rewriter, reason)))
       return success();
-    return rewriter.notifyMatchFailure(
-        add, "no operand is a linear or experts of this block without residual and other use");
+    return rewriter.notifyMatchFailure(add, reason.empty() ? "no operand is a linear or experts" : reason);
   }
 
-  template <typename OpTy> LogicalResult fuse(AddOp add, Value residual, Value term, PatternRewriter &rewriter) const {
-    OpTy op = getAdder<OpTy>(term, add);
+  /// Adds to `reason` why `term`, if it comes from an `OpTy`, cannot add `residual`.
+  template <typename OpTy>
+  LogicalResult fuse(AddOp add, Value residual, Value term, PatternRewriter &rewriter, std::string &reason) const {
+    auto op = term.getDefiningOp<OpTy>();
     if (!op)
       return failure();
+    if (StringRef why = obstacle(op, add); !why.empty()) {
+      reason += (reason.empty() ? "" : ", ") + OpTy::getOperationName().str() + " " + why.str();
+      return failure();
+    }
     // In the place of the sum, where the residual is sure to be there.
     rewriter.moveOpBefore(op, add);
     rewriter.modifyOpInPlace(op, [&] { op.getResidualMutable().assign(residual); });
@@ -56,11 +69,8 @@ struct FuseResidualPass final : impl::FuseResidualPassBase<FuseResidualPass> {
   void runOnOperation() override {
     RewritePatternSet patterns(&getContext());
     patterns.add<FuseResidual>(&getContext(), numFused);
-    // Only fuse: folding is canonicalize's. Top down, sums take their residual in program order.
-    GreedyRewriteConfig config;
-    config.enableFolding(false).setUseTopDownTraversal().setRegionSimplificationLevel(
-        GreedySimplifyRegionLevel::Disabled);
-    if (failed(applyPatternsGreedily(getOperation(), std::move(patterns), config)))
+    // Top down, sums take their residual in program order.
+    if (failed(applyFusions(getOperation(), std::move(patterns), getArgument(), Traversal::TopDown)))
       signalPassFailure();
   }
 };

@@ -4,10 +4,14 @@
 
     python test/bench/v2lite.py write --layers 4 DIR
     python test/bench/v2lite.py run DIR [--threads 1,2]
+    python test/bench/v2lite.py compile [--repeats 3]
 
 `run` compiles with `moec compile`, then times prefill and decode through the Python module, each the
 median of several repetitions, and prints the bytes a token must read and the rate that reading them
 alone would allow, measured in the same run.
+
+`compile` times what a compile does besides weights, for all 27 layers at -O3: import, passes and lowering, then
+the code of each CPU level. Its checkpoint has headers and holes and is gone afterwards.
 """
 
 import argparse
@@ -18,6 +22,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import date
 from pathlib import Path
@@ -28,6 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 BUILD = Path(os.environ.get("MOEC_BUILD_DIR", ROOT / "build"))
 sys.path.insert(0, str(ROOT / "test" / "e2e"))
 
+import sparse_checkpoint  # noqa: E402
 from checkpoints import to_bf16_bits  # noqa: E402
 
 CONFIG = {
@@ -42,6 +48,8 @@ CONFIG = {
     "beta_fast": 32, "beta_slow": 1, "mscale": 0.707, "mscale_all_dim": 0.707},
     "bos_token_id": 100000, "eos_token_id": 100001, "torch_dtype": "bfloat16",
 }  # fmt: skip
+
+CPU_LEVELS = ("x86-64-v4", "x86-64-v3")
 
 
 def layer_tensors(layer: int) -> dict[str, tuple[int, ...]]:
@@ -153,17 +161,46 @@ def step_seconds(model, tokens: np.ndarray, start: int) -> float:
     return time.perf_counter() - begin
 
 
+def machine() -> str:
+    cpu = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())[1]
+    return f"{date.today()}, {cpu}, {os.cpu_count()} processors, {platform.system()} {platform.machine()}"
+
+
+def compile_times(repeats: int) -> None:
+    """Stages that print, each the median of several runs of the whole command; all need what the program needs."""
+    with tempfile.TemporaryDirectory() as directory:
+        model, out = Path(directory) / "v2-lite", Path(directory) / "out"
+        sparse_checkpoint.write(CONFIG, model, shards=4)
+
+        def seconds(*options: str) -> float:
+            times = []
+            for _ in range(repeats):
+                start = time.monotonic()
+                subprocess.run([BUILD / "bin" / "moec", "compile", model, "-O3", "-o", out, *options], check=True)
+                times.append(time.monotonic() - start)
+            return statistics.median(times)
+
+        program = seconds("--emit=exec")
+        launches = out.read_text().count("exec.launch ")
+        code = {level: seconds("--emit=asm", "--level", level) - program for level in CPU_LEVELS}
+    print(f"### DeepSeek-V2-Lite, all {CONFIG['num_hidden_layers']} layers at -O3, without weights\n\n{machine()}\n")
+    print(f"`python test/bench/v2lite.py compile --repeats {repeats}`\n\n| | |\n| --- | --- |")
+    print(f"| import, passes, lowering: {launches} launches | {program:.2f} s |")
+    for level, time_taken in code.items():
+        print(f"| code for {level} | {time_taken:.2f} s |")
+    print(f"| together | {program + sum(code.values()):.2f} s |")
+
+
 def run(directory: Path, threads: list[int], prompt: int, count: int, repeats: int, max_memory: str) -> None:
     sys.path.insert(0, str(BUILD / "python"))
     import moec
 
     artifact = directory.parent / (directory.name + ".moec")
     compiled = compile_artifact(directory, artifact, max_memory)
-    cpu = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())[1]
     layers = json.loads((directory / "config.json").read_text())["num_hidden_layers"]
     read = decode_bytes(artifact)
     print(f"### DeepSeek-V2-Lite widths, {layers} layers, bf16 weights, f32 activations\n")
-    print(f"{date.today()}, {cpu}, {os.cpu_count()} processors, {platform.system()} {platform.machine()}\n")
+    print(f"{machine()}\n")
     print(f"`python test/bench/v2lite.py run DIR --threads {','.join(map(str, threads))}`\n")
     print("| compile | |\n| --- | --- |")
     print(f"| time | {compiled['seconds']:.1f} s |")
@@ -203,9 +240,13 @@ def main() -> None:
     runner.add_argument("--count", type=int, default=32)
     runner.add_argument("--repeats", type=int, default=3)
     runner.add_argument("--max-memory", default="1GiB")
+    timer = commands.add_parser("compile")
+    timer.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     if options.command == "write":
         write(options.directory, options.layers, options.seed)
+    elif options.command == "compile":
+        compile_times(options.repeats)
     else:
         run(options.directory, [int(t) for t in options.threads.split(",")], options.prompt, options.count, options.repeats, options.max_memory)
 

@@ -8,8 +8,13 @@
 #include "tools/Driver/Verify.h"
 
 #include "dialects/Moe/MoeDialect.h"
+#include "dialects/Moe/Recipe.h"
+#include "frontends/HuggingFace/Checkpoint.h"
 #include "passes/Pipelines.h"
+#include "runtime/Support/File.h"
+#include "runtime/Support/Safetensors.h"
 
+#include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "mlir/Pass/Pass.h"
 #include "mlir/Pass/PassManager.h"
 
@@ -17,7 +22,11 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <filesystem>
 #include <functional>
+#include <map>
+
+#include <unistd.h>
 
 using namespace moec;
 using testing::HasSubstr;
@@ -107,6 +116,75 @@ TEST_F(VerifyTest, RouterWithoutItsBias) {
   ASSERT_NE(report.breach(), nullptr) << report.text();
   EXPECT_EQ(report.breach()->name, "test-no-bias");
   EXPECT_THAT(report.breach()->divergence, HasSubstr("moe.route"));
+}
+
+/// Writes the model without its dense first layer: what was layer 1 is layer 0, and has experts.
+Status writeWithoutDenseLayer(const std::string &model, const std::string &out) {
+  const std::string layers = "model.layers.";
+  MOEC_TRY(Json config, readJsonFile(model + "/config.json"));
+  const auto count = config["num_hidden_layers"].get<int64_t>();
+  config["num_hidden_layers"] = count - 1;
+  config["first_k_dense_replace"] = config["num_nextn_predict_layers"] = 0;
+  MOEC_TRY(hf::Checkpoint from, hf::Checkpoint::open(model));
+  std::map<std::string, std::string> names; // new to old
+  std::vector<TensorSpec> specs;
+  for (const auto &[name, tensor] : from.tensors()) {
+    std::string renamed = name;
+    if (name.starts_with(layers)) {
+      size_t end = name.find('.', layers.size());
+      int64_t layer = std::stoll(name.substr(layers.size(), end - layers.size()));
+      if (layer == 0 || layer == count)
+        continue;
+      renamed = layers + std::to_string(layer - 1) + name.substr(end);
+    }
+    names[renamed] = name;
+    specs.push_back({renamed, tensor.dtype, tensor.shape});
+  }
+  std::filesystem::create_directories(out);
+  MOEC_TRY(auto writer, SafetensorsWriter::create(out + "/model.safetensors", specs));
+  for (const auto &[renamed, name] : names) {
+    MOEC_TRY(TensorView view, from.tensor(name));
+    MOEC_CHECK(writer.write(renamed, 0, view.data, from.tensors().at(name).bytes()));
+  }
+  MOEC_CHECK(writer.finish());
+  return writeFile(out + "/config.json", config.dump());
+}
+
+TEST_F(VerifyTest, RouterWhoseBiasLeaksIntoTheWeights) {
+  // DeepSeek-V3's bias steers the choice of experts and must not scale what they give. Here it is added to the logits,
+  // as a row of a table that every token looks up by its slot, 0; the table is the bias of layer 0, stacked once.
+  std::string model = testing::TempDir() + "/moec-verify-leak-" + std::to_string(::getpid());
+  ASSERT_TRUE(writeWithoutDenseLayer(options.compile.model, model).ok());
+  options.compile.model = model;
+  auto leak = [](moe::RouteOp op) {
+    auto bias = op.getBias() ? op.getBias().getDefiningOp<moe::WeightOp>() : moe::WeightOp();
+    ASSERT_TRUE(bias);
+    const std::string layer = "layers.0.", family = "layers." + std::string(moe::kFamilyMarker) + ".";
+    std::string name = mlir::cast<mlir::StringAttr>(bias.getSources()[0]).str();
+    size_t place = name.find(layer);
+    if (place == std::string::npos)
+      return;
+    mlir::OpBuilder builder(op);
+    mlir::Location loc = op.getLoc();
+    auto type = bias.getType();
+    auto table =
+        moe::WeightOp::create(builder, loc, mlir::RankedTensorType::get({1, type.getDimSize(0)}, type.getElementType()),
+                              builder.getStrArrayAttr({name.replace(place, layer.size(), family)}),
+                              builder.getArrayAttr({moe::StackAttr::get(op.getContext(), 1)}));
+    mlir::Value slots = op->getParentOfType<mlir::func::FuncOp>().getArgument(2);
+    auto row = moe::EmbedOp::create(builder, loc, op.getLogits().getType(), table, slots);
+    op.getLogitsMutable().assign(moe::AddOp::create(builder, loc, op.getLogits(), row));
+  };
+  for (bool fusedBefore : {false, true}) {
+    VerifyReport report = editing<moe::RouteOp>("test-leaky-bias", fusedBefore, leak);
+    ASSERT_NE(report.breach(), nullptr) << report.text();
+    EXPECT_EQ(report.breach()->name, "test-leaky-bias");
+    EXPECT_GT(report.breach()->maxAbs, 1e-3);
+    // The bias itself is known nowhere else: its lookup is the first op that has no like.
+    EXPECT_THAT(report.breach()->divergence, HasSubstr("layers.0.mlp.route: "));
+    EXPECT_THAT(report.text(), HasSubstr("first difference after test-leaky-bias"));
+  }
+  std::filesystem::remove_all(model);
 }
 
 TEST_F(VerifyTest, UnmaskedGroups) {

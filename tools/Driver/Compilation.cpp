@@ -16,11 +16,11 @@
 #include "runtime/KernelAbi.h"
 #include "runtime/Support/File.h"
 #include "runtime/Support/Safetensors.h"
-#include "tools/Driver/Text.h"
 
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "mlir/IR/Diagnostics.h"
 #include "mlir/Pass/PassManager.h"
+#include "mlir/Pass/PassRegistry.h"
 
 #include <algorithm>
 #include <cstring>
@@ -66,42 +66,6 @@ private:
 constexpr std::array tokenizerFiles = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
                                        "generation_config.json"};
 
-std::string typeText(mlir::Type type) {
-  std::string text;
-  llvm::raw_string_ostream stream(text);
-  stream << type;
-  return text;
-}
-
-/// Why a weight is stored as it is.
-std::string formatReason(mlir::exec::WeightOp weight) {
-  mlir::Type element = mlir::cast<mlir::ShapedType>(weight.getType()).getElementType();
-  bool codes = mlir::isa<mlir::IntegerType>(element);
-  if (mlir::isa<mlir::Float8E4M3FNType>(element))
-    return "kept: the target multiplies FP8 blocks";
-  for (mlir::Attribute step : llvm::reverse(weight.getRecipe())) {
-    if (mlir::isa<mlir::moe::QuantizeAttr>(step))
-      return codes ? "quantized, as asked: codes and scales in groups"
-                   : "quantized, as asked, but no kernel reads its codes here";
-    if (mlir::isa<mlir::moe::PackBlockScalesAttr>(step))
-      return "scales of an FP8 weight, one a lane";
-    if (auto stored = mlir::dyn_cast<mlir::moe::DequantAttr>(step)) {
-      const GgufType *blocks = stored.getBlocks();
-      std::string format = blocks ? "GGUF " + std::string(blocks->name) : stored.getDescription().name;
-      if (codes)
-        return "kept: the target multiplies int4 in groups, as " + format + " is";
-      bool cut = llvm::any_of(weight.getRecipe(), llvm::IsaPred<mlir::moe::HeadRowsAttr, mlir::moe::TransposeAttr>);
-      if (stored.getFormat() == mlir::moe::StoredFormat::Fp8 && cut)
-        return "dequantised: its rows are cut by head, across scale blocks";
-      return "dequantised: the target has no kernel for " + format;
-    }
-    if (mlir::isa<mlir::moe::CastAttr>(step) &&
-        !llvm::any_of(weight.getRecipe(), llvm::IsaPred<mlir::moe::DequantAttr>))
-      return "widened: too small to matter";
-  }
-  return "kept as stored";
-}
-
 /// Size and time of a file, as far as they tell that it is still the same.
 std::string fileState(const std::string &path) {
   struct stat info;
@@ -123,6 +87,35 @@ std::string ownState() {
 
 } // namespace
 
+/// What a textual pipeline asks for.
+static Result<mlir::OpPassManager> parsePipeline(const std::string &text) {
+  mlir::moe::registerMoePipelines();
+  std::string errors;
+  llvm::raw_string_ostream stream(errors);
+  mlir::FailureOr<mlir::OpPassManager> pipeline = mlir::parsePassPipeline(text, stream);
+  if (mlir::failed(pipeline)) {
+    // The place is shown on further lines.
+    llvm::StringRef reason = llvm::StringRef(errors).split('\n').first;
+    if (size_t found = reason.find("error: "); found != llvm::StringRef::npos)
+      reason = reason.substr(found + 7);
+    return Error{"pass pipeline '" + text + "': " + reason.str()};
+  }
+  if (pipeline->getOpAnchorName() != mlir::ModuleOp::getOperationName())
+    return Error{"pass pipeline '" + text + "': works on " + pipeline->getOpAnchorName().str() +
+                 ", expected builtin.module(...)"};
+  return std::move(*pipeline);
+}
+
+Status PassOptions::check() const {
+  if (level < 0 || level > mlir::moe::kMaxOptimization)
+    return Error{"level of optimization is " + std::to_string(level) + ", expected 0 to " +
+                 std::to_string(mlir::moe::kMaxOptimization)};
+  if (!pipeline.empty()) {
+    MOEC_CHECK(parsePipeline(pipeline));
+  }
+  return success();
+}
+
 Compilation::Compilation(CompileOptions options, hf::SourceModel source)
     : options(std::move(options)), source(std::move(source)) {
   context.loadDialect<mlir::moe::MoeDialect, mlir::exec::ExecDialect, mlir::func::FuncDialect>();
@@ -142,7 +135,15 @@ Result<std::unique_ptr<Compilation>> Compilation::open(CompileOptions options) {
 }
 
 Result<std::unique_ptr<Compilation>> Compilation::of(CompileOptions options, hf::SourceModel source) {
+  MOEC_CHECK(options.passes.check());
+  if (options.rounding != "nearest" && options.calibration.empty())
+    return Error{"rounding by " + options.rounding + " needs a calibration, a file that moec calibrate made"};
+  std::optional<Calibration> calibration;
+  if (!options.calibration.empty()) {
+    MOEC_TRY(calibration, Calibration::open(options.calibration));
+  }
   std::unique_ptr<Compilation> result(new Compilation(std::move(options), std::move(source)));
+  result->calibration = std::move(calibration);
   DiagnosticSentence diagnostics(result->context);
   hf::ImportOptions import;
   import.maxContext = result->options.maxContext;
@@ -174,7 +175,12 @@ std::string Compilation::text() {
 }
 
 void Compilation::addMoePasses(mlir::OpPassManager &manager) const {
+  if (!options.passes.pipeline.empty()) {
+    manager = *parsePipeline(options.passes.pipeline);
+    return;
+  }
   mlir::moe::MoePipelineOptions formats;
+  formats.level = options.passes.level;
   formats.experts = options.experts;
   formats.attention = options.attention;
   formats.dense = options.dense;
@@ -223,28 +229,12 @@ Result<std::string> Compilation::code(Code kind, const std::string &levelName) {
   return std::accumulate(parts.begin(), parts.end(), std::string());
 }
 
-std::string Compilation::explain() {
-  std::string text = "kernel of each launch\n";
-  Table launches({"op", "kernel"});
-  ir->walk([&](mlir::exec::LaunchOp launch) {
-    auto label = launch->getAttrOfType<mlir::StringAttr>("label");
-    launches.add({label ? label.str() : std::string(), launch.getKernel().str()});
-  });
-  text += launches.text() + "\nformat of each weight\n";
-
-  Table weights({"weight", "stored as", "bytes", "why"});
-  uint64_t total = 0;
-  for (auto weight : ir->getOps<mlir::exec::WeightOp>()) {
-    auto job = WeightJob::from(weight);
-    uint64_t bytes = job.ok() ? job->bytes() : 0;
-    total += bytes;
-    weights.add({weight.getSymName().str(), typeText(weight.getType()), std::to_string(bytes), formatReason(weight)});
-  }
-  text += weights.text() + "\n";
-  for (auto program : ir->getOps<mlir::exec::ProgramOp>())
-    text += "weights " + sizeText(total) + ", arena " + sizeText(program.getArenaBytes().value_or(0)) + " for " +
-            std::to_string(program.getMaxTokens()) + " tokens a run\n";
-  return text;
+Result<Json> Compilation::manifestProgram() {
+  DiagnosticSentence diagnostics(context);
+  mlir::FailureOr<Json> program = buildManifestProgram(*ir);
+  if (mlir::failed(program))
+    return diagnostics.error();
+  return std::move(*program);
 }
 
 std::string Compilation::fingerprint(const Json &program, const std::vector<WeightJob> &jobs) {
@@ -266,6 +256,8 @@ std::string Compilation::fingerprint(const Json &program, const std::vector<Weig
     shards.insert(tensor.file);
   for (std::string_view shard : shards)
     stream << fileState(std::string(shard));
+  if (calibration)
+    stream << fileState(options.calibration);
   return xxh3Hex(text.data(), text.size());
 }
 
@@ -312,6 +304,7 @@ Status Compilation::writeWeights(const std::string &directory, const std::vector
   materializing.threads = threads();
   materializing.maxMemory = options.maxMemory;
   materializing.progress = options.progress;
+  materializing.moments = calibration ? &*calibration : nullptr;
   MOEC_CHECK(materialize(jobs, source.checkpoint, *files, materializing));
   MOEC_TRY(std::vector<WeightFileEntry> entries, files->finish());
   for (const WeightFileEntry &entry : entries)
@@ -333,16 +326,13 @@ Status Compilation::copyTokenizer(const std::string &directory) {
 
 Status Compilation::write(const std::string &output) {
   MOEC_TRY(OutputDirectory directory, OutputDirectory::create(output, "manifest.json"));
-  DiagnosticSentence diagnostics(context);
-  auto program = buildManifestProgram(*ir);
-  if (mlir::failed(program))
-    return diagnostics.error();
+  MOEC_TRY(Json program, manifestProgram());
   std::vector<WeightJob> jobs;
   for (auto op : ir->getOps<mlir::exec::WeightOp>()) {
     MOEC_TRY(WeightJob job, WeightJob::from(op));
     jobs.push_back(std::move(job));
   }
-  MOEC_TRY(Journal journal, Journal::open(directory.notesPath(), directory.path(), fingerprint(*program, jobs)));
+  MOEC_TRY(Journal journal, Journal::open(directory.notesPath(), directory.path(), fingerprint(program, jobs)));
 
   Json manifest;
   manifest["format"] = "moec-artifact";
@@ -352,7 +342,7 @@ Status Compilation::write(const std::string &output) {
   manifest["target"] = options.target;
   manifest["code"] = Json::array();
   manifest["weights"] = Json::array();
-  for (auto &[key, value] : program->items())
+  for (auto &[key, value] : program.items())
     manifest[key] = value;
   MOEC_CHECK(copyTokenizer(directory.path()));
   MOEC_CHECK(writeCode(directory.path(), journal, manifest));
@@ -371,6 +361,7 @@ Result<InterpretResult> Compilation::interpret(const std::vector<int32_t> &token
   using mlir::moe::InterpreterOptions;
   InterpreterOptions settings;
   settings.precision = float64 ? InterpreterOptions::Precision::F64 : InterpreterOptions::Precision::F32;
+  settings.moments = calibration ? &*calibration : nullptr;
   DiagnosticSentence diagnostics(context);
   mlir::moe::Interpreter interpreter(*ir, source.checkpoint, settings);
   if (observer)

@@ -9,6 +9,7 @@
 #define MOEC_TOOLS_DRIVER_COMPILATION_H
 
 #include "codegen/Cpu/Compile.h"
+#include "dialects/Formats/Calibration.h"
 #include "dialects/Moe/Reference/Interpreter.h"
 #include "frontends/HuggingFace/Import.h"
 #include "runtime/Support/Json.h"
@@ -21,6 +22,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -33,6 +35,15 @@ namespace moec {
 
 class Journal;
 struct WeightJob;
+
+/// Which passes optimize the model.
+struct PassOptions {
+  int64_t level = 2;    ///< 0 to 3, as `mlir::moe::buildMoePipeline` has them
+  std::string pipeline; ///< a textual pipeline, "builtin.module(...)", instead of a level and formats; empty: none
+
+  /// Fails on a pipeline that cannot be parsed or a level that is not there.
+  Status check() const;
+};
 
 struct CompileOptions {
   std::string model;          ///< checkpoint directory
@@ -47,6 +58,7 @@ struct CompileOptions {
   /// Formats by name, before those: lines of REGEX=FORMAT; and how codes are chosen: "nearest", "importance" or
   /// "feedback", the last two by what `calibration` holds, a file that `moec calibrate` made.
   std::string formats, rounding = "nearest", calibration;
+  PassOptions passes;
   /// Tokens in one run of the program; longer steps are cut by the runtime.
   int64_t maxTokens = 512;
   /// Bounds the materializer's tiles and mapped source pages, in bytes.
@@ -83,10 +95,12 @@ public:
   /// The same as text.
   std::string text();
   const hf::ModelConfig &config() const { return source.config; }
+  const std::string &target() const { return options.target; }
+  const hf::TensorTable &checkpointTensors() const { return source.checkpoint.tensors(); }
 
   /// Runs passes over the module.
   Status run(llvm::function_ref<void(mlir::PassManager &)> build);
-  /// Those that `optimize` runs, with the formats of the options.
+  /// Those that `optimize` runs: the pipeline of the options, else that of their level and formats.
   void addMoePasses(mlir::OpPassManager &manager) const;
   Status optimize(); ///< plain `moe` -> fused `moe`
   Status lower();    ///< fused `moe` -> `exec` with its memory planned
@@ -95,8 +109,8 @@ public:
   enum class Code { Llvm, Assembly };
   Result<std::string> code(Code kind, const std::string &level);
 
-  /// What was chosen for each op and why, as text; after `lower`.
-  std::string explain();
+  /// The keys `model`, `kernels` and `program` of the artifact's manifest; after `lower`.
+  Result<Json> manifestProgram();
 
   /// Generates code, makes the weights and writes the artifact; after `lower`.
   /// `output` appears whole or not at all; an earlier artifact there is replaced.
@@ -124,6 +138,7 @@ private:
 
   CompileOptions options;
   hf::SourceModel source;
+  std::optional<Calibration> calibration;
   mlir::MLIRContext context;
   mlir::OwningOpRef<mlir::ModuleOp> ir;
 };

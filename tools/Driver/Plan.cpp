@@ -7,6 +7,7 @@
 #include "dialects/Exec/ExecDialect.h"
 #include "dialects/Moe/MoeDialect.h"
 #include "frontends/HuggingFace/Inventory.h"
+#include "passes/Analysis/Cost.h"
 #include "passes/Moe/WeightFormat.h"
 #include "runtime/Support/Json.h"
 #include "runtime/Support/Text.h"
@@ -154,11 +155,14 @@ private:
   double pairOperations(double tokens, bool prompt) const {
     if (config.v4)
       return 4.0 * static_cast<double>(config.v4->headDim);
-    double absorbed = 4.0 * static_cast<double>(config.kvLoraRank) + 2.0 * static_cast<double>(config.ropeDim);
+    double absorbed =
+        mlir::moe::absorbedPairFlops(static_cast<double>(config.kvLoraRank), static_cast<double>(config.ropeDim));
     // Where each token picks entries of its own, there is nothing to share.
     if (!expands || !prompt || isSparse(tokens))
       return absorbed;
-    return std::min(absorbed, 2.0 * static_cast<double>(config.queryDim() + config.valueDim));
+    return std::min(absorbed, mlir::moe::expandedPairFlops(static_cast<double>(config.queryDim() - config.ropeDim),
+                                                           static_cast<double>(config.ropeDim),
+                                                           static_cast<double>(config.valueDim)));
   }
   double entry() const {
     return element * static_cast<double>(config.v4 ? config.v4->headDim : config.kvLoraRank + config.ropeDim);
@@ -367,6 +371,7 @@ private:
     compile.model = options.model;
     compile.maxContext = compiledContext;
     compile.maxTokens = options.maxTokens;
+    compile.passes = options.passes;
     hf::SourceModel source{plan.config, {}, hf::Inventory::assume(plan.config)};
     if (plan.hasHeaders) {
       MOEC_TRY(source.inventory, hf::Inventory::check(plan.config, checkpoint.tensors(), options.model));

@@ -15,6 +15,7 @@
 #include "frontends/HuggingFace/Config.h"
 #include "runtime/Support/Result.h"
 #include "tools/Driver/Chips.h"
+#include "tools/Driver/Compilation.h"
 
 #include <cstdint>
 #include <optional>
@@ -47,6 +48,7 @@ struct PlanOptions {
   int64_t devices = 0;        ///< 0: as many as hold the model
   int64_t context = 0;        ///< tokens; 0: what `moec compile` takes
   int64_t maxTokens = 512;    ///< of one run of the program
+  PassOptions passes;         ///< of the compile that is planned
   uint64_t diskRate = 0;      ///< bytes/s that a compile reads and writes, together; 0: measured or assumed
   bool measure = false;       ///< take the rates of this machine, those of a compile in the working directory
 };

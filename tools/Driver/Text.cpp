@@ -24,6 +24,18 @@ std::string moec::sizeText(uint64_t bytes) {
   return text.data();
 }
 
+std::string moec::countText(double count) {
+  static constexpr std::array units = {"", " k", " M", " B", " T"};
+  size_t unit = 0;
+  while (count >= 1000 && unit + 1 < units.size()) {
+    count /= 1000;
+    ++unit;
+  }
+  std::array<char, 32> text;
+  std::snprintf(text.data(), text.size(), unit == 0 ? "%.0f%s" : count < 10 ? "%.2f%s" : "%.1f%s", count, units[unit]);
+  return text.data();
+}
+
 Result<uint64_t> moec::parseSize(std::string_view text) {
   uint64_t value = 0;
   auto [end, code] = std::from_chars(text.data(), text.data() + text.size(), value);

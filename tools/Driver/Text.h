@@ -19,6 +19,9 @@ namespace moec {
 /// "1.5 GiB", "12.0 MiB", "640 B".
 std::string sizeText(uint64_t bytes);
 
+/// "671.0 B", "37 k": parameters, or operations.
+std::string countText(double count);
+
 /// "2GiB", "512 MiB", "1g" or a plain number of bytes. Powers of 1024 throughout.
 Result<uint64_t> parseSize(std::string_view text);
 

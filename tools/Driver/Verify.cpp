@@ -193,7 +193,10 @@ Proof proofOf(llvm::StringRef pass, const CompileOptions &options) {
   if (pass == "moe-fuse-mla") // absorbed attention multiplies by other matrices
     return Proof::Rounded;
   auto asked = {options.experts, options.attention, options.dense, options.head};
-  if (pass == "moe-quantize" && llvm::any_of(asked, [](const std::string &format) { return format != "keep"; }))
+  bool mayAsk = !options.passes.pipeline.empty() || // and has formats of its own
+                !options.formats.empty() ||
+                llvm::any_of(asked, [](const std::string &format) { return format != "keep"; });
+  if (pass == "moe-quantize" && mayAsk)
     return Proof::Formats;
   return Proof::Exact;
 }

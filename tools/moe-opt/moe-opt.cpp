@@ -6,9 +6,6 @@
 
 #include "dialects/Exec/ExecDialect.h"
 #include "dialects/Moe/MoeDialect.h"
-#include "passes/Conversion/MoeToExec/MoeToExec.h"
-#include "passes/Exec/Passes.h"
-#include "passes/Moe/Passes.h"
 #include "passes/Pipelines.h"
 
 #include "mlir/InitAllDialects.h"
@@ -18,9 +15,6 @@
 
 int main(int argc, char **argv) {
   mlir::registerAllPasses();
-  mlir::moe::registerMoecMoePasses();
-  mlir::exec::registerMoecMoeToExecPasses();
-  mlir::exec::registerMoecExecPasses();
   mlir::moe::registerMoePipelines();
 
   mlir::DialectRegistry registry;

@@ -6,6 +6,7 @@
 #include "runtime/Support/Json.h"
 #include "tools/Driver/CompileRate.h"
 #include "tools/Driver/Text.h"
+#include "tools/moec/PassFlags.h"
 
 #include <CLI/CLI.hpp>
 
@@ -25,17 +26,6 @@ template <typename... Args> std::string format(const char *pattern, Args... args
   std::array<char, 128> text;
   std::snprintf(text.data(), text.size(), pattern, args...);
   return text.data();
-}
-
-/// "671.0 B" of parameters or operations.
-std::string countText(double count) {
-  static constexpr std::array units = {"", " k", " M", " B", " T"};
-  size_t unit = 0;
-  while (count >= 1000 && unit + 1 < units.size()) {
-    count /= 1000;
-    ++unit;
-  }
-  return format(unit == 0 ? "%.0f%s" : count < 10 ? "%.2f%s" : "%.1f%s", count, units[unit]);
 }
 
 /// "80 GB", as data sheets have it.
@@ -216,8 +206,11 @@ PlanCommand::PlanCommand(CLI::App &app)
   std::string formats;
   for (const WeightFormat &format : weightFormats())
     formats += (formats.empty() ? "" : ", ") + std::string(format.name);
-  command->add_option("--experts", options.experts,
-                      "how routed experts are stored: " + formats + " (default: as a compile does)");
+  addPassOptions(*command, options.passes);
+  command
+      ->add_option("--experts", options.experts,
+                   "how routed experts are stored: " + formats + " (default: as a compile does)")
+      ->excludes("--pass-pipeline");
   command->add_option("--devices", options.devices, "devices that share the model (default: as many as hold it)")
       ->check(CLI::Range(int64_t(1), int64_t(1) << 20));
   command->add_option("--context", options.context, "tokens in the sequence (default: as a compile)")

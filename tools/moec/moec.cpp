@@ -5,14 +5,17 @@
 /// The compiler's command line: compile, plan, calibrate, inspect, interpret, verify.
 
 #include "passes/Moe/WeightFormat.h"
+#include "passes/Pipelines.h"
 #include "runtime/Support/File.h"
 #include "runtime/Support/Safetensors.h"
 #include "runtime/Support/Text.h"
 #include "tools/Driver/Compilation.h"
+#include "tools/Driver/Explain.h"
 #include "tools/Driver/Text.h"
 #include "tools/Driver/Verify.h"
 #include "tools/moec/CalibrateCommand.h"
 #include "tools/moec/Inspect.h"
+#include "tools/moec/PassFlags.h"
 #include "tools/moec/PlanCommand.h"
 
 #include "mlir/IR/AsmState.h"
@@ -26,17 +29,21 @@
 #include <chrono>
 #include <cstdio>
 #include <iostream>
+#include <optional>
 #include <unistd.h>
 
 using namespace moec;
 
 namespace {
 
+/// What --explain without a name stands for.
+constexpr const char *onStderr = "-";
+
 struct Arguments {
   CompileOptions compile;
-  std::string output, emit, level, maxMemory = "2GiB", maxFileSize = "4GiB", artifact, tokens, layers;
+  std::string output, emit, level, explain, maxMemory = "2GiB", maxFileSize = "4GiB", artifact, tokens, layers;
   VerifyOptions proof;
-  bool explain = false, json = false, verify = false, optimized = false, float64 = false, printAfterAll = false;
+  bool json = false, verify = false, optimized = false, float64 = false, printAfterAll = false;
 };
 
 /// Progress of the weights on stderr: one line that is rewritten on a terminal,
@@ -95,38 +102,21 @@ Status writeText(const std::string &path, const std::string &text) {
   return writeFile(path, text);
 }
 
-Status compile(Arguments &arguments) {
-  auto start = std::chrono::steady_clock::now();
-  CompileOptions &options = arguments.compile;
-  MOEC_TRY(options.maxMemory, parseSize(arguments.maxMemory));
-  MOEC_TRY(options.maxFileSize, parseSize(arguments.maxFileSize));
-  if (arguments.emit.empty() && arguments.output.empty())
-    return Error{"give the artifact a name with -o, or use --emit to print a stage"};
-  options.configure = [&](mlir::PassManager &manager) {
-    (void)mlir::applyPassManagerCLOptions(manager);
-    mlir::applyDefaultTimingPassManagerCLOptions(manager);
-  };
-  ProgressLine progress;
-  options.progress = [&](uint64_t done, uint64_t total, const std::string &weight) {
-    progress.show(done, total, weight);
-  };
-  options.resumed = [&](uint64_t present, uint64_t total) { progress.resume(present, total); };
-
-  MOEC_TRY(auto compilation, Compilation::open(options));
-  if (arguments.emit == "moe")
-    return writeText(arguments.output, compilation->text());
-  MOEC_CHECK(compilation->optimize());
-  MOEC_CHECK(compilation->lower());
-  if (arguments.explain)
-    std::cerr << compilation->explain();
+/// The stage that is asked for, or the artifact, of a model that is lowered.
+Status makeOutput(const Arguments &arguments, Compilation &compilation, mlir::TimingScope &whole,
+                  std::chrono::steady_clock::time_point start) {
   if (arguments.emit == "exec")
-    return writeText(arguments.output, compilation->text());
+    return writeText(arguments.output, compilation.text());
   if (!arguments.emit.empty()) {
     auto kind = arguments.emit == "asm" ? Compilation::Code::Assembly : Compilation::Code::Llvm;
-    MOEC_TRY(std::string text, compilation->code(kind, arguments.level));
+    mlir::TimingScope generating = whole.nest("Code");
+    MOEC_TRY(std::string text, compilation.code(kind, arguments.level));
+    generating.stop();
     return writeText(arguments.output, text);
   }
-  MOEC_CHECK(compilation->write(arguments.output));
+  mlir::TimingScope writing = whole.nest("Code and weights");
+  MOEC_CHECK(compilation.write(arguments.output));
+  writing.stop();
   MOEC_TRY(Artifact artifact, Artifact::open(arguments.output));
   uint64_t bytes = 0;
   for (const WeightFile &file : artifact.weightFiles())
@@ -135,6 +125,56 @@ Status compile(Arguments &arguments) {
   std::printf("%s: %zu launches, %zu kernels, %s of weights, in %.1f s\n", arguments.output.c_str(),
               artifact.launches().size(), artifact.kernels().size(), sizeText(bytes).c_str(), seconds);
   return success();
+}
+
+Status compile(Arguments &arguments) {
+  auto start = std::chrono::steady_clock::now();
+  CompileOptions &options = arguments.compile;
+  MOEC_TRY(options.maxMemory, parseSize(arguments.maxMemory));
+  MOEC_TRY(options.maxFileSize, parseSize(arguments.maxFileSize));
+  if (arguments.emit.empty() && arguments.output.empty())
+    return Error{"give the artifact a name with -o, or use --emit to print a stage"};
+  const bool explains = !arguments.explain.empty();
+  std::optional<ReportFiles> files;
+  if (explains && arguments.emit == "moe")
+    return Error{"--explain tells how a model was optimized and lowered, but --emit=moe ends before"};
+  if (explains && arguments.explain != onStderr) {
+    MOEC_TRY(ReportFiles created, ReportFiles::create(arguments.explain));
+    files.emplace(std::move(created));
+  }
+  mlir::DefaultTimingManager timing;
+  mlir::applyDefaultTimingManagerCLOptions(timing);
+  mlir::TimingScope whole = timing.getRootScope();
+  options.configure = [&](mlir::PassManager &manager) {
+    (void)mlir::applyPassManagerCLOptions(manager);
+    manager.enableTiming(whole);
+  };
+  ProgressLine progress;
+  options.progress = [&](uint64_t done, uint64_t total, const std::string &weight) {
+    progress.show(done, total, weight);
+  };
+  options.resumed = [&](uint64_t present, uint64_t total) { progress.resume(present, total); };
+
+  mlir::TimingScope importing = whole.nest("Import");
+  MOEC_TRY(auto compilation, Compilation::open(options));
+  importing.stop();
+  if (arguments.emit == "moe")
+    return writeText(arguments.output, compilation->text());
+  std::optional<Explainer> explainer;
+  if (explains)
+    explainer.emplace(*compilation);
+  MOEC_CHECK(compilation->optimize());
+  if (explainer)
+    explainer->optimized();
+  MOEC_CHECK(compilation->lower());
+  Report report;
+  if (explainer) {
+    MOEC_TRY(report, explainer->lowered());
+    if (!files)
+      std::cerr << report.text();
+  }
+  MOEC_CHECK(makeOutput(arguments, *compilation, whole, start));
+  return files ? files->write(report) : success();
 }
 
 Status inspect(const Arguments &arguments) {
@@ -193,7 +233,7 @@ void addLayers(CLI::App &command, std::string &layers) {
                      "a slice of the model, such as 0,3: these layers alone, in rising order (default: all)");
 }
 
-/// Options that say how weights are stored.
+/// Options that say how weights are stored; after those of passes.
 std::vector<CLI::Option *> addFormats(CLI::App &command, CompileOptions &options) {
   const auto isFormat = [](const std::string &name) {
     auto format = mlir::moe::WeightFormat::parse(name);
@@ -208,6 +248,7 @@ std::vector<CLI::Option *> addFormats(CLI::App &command, CompileOptions &options
         {"--head", &options.head, "format of the projection to logits"}})
     added.push_back(command.add_option(name, *value, what + forms)
                         ->check(isFormat)
+                        ->excludes("--pass-pipeline")
                         ->capture_default_str()
                         ->group("Formats of weights"));
   added.push_back(command
@@ -265,6 +306,7 @@ int main(int argc, char **argv) {
       ->add_option("--max-tokens", options.maxTokens, "tokens in one run of the program; longer steps are cut")
       ->check(CLI::Range(int64_t(1), int64_t(1) << 16))
       ->capture_default_str();
+  addPassOptions(*compileCommand, options.passes);
   addFormats(*compileCommand, options);
   compileCommand->add_option("--max-memory", arguments.maxMemory, "bound on the memory that making weights takes")
       ->capture_default_str();
@@ -280,11 +322,15 @@ int main(int argc, char **argv) {
       ->check(CLI::IsMember({"moe", "exec", "llvm", "asm"}));
   compileCommand->add_option("--level", arguments.level,
                              "CPU level that --emit=llvm and asm print (default: the best)");
-  compileCommand->add_flag("--explain", arguments.explain, "say on stderr what was chosen for each op, and why");
+  compileCommand->add_flag(
+      "--explain{" + std::string(onStderr) + "}", arguments.explain,
+      "say on stderr what was fused, what was chosen for each op, and why; --explain=REPORT writes "
+      "REPORT.html and REPORT.json instead, with bytes, operations and the memory plan");
   compileCommand->add_flag("--print-ir-after-all", arguments.printAfterAll, "print the IR after each pass on stderr");
   compileCommand->allow_extras();
   compileCommand->footer(
-      "The --mlir-* options of MLIR's own tools (--mlir-print-ir-after-all, --mlir-timing, ...) work too.");
+      "The --mlir-* options of MLIR's own tools work too: --mlir-print-ir-before=PASS, --mlir-print-ir-after-all, "
+      "--mlir-timing, --mlir-pass-statistics (which needs an LLVM that was built with statistics), ...");
 
   PlanCommand plan(app);
   CalibrateCommand calibrate(app);
@@ -303,8 +349,10 @@ int main(int argc, char **argv) {
   CLI::Option *optimized =
       interpretCommand->add_flag("--optimized", arguments.optimized, "interpret the module after the passes");
   addLayers(*interpretCommand, arguments.layers);
-  for (CLI::Option *format : addFormats(*interpretCommand, options))
-    format->needs(optimized);
+  std::vector<CLI::Option *> ofPasses = addPassOptions(*interpretCommand, options.passes);
+  llvm::append_range(ofPasses, addFormats(*interpretCommand, options));
+  for (CLI::Option *option : ofPasses)
+    option->needs(optimized);
   interpretCommand->add_flag("--float64", arguments.float64, "compute in double precision");
 
   CLI::App *verifyCommand = app.add_subcommand(
@@ -320,6 +368,7 @@ int main(int argc, char **argv) {
       ->excludes(ids)
       ->capture_default_str();
   addLayers(*verifyCommand, arguments.layers);
+  addPassOptions(*verifyCommand, options.passes);
   addFormats(*verifyCommand, options);
   verifyCommand->add_flag("!--no-artifact", arguments.proof.artifact, "prove the passes only");
   verifyCommand->add_flag("--json", arguments.json, "print JSON");
@@ -327,6 +376,7 @@ int main(int argc, char **argv) {
                         "Another format of weights makes another model, whose difference is shown. The exit code is 1 "
                         "if a step does not hold; the first op that differs is shown then, before and after.");
 
+  mlir::moe::registerMoePipelines(); // --mlir-print-ir-after=<pass> wants to know them
   mlir::registerAsmPrinterCLOptions();
   mlir::registerMLIRContextCLOptions();
   mlir::registerPassManagerCLOptions();
@@ -354,9 +404,11 @@ int main(int argc, char **argv) {
     std::string errors;
     llvm::raw_string_ostream stream(errors);
     if (!llvm::cl::ParseCommandLineOptions(static_cast<int>(words.size()), words.data(), "", &stream)) {
-      while (!errors.empty() && errors.back() == '\n')
-        errors.pop_back();
-      return report(Error{errors});
+      if (errors.empty()) // bad values are told right away
+        return 1;
+      llvm::StringRef first = llvm::StringRef(errors).split('\n').first; // guesses follow
+      first.consume_front("moec: ");
+      return report(Error{first.str()});
     }
     return report(compile(arguments));
   }
