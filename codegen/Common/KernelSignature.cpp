@@ -51,6 +51,8 @@ Args arguments(const DispatchSpec &) {
 }
 Args arguments(const CombineSpec &s) {
   Args args = {in("y"), in("weights")};
+  if (!s.members.empty())
+    args.push_back(index("chosen"));
   if (s.residual)
     args.push_back(in("residual"));
   args.push_back(out("out"));

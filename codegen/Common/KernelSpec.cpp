@@ -8,6 +8,7 @@
 #include "llvm/ADT/STLExtras.h"
 #include "llvm/ADT/StringSwitch.h"
 
+#include <algorithm>
 #include <cmath>
 
 using namespace mlir;
@@ -113,6 +114,7 @@ template <Is<RouteSpec> S> void forEachField(S &s, auto field) {
 template <Is<DispatchSpec> S> void forEachField(S &s, auto field) {
   field("experts", s.experts);
   field("topk", s.topk);
+  field("members", s.members);
 }
 
 template <Is<CombineSpec> S> void forEachField(S &s, auto field) {
@@ -122,6 +124,7 @@ template <Is<CombineSpec> S> void forEachField(S &s, auto field) {
   field("residual_stride", s.residualStride);
   field("out_stride", s.outStride);
   field("residual", s.residual);
+  field("members", s.members);
 }
 
 template <Is<ElementwiseSpec> S> void forEachField(S &s, auto field) {
@@ -212,6 +215,7 @@ struct AttrWriter {
   Attribute operator()(double value) { return builder.getF64FloatAttr(value); }
   Attribute operator()(bool value) { return builder.getBoolAttr(value); }
   Attribute operator()(const std::vector<float> &value) { return builder.getDenseF32ArrayAttr(value); }
+  Attribute operator()(const std::vector<int64_t> &value) { return builder.getDenseI64ArrayAttr(value); }
   template <class Enum>
     requires std::is_enum_v<Enum>
   Attribute operator()(Enum value) {
@@ -248,6 +252,13 @@ struct AttrReader {
       return "an array of finite f32";
     value.assign(array.asArrayRef().begin(), array.asArrayRef().end());
     return {};
+  }
+  static std::string read(Attribute attr, std::vector<int64_t> &value) {
+    auto array = dyn_cast<DenseI64ArrayAttr>(attr);
+    if (array)
+      value.assign(array.asArrayRef().begin(), array.asArrayRef().end());
+    bool ascends = std::ranges::adjacent_find(value, std::greater_equal<>()) == value.end();
+    return array && ascends && (value.empty() || value.front() >= 0) ? "" : "an array of ascending i64, none negative";
   }
   template <class Enum>
     requires std::is_enum_v<Enum>
@@ -308,9 +319,11 @@ void describe(const MlaAttentionSpec &s, Symbol &symbol) {
 void describe(const RouteSpec &s, Symbol &symbol) {
   symbol.tag(s.sigmoid ? "sigmoid" : "softmax").tag("e", s.experts).tag("top", s.topk);
 }
-void describe(const DispatchSpec &s, Symbol &symbol) { symbol.tag("e", s.experts).tag("top", s.topk); }
+void describe(const DispatchSpec &s, Symbol &symbol) {
+  symbol.tag("e", s.experts).tag("top", s.topk).tagIf(!s.members.empty(), "members");
+}
 void describe(const CombineSpec &s, Symbol &symbol) {
-  symbol.tag("top", s.topk).tag("d", s.width).tagIf(s.residual, "add");
+  symbol.tag("top", s.topk).tag("d", s.width).tagIf(s.residual, "add").tagIf(!s.members.empty(), "members");
 }
 void describe(const ElementwiseSpec &s, Symbol &symbol) { symbol.tag("d", s.width); }
 

@@ -150,16 +150,21 @@ struct RouteSpec {
 /// Sorts the T * topk (token, choice) entries by expert, stably.
 /// args: chosen i32[T, topk], offsets i32[E+1] (out), active i32[E+1] (out: count, then the experts
 /// that have entries, ascending), order i32[T * topk] (out: entry = t * topk + k). Grid: 1.
+/// With `members`, E numbers in ascending order, expert i of all outputs is the choice members[i]; entries of
+/// other choices count for none of them, and what lies in order from offsets[E] on is unspecified.
 struct DispatchSpec {
   int64_t experts = 0, topk = 0;
+  std::vector<int64_t> members = {}; ///< empty: choices are the experts' numbers
 };
 
 /// out[t, :] = (residual[t, :] +) sum_k weights[t, k] * y[t * topk + k, :], k ascending.
-/// args: y, weights f32[T, topk], [residual], out. Grid: T.
+/// With `members` the sum, from 0, is over the k whose chosen[t, k] is one of them; other rows of y are not read.
+/// args: y, weights f32[T, topk], [chosen i32[T, topk], if there are members], [residual], out. Grid: T.
 struct CombineSpec {
   int64_t topk = 0, width = 0;
   int64_t yStride = 0, residualStride = 0, outStride = 0;
   bool residual = false;
+  std::vector<int64_t> members = {};
 };
 
 /// out = a + b, or silu(a) * b. args: a, b, out. Grid: T.

@@ -4,6 +4,7 @@
 #include "codegen/Cpu/Compile.h"
 
 #include "codegen/Cpu/Emitters.h"
+#include "codegen/Cpu/Members.h"
 
 #include "mlir/Conversion/ArithToLLVM/ArithToLLVM.h"
 #include "mlir/Conversion/ControlFlowToLLVM/ControlFlowToLLVM.h"
@@ -72,6 +73,11 @@ struct Checker {
   }
   void stride(llvm::StringRef name, int64_t value, int64_t width) {
     require(value >= width, name + " " + llvm::Twine(value) + " is less than the row's " + llvm::Twine(width));
+  }
+  void members(llvm::ArrayRef<int64_t> numbers) {
+    require(std::ranges::adjacent_find(numbers, std::greater_equal<>()) == numbers.end(), "members must ascend");
+    require(numbers.empty() || (numbers.front() >= 0 && numbers.back() <= MemberTable::maxMember),
+            "members must be numbers from 0 to " + llvm::Twine(MemberTable::maxMember));
   }
   void finite(llvm::StringRef name, double value) { require(std::isfinite(value), name + " must be finite"); }
   void stored(DType type, bool fp8) {
@@ -161,12 +167,16 @@ struct Checker {
   void operator()(const DispatchSpec &spec) {
     positive("experts", spec.experts);
     positive("topk", spec.topk);
+    require(spec.members.empty() || std::ssize(spec.members) == spec.experts,
+            llvm::Twine(spec.members.size()) + " members, but " + llvm::Twine(spec.experts) + " experts");
+    members(spec.members);
   }
   void operator()(const CombineSpec &spec) {
     positive("topk", spec.topk);
     positive("width", spec.width);
     stride("yStride", spec.yStride, spec.width);
     stride("outStride", spec.outStride, spec.width);
+    members(spec.members);
   }
   void operator()(const FakeQuantizeSpec &spec) {
     positive("width", spec.width);

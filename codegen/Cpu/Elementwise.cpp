@@ -6,6 +6,7 @@
 
 #include "codegen/Cpu/Emitters.h"
 #include "codegen/Cpu/Math.h"
+#include "codegen/Cpu/Members.h"
 
 #include "runtime/KernelAbi.h"
 
@@ -128,21 +129,47 @@ void emit(KernelBuilder &b, llvm::StringRef symbol, const FakeQuantizeSpec &spec
 void emit(KernelBuilder &b, llvm::StringRef symbol, const CombineSpec &spec, const Tiles &) {
   b.kernel(symbol, [&] {
     int64_t next = 0;
-    Ptr y = b.arg(next++, b.f32), weights = b.arg(next++, b.f32), residual;
+    Ptr y = b.arg(next++, b.f32), weights = b.arg(next++, b.f32), chosen, residual, rows, factors;
+    bool some = !spec.members.empty();
+    if (some)
+      chosen = b.arg(next++, b.i32);
     if (spec.residual)
       residual = b.arg(next++, b.f32);
     Ptr out = b.arg(next++, b.f32);
+    MemberTable members(b, spec.members, /*other=*/-1);
+    if (some) {
+      rows = b.scratch(b.i64, spec.topk);
+      factors = b.scratch(b.f32, spec.topk);
+    }
     b.tasks([&](Val t) {
-      Val first = t * spec.topk;
+      Val first = t * spec.topk, count = b.cI64(0);
       Vals weight;
-      for (int64_t k = 0; k < spec.topk; ++k)
-        weight.push_back(b.splat((weights + first + k).load()));
-      b.vectors(spec.width, [&](Val i, Val mask) {
+      for (int64_t k = 0; k < spec.topk; ++k) {
+        Val factor = (weights + first + k).load();
+        if (some) { // listed, and overwritten by the next one unless it counts
+          (rows + count).store(first + k);
+          (factors + count).store(factor);
+          count = b.select(members.placeOf((chosen + first + k).load()) >= 0, count + 1, count);
+        } else {
+          weight.push_back(b.splat(factor));
+        }
+      }
+      auto listed = [&](Val i) {
+        return b.loop(b.cI64(0), count, 1, b.constant(b.vec(b.f32), 0.0), [&](Val j, llvm::ArrayRef<Val> so) -> Vals {
+          Val v = (y + (rows + j).load() * spec.yStride + i).load(kLanes);
+          return {b.fma(b.splat((factors + j).load()), v, so[0])};
+        })[0];
+      };
+      auto all = [&](Val i) {
         Val sum;
         for (int64_t k = 0; k < spec.topk; ++k) {
           Val v = (y + (first + k) * spec.yStride + i).load(kLanes);
           sum = k ? b.fma(weight[k], v, sum) : weight[k] * v;
         }
+        return sum;
+      };
+      b.vectors(spec.width, [&](Val i, Val mask) {
+        Val sum = some ? listed(i) : all(i);
         if (spec.residual)
           sum = (residual + t * spec.residualStride + i).load(kLanes) + sum;
         (out + t * spec.outStride + i).store(sum, mask);

@@ -6,6 +6,7 @@
 
 #include "codegen/Cpu/Emitters.h"
 #include "codegen/Cpu/Math.h"
+#include "codegen/Cpu/Members.h"
 
 #include <limits>
 #include <numeric>
@@ -183,12 +184,14 @@ void emit(KernelBuilder &b, llvm::StringRef symbol, const RouteSpec &spec, const
 void emit(KernelBuilder &b, llvm::StringRef symbol, const DispatchSpec &spec, const Tiles &) {
   b.kernel(symbol, [&] {
     Ptr chosen = b.arg(0, b.i32), offsets = b.arg(1, b.i32), active = b.arg(2, b.i32), order = b.arg(3, b.i32);
-    Ptr cursors = b.scratch(b.i32, spec.experts);
+    // Entries of experts that are no members come last, as if of one expert more.
+    MemberTable members(b, spec.members, /*other=*/spec.experts);
+    Ptr cursors = b.scratch(b.i32, spec.experts + 1);
     Val none = b.constant(b.i32, int64_t(0)), first = b.cI64(0), experts = b.cI64(spec.experts);
     Val entries = b.tokens() * spec.topk;
     b.tasks([&](Val) {
-      auto cursorOf = [&](Val entry) { return cursors + b.convert((chosen + entry).load(), b.i64); };
-      b.loop(first, experts, 1, [&](Val e) { (cursors + e).store(none); });
+      auto cursorOf = [&](Val entry) { return cursors + members.placeOf((chosen + entry).load()); };
+      b.loop(first, experts + 1, 1, [&](Val e) { (cursors + e).store(none); });
       b.loop(first, entries, 1, [&](Val i) {
         Ptr at = cursorOf(i);
         at.store(at.load() + 1);
@@ -203,6 +206,7 @@ void emit(KernelBuilder &b, llvm::StringRef symbol, const DispatchSpec &spec, co
         return {so[0] + count, b.select(used, so[1] + 1, so[1])};
       });
       (offsets + spec.experts).store(totals[0]);
+      (cursors + spec.experts).store(totals[0]);
       active.store(b.convert(totals[1], b.i32));
       b.loop(first, entries, 1, [&](Val i) {
         Ptr at = cursorOf(i);

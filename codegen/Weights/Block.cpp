@@ -240,8 +240,9 @@ private:
 class QuantizeBlock final : public Block {
 public:
   static Result<std::unique_ptr<Block>> open(steps::QuantizeAttr step, const std::string &name,
-                                             std::unique_ptr<Block> input, const MomentSource *moments) {
-    MOEC_TRY(auto quantizer, Quantizer::open(step, name, /*members=*/{}, *input, moments));
+                                             std::vector<int64_t> members, std::unique_ptr<Block> input,
+                                             const MomentSource *moments) {
+    MOEC_TRY(auto quantizer, Quantizer::open(step, name, std::move(members), *input, moments));
     return std::unique_ptr<Block>(new QuantizeBlock(std::move(input), std::move(quantizer)));
   }
   Status read(const Rect &rect, float *out) const override {
@@ -310,7 +311,8 @@ public:
   RecipeBuilder(const TensorSource &from, const MomentSource *moments) : from(from), moments(moments) {}
 
   /// The tensors that the first step finds: a weight for every so many sources, as `stored` says, or each source.
-  Status open(const std::vector<std::string> &sources, int64_t count, steps::DequantAttr stored) {
+  Status open(const std::vector<std::string> &sources, steps::StackAttr stack, steps::DequantAttr stored) {
+    families = stack;
     size_t perTensor = stored ? stored.getNumSources() : 1;
     if (sources.size() % perTensor != 0)
       return Error{"a weight takes " + std::to_string(perTensor) + " tensors of the checkpoint, but the recipe has " +
@@ -318,15 +320,15 @@ public:
     for (size_t first = 0; first < sources.size(); first += perTensor) {
       std::vector<std::string> patterns(sources.begin() + first, sources.begin() + first + perTensor);
       Item item{patterns.front(), {}, steps::isFamily(patterns.front())};
-      if (item.family && count == 0)
+      if (item.family && !stack)
         return Error{"weight source '" + item.name + "' is a family, but its recipe has no stack step"};
       for (const std::string &pattern : patterns)
         if (steps::isFamily(pattern) != item.family)
           return Error{"'" + item.name + "' and '" + pattern + "' are not both families"};
-      for (int64_t e = 0; e < (item.family ? count : 1); ++e) {
+      for (int64_t i = 0; i < (item.family ? stack.getCount() : 1); ++i) {
         std::vector<std::string> names;
         for (const std::string &pattern : patterns)
-          names.push_back(steps::memberOf(pattern, e));
+          names.push_back(item.family ? steps::memberOf(pattern, stack.memberAt(i)) : pattern);
         MOEC_TRY(auto block, stored ? StoredBlock::open(stored, names, from) : SourceBlock::open(names.front(), from));
         item.members.push_back(std::move(block));
       }
@@ -362,11 +364,16 @@ public:
             return success();
           });
         })
-        .Case([&](steps::QuantizeAttr attr) {
-          return each([&](const std::string &name, std::unique_ptr<Block> &block) -> Status {
-            MOEC_TRY(block, QuantizeBlock::open(attr, name, std::move(block), moments));
-            return success();
-          });
+        .Case([&](steps::QuantizeAttr attr) -> Status {
+          for (Item &item : items)
+            for (auto [place, block] : llvm::enumerate(item.members)) {
+              // The matrices of a family are its members: one of them, or all once they are stacked.
+              std::vector<int64_t> members;
+              for (int64_t i = 0; steps::isFamily(item.name) && i < block->batch; ++i)
+                members.push_back(families.memberAt(static_cast<int64_t>(place) + i));
+              MOEC_TRY(block, QuantizeBlock::open(attr, item.name, members, std::move(block), moments));
+            }
+          return success();
         })
         .Case([&](steps::PadAttr attr) {
           return each([&](const std::string &name, std::unique_ptr<Block> &block) -> Status {
@@ -419,6 +426,7 @@ private:
 
   const TensorSource &from;
   const MomentSource *moments;
+  steps::StackAttr families; ///< says which their members are
   std::vector<Item> items;
 };
 
@@ -448,16 +456,14 @@ Result<RecipeBlocks> moec::buildRecipe(const std::vector<std::string> &sources, 
     if (!result.quantize)
       return Error{"a recipe packs codes that none of its steps makes"};
   }
-  int64_t count = 0;
-  for (mlir::Attribute step : logical)
-    if (auto stack = mlir::dyn_cast<steps::StackAttr>(step))
-      count = stack.getCount();
-
   auto stored = logical.empty() ? nullptr : mlir::dyn_cast<steps::DequantAttr>(logical.front());
   if (stored)
     logical = logical.drop_front();
+  steps::StackAttr stack = steps::stackOf(recipe);
+  if (stack && stack.getMembers())
+    result.members.assign(stack.getMembers().asArrayRef().begin(), stack.getMembers().asArrayRef().end());
   RecipeBuilder builder(from, moments);
-  MOEC_CHECK(builder.open(sources, count, stored));
+  MOEC_CHECK(builder.open(sources, stack, stored));
   for (mlir::Attribute step : logical)
     MOEC_CHECK(builder.apply(step));
   MOEC_TRY(result.blocks, builder.take());

@@ -157,7 +157,8 @@ private:
 
   /// The first tensor that a matrix of a block is made from, for messages.
   std::string sourceOf(size_t block, int64_t matrix) const {
-    return steps::memberOf(job.sources[block * job.sources.size() / recipe.blocks.size()], matrix);
+    return steps::memberOf(job.sources[block * job.sources.size() / recipe.blocks.size()],
+                           recipe.members.empty() ? matrix : recipe.members[matrix]);
   }
 
   /// Scales that are packed beside their codes are used as they are: a hole in a file must not become zero weights.

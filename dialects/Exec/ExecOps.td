@@ -79,7 +79,7 @@ def Exec_KernelOp : Exec_Op<"kernel", [Symbol]> {
     - (C1) `kind` is not empty.
 
     ```mlir
-    exec.kernel @dispatch_e16_top4 "dispatch" {experts = 16 : i64, topk = 4 : i64}
+    exec.kernel @dispatch_e16_top4 "dispatch" {experts = 16 : i64, members = array<i64>, topk = 4 : i64}
     ```
   }];
   let arguments = (ins SymbolNameAttr:$sym_name, StrAttr:$kind, DictionaryAttr:$spec);

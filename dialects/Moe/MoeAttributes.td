@@ -86,13 +86,32 @@ def Moe_StackAttr : Moe_StepAttr<"Stack", "stack"> {
   let summary = "Stack families of tensors along a new leading dimension";
   let description = [{
     Each source of the weight whose name holds `{e}` stands for `count` tensors, with
-    `{e}` = 0 .. count-1; they become one tensor `[count, ...]`. Other tensors stay as they are.
+    `{e}` = 0 .. count-1, or with the numbers that `members` lists; they become one tensor
+    `[count, ...]`. Other tensors stay as they are.
 
     - (C1) `count` is positive.
+    - (C2) `members` are ascending numbers, none negative.
+
+    ```mlir
+    func.func private @stacked() attributes {
+      all = #moe.stack<64>, some = #moe.stack<[0, 3, 5]>
+    }
+    ```
   }];
-  let parameters = (ins "int64_t":$count);
-  let assemblyFormat = "`<` $count `>`";
+  let parameters = (ins "int64_t":$count, OptionalParameter<"::mlir::DenseI64ArrayAttr">:$members);
+  let builders = [
+    AttrBuilder<(ins "int64_t":$count), [{
+      return $_get($_ctxt, count, ::mlir::DenseI64ArrayAttr());
+    }]>,
+    AttrBuilder<(ins "::llvm::ArrayRef<int64_t>":$members), [{
+      return $_get($_ctxt, static_cast<int64_t>(members.size()), ::mlir::DenseI64ArrayAttr::get($_ctxt, members));
+    }]>];
+  let assemblyFormat = "`<` custom<Stacked>($count, $members) `>`";
   let genVerifyDecl = 1;
+  let extraClassDeclaration = [{
+    /// What `{e}` is for the tensor at `index` of the stack.
+    int64_t memberAt(int64_t index) const { return getMembers() ? getMembers()[index] : index; }
+  }];
 }
 
 def Moe_CodeFormat : I32EnumAttr<"CodeFormat", "what a code stands for before its scale", [

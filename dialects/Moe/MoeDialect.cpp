@@ -128,6 +128,29 @@ static void printFrequencies(AsmPrinter &printer, DenseF32ArrayAttr frequencies)
   printer << ']';
 }
 
+/// `64`, or `[0, 3, 5]` for some members of the families.
+static ParseResult parseStacked(AsmParser &parser, int64_t &count, DenseI64ArrayAttr &members) {
+  SmallVector<int64_t> numbers;
+  if (failed(parser.parseOptionalLSquare()))
+    return parser.parseInteger(count);
+  if (parser.parseCommaSeparatedList([&] { return parser.parseInteger(numbers.emplace_back()); }) ||
+      parser.parseRSquare())
+    return failure();
+  count = numbers.size();
+  members = parser.getBuilder().getDenseI64ArrayAttr(numbers);
+  return success();
+}
+
+static void printStacked(AsmPrinter &printer, int64_t count, DenseI64ArrayAttr members) {
+  if (!members) {
+    printer << count;
+    return;
+  }
+  printer << '[';
+  llvm::interleaveComma(members.asArrayRef(), printer);
+  printer << ']';
+}
+
 #include "dialects/Moe/MoeDialect.cpp.inc"
 #include "dialects/Moe/MoeEnums.cpp.inc"
 #define GET_ATTRDEF_CLASSES
@@ -156,6 +179,17 @@ static LogicalResult checkPositive(EmitError emitError, StringRef name, int64_t 
   return emitError() << name << " is " << value << ", expected a positive number";
 }
 
+LogicalResult mlir::moe::checkMembers(EmitError emitError, ArrayRef<int64_t> members) {
+  for (auto [index, member] : llvm::enumerate(members)) {
+    if (member < 0)
+      return emitError() << "members[" << index << "] is " << member << ", expected the number of an expert";
+    if (index > 0 && member <= members[index - 1])
+      return emitError() << "members[" << index << "] is " << member << ", expected more than the "
+                         << members[index - 1] << " before it";
+  }
+  return success();
+}
+
 /// The types that a step may round to.
 static LogicalResult checkRounded(EmitError emitError, Type type) {
   if (type.isF32() || type.isBF16() || type.isF16())
@@ -177,8 +211,10 @@ LogicalResult RopeAttr::verify(EmitError emitError, DenseF32ArrayAttr invFreq, F
   return success();
 }
 
-LogicalResult StackAttr::verify(EmitError emitError, int64_t count) {
-  return checkPositive(emitError, "count", count); // C1
+LogicalResult StackAttr::verify(EmitError emitError, int64_t count, DenseI64ArrayAttr members) {
+  if (failed(checkPositive(emitError, "count", count))) // C1
+    return failure();
+  return members ? checkMembers(emitError, members) : success(); // C2
 }
 
 LogicalResult DequantAttr::verify(EmitError emitError, StoredFormat format, int64_t rows, int64_t cols, int64_t bits,

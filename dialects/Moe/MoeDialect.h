@@ -28,6 +28,9 @@ struct CacheResource : SideEffects::Resource::Base<CacheResource> {
   StringRef getName() final { return "moe.cache"; }
 };
 
+/// Some of a layer's experts are ascending numbers, none negative. Their count is the caller's to check.
+LogicalResult checkMembers(function_ref<InFlightDiagnostic()> emitError, ArrayRef<int64_t> members);
+
 } // namespace mlir::moe
 
 #include "dialects/Moe/MoeDialect.h.inc"

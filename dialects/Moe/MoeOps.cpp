@@ -440,10 +440,20 @@ LogicalResult ExpertsOp::verify() {
   if (failed(checkEqual(*this, {"result", getResult(), 1, "columns"}, columns)) ||
       failed(checkEqual(*this, {"result", getResult(), 0, "rows"}, rows)))
     return failure();
-  if (Value residual = getResidual())
-    if (failed(checkEqual(*this, {"residual", residual, 1, "columns"}, columns)) ||
-        failed(checkEqual(*this, {"residual", residual, 0, "rows"}, rows)))
-      return failure();
+  Value residual = getResidual();
+  if (residual && (failed(checkEqual(*this, {"residual", residual, 1, "columns"}, columns)) ||
+                   failed(checkEqual(*this, {"residual", residual, 0, "rows"}, rows))))
+    return failure();
   // C6
-  return getActivations() ? verifyActivations(*this, *getActivations()) : success();
+  if (getActivations() && failed(verifyActivations(*this, *getActivations())))
+    return failure();
+  // C7
+  std::optional<ArrayRef<int64_t>> members = getMembers();
+  if (!members)
+    return success();
+  int64_t experts = getGate().getType().getDimSize(0);
+  if (static_cast<int64_t>(members->size()) != experts)
+    return emitOpError("has ") << members->size() << " members, but gate " << getGate().getType() << " has " << experts
+                               << " experts";
+  return checkMembers([&] { return emitOpError(); }, *members);
 }

@@ -582,6 +582,11 @@ def Moe_ExpertsOp : Moe_Op<"experts", [NoMemoryEffect]> {
     The weight multiplies what the down projection gives; a residual is added to the finished
     sum. With `activations`, `round` is what `moe.fake_quantize` does; else nothing. At run time
     `0 <= experts[t, k] < E`.
+
+    With `members`, the weights are those of some of the experts: row `i` of each belongs to expert
+    `members[i]`. The sum is then over those `k` alone whose expert is a member, which may be none.
+    A layer whose experts are stored in several formats is a chain of such ops, each with the
+    result of the one before as its residual.
     Source: DeepSeekMoE, arXiv:2401.06066, eq. 3 to 5.
 
     - (C1) `gate` and `up` have one type, `E x F x D`.
@@ -590,6 +595,7 @@ def Moe_ExpertsOp : Moe_Op<"experts", [NoMemoryEffect]> {
     - (C4) `weights` and `experts` have the `T` rows of `x` and equally many columns.
     - (C5) `result`, and `residual` if present, are `T x D` as `x` is.
     - (C6) `activations`, if present, are a format that `moe.fake_quantize` takes.
+    - (C7) `members`, if present, are `E` ascending numbers, none negative.
 
     ```mlir
     func.func @experts(%x: tensor<?x256xf32>, %w: tensor<?x6xf32>, %e: tensor<?x6xi32>) -> tensor<?x256xf32> {
@@ -601,14 +607,24 @@ def Moe_ExpertsOp : Moe_Op<"experts", [NoMemoryEffect]> {
             tensor<64x256x128xbf16> -> tensor<?x256xf32>
       return %y : tensor<?x256xf32>
     }
+
+    func.func @some_experts(%x: tensor<?x256xf32>, %w: tensor<?x6xf32>, %e: tensor<?x6xi32>) -> tensor<?x256xf32> {
+      %gate = moe.weight ["experts.{e}.gate_proj.weight"] recipe [#moe.stack<[0, 7]>] : tensor<2x128x256xbf16>
+      %up = moe.weight ["experts.{e}.up_proj.weight"] recipe [#moe.stack<[0, 7]>] : tensor<2x128x256xbf16>
+      %down = moe.weight ["experts.{e}.down_proj.weight"] recipe [#moe.stack<[0, 7]>] : tensor<2x256x128xbf16>
+      %y = moe.experts %x route(%w, %e) ffn(%gate, %up, %down) members [0, 7] : tensor<?x256xf32>, tensor<?x6xf32>,
+          tensor<?x6xi32>, tensor<2x128x256xbf16>, tensor<2x128x256xbf16>, tensor<2x256x128xbf16> -> tensor<?x256xf32>
+      return %y : tensor<?x256xf32>
+    }
     ```
   }];
   let arguments = (ins Moe_Float<2>:$x, Moe_Float<2>:$weights, Moe_Index<2>:$experts,
                        Moe_WeightOf<[3]>:$gate, Moe_WeightOf<[3]>:$up, Moe_WeightOf<[3]>:$down,
-                       Optional<Moe_Float<2>>:$residual, OptionalAttr<Moe_QuantizeAttr>:$activations);
+                       Optional<Moe_Float<2>>:$residual, OptionalAttr<Moe_QuantizeAttr>:$activations,
+                       OptionalAttr<DenseI64ArrayAttr>:$members);
   let results = (outs Moe_Float<2>:$result);
   let assemblyFormat = [{
-    $x `route` `(` $weights `,` $experts `)` `ffn` `(` $gate `,` $up `,` $down `)`
+    $x `route` `(` $weights `,` $experts `)` `ffn` `(` $gate `,` $up `,` $down `)` (`members` $members^)?
     (`add` $residual^ `:` type($residual))? attr-dict
     `:` type($x) `,` type($weights) `,` type($experts) `,` type($gate) `,` type($up) `,` type($down) `->` type($result)
   }];

@@ -18,6 +18,13 @@ std::string mlir::moe::memberOf(StringRef source, int64_t expert) {
   return isFamily(source) ? (before + Twine(expert) + after).str() : source.str();
 }
 
+StackAttr mlir::moe::stackOf(ArrayAttr recipe) {
+  for (Attribute step : recipe)
+    if (auto stack = dyn_cast<StackAttr>(step))
+      return stack;
+  return nullptr;
+}
+
 std::optional<moec::DType> mlir::moe::storedType(Type element) {
   return llvm::TypeSwitch<Type, std::optional<moec::DType>>(element)
       .Case([](Float32Type) { return moec::DType::F32; })

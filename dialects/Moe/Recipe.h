@@ -19,6 +19,8 @@
 
 namespace mlir::moe {
 
+class StackAttr;
+
 /// What a source's name holds if it stands for one tensor per expert.
 inline constexpr llvm::StringLiteral kFamilyMarker = "{e}";
 
@@ -27,6 +29,9 @@ bool isFamily(StringRef source);
 
 /// The tensor that a source stands for, that of an expert if there is one for each.
 std::string memberOf(StringRef source, int64_t expert);
+
+/// The first step of `recipe` that stacks families, which says what their members are; null without one.
+StackAttr stackOf(ArrayAttr recipe);
 
 /// How weights of an element type are stored: f32, f16, bf16, f8E4M3FN, f8E8M0FNU, and i8 for packed bytes; none for
 /// others.

@@ -232,7 +232,8 @@ private:
     Value up = weight(prefix + "experts.{e}.up_proj.weight");
     Value down = weight(prefix + "experts.{e}.down_proj.weight");
     Value y = ExpertsOp::create(b, loc(prefix + "experts"), x.getType(), x, route.getWeights(), route.getExperts(),
-                                gate, up, down, /*residual=*/Value(), /*activations=*/QuantizeAttr());
+                                gate, up, down, /*residual=*/Value(), /*activations=*/QuantizeAttr(),
+                                /*members=*/DenseI64ArrayAttr());
     if (config.sharedExperts == 0)
       return y;
     return add(y, swiglu(x, prefix + "shared_experts."), prefix + "shared_experts.add");

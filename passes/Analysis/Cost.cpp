@@ -44,7 +44,11 @@ double DecodeCost::flops(Operation *op) {
       .Case([&](GateUpOp op) { return 2 * (elements(op.getGate()) + elements(op.getUp())) * rows(op.getX()); })
       .Case([&](ExpertsOp op) {
         double all = elements(op.getGate()) + elements(op.getUp()) + elements(op.getDown());
-        return 2 * all / dim(op.getGate(), 0) * dim(op.getExperts(), 1) * rows(op.getX());
+        // Of the choices, those of members: as many as their share of the experts.
+        double share = 1;
+        if (auto route = op.getExperts().getDefiningOp<RouteOp>(); route && op.getMembers())
+          share = static_cast<double>(dim(op.getGate(), 0)) / dim(route.getLogits(), 1);
+        return 2 * all / dim(op.getGate(), 0) * dim(op.getExperts(), 1) * share * rows(op.getX());
       })
       .Case([&](AttentionOp op) {
         double pair = expandedPairFlops(dim(op.getQuery(), 2), dim(op.getRopeQuery(), 2), dim(op.getValue(), 2));

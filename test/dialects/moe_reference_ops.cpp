@@ -475,4 +475,32 @@ TYPED_TEST(MoeReference, ExpertsEqualADenseLoopOverAllExperts) {
   expectNear(mlir::moe::reference::experts(x, weights, chosen, gate, up, down, &residual), expected, this->tolerance);
 }
 
+TYPED_TEST(MoeReference, ExpertsInSetsAddWhatTheyAddTogether) {
+  constexpr int64_t tokens = 5, topk = 3, width = 6, inner = 3;
+  Random random(7);
+  auto x = random.tensor<TypeParam>({tokens, width}), weights = random.tensor<TypeParam>({tokens, topk}),
+       gate = random.tensor<TypeParam>({6, inner, width}), up = random.tensor<TypeParam>({6, inner, width}),
+       down = random.tensor<TypeParam>({6, width, inner}), residual = random.tensor<TypeParam>({tokens, width});
+  IndexTensor chosen({tokens, topk}, {4, 0, 1, 2, 3, 4, 1, 2, 3, 0, 4, 2, 5, 4, 0});
+  auto some = [&](std::vector<int64_t> members, const Tensor<TypeParam> *added) {
+    auto rows = [&](const Tensor<TypeParam> &all) {
+      Tensor<TypeParam> part({int64_t(members.size()), all.dim(1), all.dim(2)});
+      for (auto [place, member] : llvm::enumerate(members))
+        std::copy_n(all.row(member), all.rowSize(), part.row(place));
+      return part;
+    };
+    return experts(x, weights, chosen, rows(gate), rows(up), rows(down), added, /*activations=*/nullptr,
+                   llvm::ArrayRef<int64_t>(members));
+  };
+  auto whole = experts(x, weights, chosen, gate, up, down, &residual);
+  EXPECT_EQ(some({0, 1, 2, 3, 4, 5}, &residual).data, whole.data);
+  // Expert 5 is chosen by the last token alone.
+  Tensor<TypeParam> first = some({1, 3, 5}, &residual), second = some({0, 2, 4}, &first);
+  expectNear(second, whole, this->tolerance);
+  // Token 3 chooses 0, 4 and 2: all are of one set, and the other adds nothing.
+  EXPECT_TRUE(std::equal(first.row(3), first.row(4), residual.row(3)));
+  Tensor<TypeParam> alone = some({0, 2, 4}, nullptr), all = experts(x, weights, chosen, gate, up, down);
+  EXPECT_TRUE(std::equal(alone.row(3), alone.row(4), all.row(3)));
+}
+
 } // namespace

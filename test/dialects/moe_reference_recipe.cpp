@@ -166,6 +166,8 @@ TEST_F(MoeReferenceRecipe, StackMakesOneTensorOfAFamily) {
   EXPECT_EQ(stacked.shape, (std::vector<int64_t>{12, 2, 3}));
   EXPECT_EQ(stacked.row(11, 1)[2], 1105);
   EXPECT_EQ(stacked.row(2, 0)[1], 201);
+  Tensor<float> some = values(R"(["experts.{e}.w"])", "[#moe.stack<[2, 11]>]");
+  EXPECT_EQ(some, Tensor<float>({2, 2, 3}, {200, 201, 202, 203, 204, 205, 1100, 1101, 1102, 1103, 1104, 1105}));
 }
 
 TEST_F(MoeReferenceRecipe, StackOfDequantizedExperts) {
@@ -285,6 +287,7 @@ TEST_F(MoeReferenceRecipe, RefusalsAreSentences) {
   EXPECT_EQ(message(R"(["e{e}"])", "[#moe.stack<2>]"), "#moe.stack<2>: 'e{e}' is F32 [2, 3] for {e} = 1, "
                                                        "expected F32 [2, 2] as for {e} = 0");
   EXPECT_EQ(message(R"(["t{e}"])", "[#moe.stack<3>]"), "tensor 't2' is not in the checkpoint");
+  EXPECT_EQ(message(R"(["t{e}"])", "[#moe.stack<[1, 7]>]"), "tensor 't7' is not in the checkpoint");
   EXPECT_EQ(message(R"(["t{e}"])", "[#moe.pack_panels<2>, #moe.stack<2>]"),
             "#moe.pack_panels<2>: 't{e}' is a family, expected "
             "it to be stacked first");

@@ -354,6 +354,8 @@ def test_refuses_bad_artifacts(compiled, moec, text, tmp_path):
     scatter = refusal(lambda manifest: spec(manifest, "gemm", routing="scatter").update(topk=3))
     assert "takes 3 rows for each token, but its router chooses 4 experts" in scatter
     assert "of 3" in refusal(lambda manifest: spec(manifest, "route").update(experts=3))
+    some = refusal(lambda manifest: spec(manifest, "dispatch").update(members=[0, 1]))
+    assert "takes some of a layer's experts alone" in some
     assert "'routing'" in refusal(lambda manifest: spec(manifest, "gemm").pop("routing"))
     absent = tmp_path / "absent"
     message = moec.refuses("calibrate", absent, "--file", text, "-o", output)

@@ -207,6 +207,10 @@ Status ProgramReader::run() {
       } else if (spec.kind == "dispatch" && second) {
         MOEC_TRY(const ArgInfo *chosen, bufferArg(i, 0));
         MOEC_TRY(const ArgInfo *order, bufferArg(i, launch.args.size() - 1));
+        MOEC_TRY(const Json *members, spec.fields.array("members"));
+        if (!members->empty()) // lists of one set say nothing of the rows of others
+          return Error{what(i) +
+                       " takes some of a layer's experts alone; calibrate an artifact that has them together"};
         if (auto found = routed.find(chosen->index); found != routed.end())
           routed[order->index] = found->second;
       } else if (spec.kind == "gemm" && second) {

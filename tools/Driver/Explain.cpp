@@ -204,11 +204,10 @@ Explainer::Explainer(Compilation &compilation)
 
   std::set<std::string> counted;
   module.walk([&](mlir::moe::WeightOp op) {
-    auto stack = llvm::find_if(op.getRecipe(), llvm::IsaPred<mlir::moe::StackAttr>);
-    int64_t members = stack == op.getRecipe().end() ? 1 : mlir::cast<mlir::moe::StackAttr>(*stack).getCount();
+    mlir::moe::StackAttr stack = mlir::moe::stackOf(op.getRecipe());
     for (auto source : op.getSources().getAsValueRange<mlir::StringAttr>())
-      for (int64_t e = 0; e < (mlir::moe::isFamily(source) ? members : 1); ++e) {
-        std::string name = mlir::moe::memberOf(source, e);
+      for (int64_t i = 0, count = stack && mlir::moe::isFamily(source) ? stack.getCount() : 1; i < count; ++i) {
+        std::string name = mlir::moe::memberOf(source, stack ? stack.memberAt(i) : 0);
         auto tensor = compilation.checkpointTensors().find(name);
         if (tensor != compilation.checkpointTensors().end() && counted.insert(name).second)
           part(mlir::moe::partOf(name)).checkpointBytes += tensor->second.bytes();

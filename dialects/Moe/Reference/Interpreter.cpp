@@ -435,10 +435,11 @@ template <typename T> LogicalResult TypedMachine<T>::evaluate(ExpertsOp op) {
                         {"up", op.getUp(), "EFD", &up},
                         {"down", op.getDown(), "EDF", &down},
                         {"residual", op.getResidual(), "TD", &residual}})) ||
-      failed(checkRange(op, "experts", *experts, gate->dim(0))))
+      // How many experts there are besides the members, only the router knows.
+      failed(checkRange(op, "experts", *experts, op.getMembers() ? std::numeric_limits<int32_t>::max() : gate->dim(0))))
     return failure();
   return set(op.getResult(), reference::experts(*x, *weights, *experts, *gate, *up, *down, residual.get(),
-                                                op.getActivations().value_or(nullptr)));
+                                                op.getActivations().value_or(nullptr), op.getMembers()));
 }
 
 //===----------------------------------------------------------------------===//

@@ -172,9 +172,8 @@ static Status roundByMoments(QuantizeAttr step, const std::string &name, int64_t
   return moec::success();
 }
 
-/// `firstMember`: which member of the family `name` the tensor, or its first matrix, is.
-Result<StoredTensor> quantize(QuantizeAttr step, const std::string &name, const StoredTensor &in, int64_t firstMember,
-                              const moec::MomentSource *moments) {
+Result<StoredTensor> quantize(QuantizeAttr step, const std::string &name, const StoredTensor &in,
+                              llvm::function_ref<int64_t(int64_t)> memberOfMatrix, const moec::MomentSource *moments) {
   const Shape &shape = in.values.shape;
   if (shape.size() < 2 || !step.divides(shape.back()))
     return stepError(step, name,
@@ -190,7 +189,7 @@ Result<StoredTensor> quantize(QuantizeAttr step, const std::string &name, const 
   for (int64_t matrix = 0; matrix < matrices; ++matrix) {
     if (step.getRounding() != Rounding::Nearest) {
       std::copy_n(&in.values.data[matrix * rows * cols], rows * cols, &out.values.data[matrix * rows * cols]);
-      MOEC_CHECK(roundByMoments(step, name, firstMember + matrix, matrix, moments, out));
+      MOEC_CHECK(roundByMoments(step, name, memberOfMatrix(matrix), matrix, moments, out));
       continue;
     }
     const float *x = &in.values.data[matrix * rows * cols];

@@ -13,10 +13,11 @@
 
 namespace mlir::moe::reference {
 
-/// Rounds each matrix of a tensor [.., N, K] for `name`, which is member `firstMember` of a family, or the first of
-/// several that were stacked. Errors name the tensor, what was found and what was expected.
+/// Rounds each matrix of a tensor [.., N, K]; `memberOfMatrix` says which member of the family `name` it is. Errors
+/// name the tensor, what was found and what was expected.
 moec::Result<StoredTensor> quantize(QuantizeAttr step, const std::string &name, const StoredTensor &in,
-                                    int64_t firstMember, const moec::MomentSource *moments);
+                                    llvm::function_ref<int64_t(int64_t matrix)> memberOfMatrix,
+                                    const moec::MomentSource *moments);
 
 /// The byte that stores a code, which is told by what it stands for.
 int byteOf(CodeFormat codes, float value);

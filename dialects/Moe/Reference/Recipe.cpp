@@ -131,8 +131,8 @@ static Result<StoredTensor> apply(StackAttr step, const Item &family) {
     if (member.dtype != first.dtype || member.values.shape != first.values.shape)
       return stepError(step, family.name,
                        "is " + print(member.dtype) + " " + print(member.values.shape) +
-                           " for {e} = " + std::to_string(e) + ", expected " + print(first.dtype) + " " +
-                           print(first.values.shape) + " as for {e} = 0");
+                           " for {e} = " + std::to_string(step.memberAt(e)) + ", expected " + print(first.dtype) + " " +
+                           print(first.values.shape) + " as for {e} = " + std::to_string(step.memberAt(0)));
   StoredTensor result;
   result.dtype = first.dtype;
   MOEC_TRY(result.values,
@@ -363,10 +363,15 @@ template <typename StepAttr> static Status mapEach(StepAttr step, std::vector<It
   return moec::success();
 }
 
-static Status quantizeEach(QuantizeAttr step, std::vector<Item> &list, const moec::MomentSource *moments) {
+static Status quantizeEach(QuantizeAttr step, StackAttr stack, std::vector<Item> &list,
+                           const moec::MomentSource *moments) {
   for (Item &item : list)
-    for (auto [member, tensor] : llvm::enumerate(item.members)) {
-      MOEC_TRY(tensor, quantize(step, item.name, tensor, int64_t(member), moments));
+    for (auto [place, tensor] : llvm::enumerate(item.members)) {
+      // Matrices of a family are its members, stacked or not yet.
+      auto memberOfMatrix = [&, first = int64_t(place)](int64_t matrix) {
+        return isFamily(item.name) ? stack.memberAt(first + matrix) : first + matrix;
+      };
+      MOEC_TRY(tensor, quantize(step, item.name, tensor, memberOfMatrix, moments));
     }
   return moec::success();
 }
@@ -398,17 +403,9 @@ template <typename StepAttr> static Status reduce(StepAttr step, std::vector<Ite
   return moec::success();
 }
 
-/// How many members a family has, by the first `stack`; 0 without one.
-static int64_t familySize(ArrayAttr recipe) {
-  for (Attribute step : recipe)
-    if (auto stack = dyn_cast<StackAttr>(step))
-      return stack.getCount();
-  return 0;
-}
-
 /// The list of tensors that the first step finds, `perTensor` sources for each, which `read` makes of their names.
 static Result<std::vector<Item>>
-readSources(ArrayAttr sources, int64_t count, size_t perTensor,
+readSources(ArrayAttr sources, StackAttr stack, size_t perTensor,
             llvm::function_ref<Result<StoredTensor>(llvm::ArrayRef<std::string>)> read) {
   std::vector<Item> list;
   if (sources.empty())
@@ -428,12 +425,12 @@ readSources(ArrayAttr sources, int64_t count, size_t perTensor,
     for (const std::string &name : names)
       if (isFamily(name) != item.isFamily)
         return Error{"'" + name + "' does not go with '" + item.name + "': only one is a family"};
-    if (item.isFamily && count == 0)
+    if (item.isFamily && !stack)
       return Error{"source '" + item.name + "' is a family, but the recipe has no #moe.stack"};
-    for (int64_t e = 0; e < (item.isFamily ? count : 1); ++e) {
+    for (int64_t i = 0; i < (item.isFamily ? stack.getCount() : 1); ++i) {
       std::vector<std::string> members;
       for (const std::string &name : names)
-        members.push_back(memberOf(name, e));
+        members.push_back(item.isFamily ? memberOf(name, stack.memberAt(i)) : name);
       MOEC_TRY(StoredTensor tensor, read(members));
       item.members.push_back(std::move(tensor));
     }
@@ -448,7 +445,7 @@ Result<StoredTensor> evaluateRecipe(ArrayAttr sources, ArrayAttr recipe, const m
   auto stored = steps.empty() ? nullptr : dyn_cast<DequantAttr>(steps.front());
   if (stored)
     steps = steps.drop_front();
-  MOEC_TRY(std::vector<Item> list, readSources(sources, familySize(recipe), stored ? stored.getNumSources() : 1,
+  MOEC_TRY(std::vector<Item> list, readSources(sources, stackOf(recipe), stored ? stored.getNumSources() : 1,
                                                [&](llvm::ArrayRef<std::string> names) {
                                                  return stored ? dequantize(stored, names, source)
                                                                : read(names.front(), source);
@@ -458,7 +455,7 @@ Result<StoredTensor> evaluateRecipe(ArrayAttr sources, ArrayAttr recipe, const m
         llvm::TypeSwitch<Attribute, Status>(attr)
             .Case([&](StackAttr step) { return applyStep(step, list); })
             .Case<HeadRowsAttr, TransposeAttr, CastAttr, PadAttr>([&](auto step) { return mapEach(step, list); })
-            .Case([&](QuantizeAttr step) { return quantizeEach(step, list, moments); })
+            .Case([&](QuantizeAttr step) { return quantizeEach(step, stackOf(recipe), list, moments); })
             .Case<PackPanelsAttr, PackBlockScalesAttr, PackGroupsAttr>([&](auto step) { return reduce(step, list); })
             .Default([](Attribute step) { return Error{"the recipe step " + print(step) + " is not known"}; });
     if (!status)

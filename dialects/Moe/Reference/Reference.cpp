@@ -304,12 +304,19 @@ template <typename T> Routing<T> route(const Tensor<T> &logits, const Tensor<T> 
 
 template <typename T>
 Tensor<T> experts(const Tensor<T> &x, const Tensor<T> &weights, const IndexTensor &chosen, const Tensor<T> &gate,
-                  const Tensor<T> &up, const Tensor<T> &down, const Tensor<T> *residual, QuantizeAttr activations) {
+                  const Tensor<T> &up, const Tensor<T> &down, const Tensor<T> *residual, QuantizeAttr activations,
+                  std::optional<llvm::ArrayRef<int64_t>> members) {
   int64_t width = x.dim(1), inner = gate.dim(1);
   Tensor<T> y(x.shape), hidden({1, inner});
   for (int64_t t = 0; t < x.dim(0); ++t) {
     for (int64_t k = 0; k < chosen.dim(1); ++k) {
       int64_t e = chosen.row(t)[k];
+      if (members) {
+        const int64_t *found = llvm::find(*members, e);
+        if (found == members->end())
+          continue;
+        e = found - members->begin();
+      }
       for (int64_t f = 0; f < inner; ++f)
         hidden.data[f] = silu(dot(gate.row(e, f), x.row(t), width)) * dot(up.row(e, f), x.row(t), width);
       if (activations)
@@ -345,7 +352,8 @@ Tensor<T> experts(const Tensor<T> &x, const Tensor<T> &weights, const IndexTenso
                                                 const IndexTensor &, const IndexTensor &, double);                     \
   template Routing<T> route(const Tensor<T> &, const Tensor<T> *, const RouteOptions &);                               \
   template Tensor<T> experts(const Tensor<T> &, const Tensor<T> &, const IndexTensor &, const Tensor<T> &,             \
-                             const Tensor<T> &, const Tensor<T> &, const Tensor<T> *, QuantizeAttr);
+                             const Tensor<T> &, const Tensor<T> &, const Tensor<T> *, QuantizeAttr,                    \
+                             std::optional<llvm::ArrayRef<int64_t>>);
 MOEC_INSTANTIATE(float)
 MOEC_INSTANTIATE(double)
 #undef MOEC_INSTANTIATE

@@ -115,7 +115,8 @@ private:
   DenseMap<Operation *, Value> refs;
   DenseMap<Attribute, KernelOp> kernels; ///< by [kind, spec]
   DenseMap<std::pair<Attribute, Value>, Value> angles;
-  DenseMap<Value, SmallVector<Value>> dispatched; ///< offsets, active, order, by chosen experts
+  /// offsets, active, order, by chosen experts and the members among them
+  DenseMap<std::pair<Value, Attribute>, SmallVector<Value>> dispatched;
 };
 
 //===----------------------------------------------------------------------===//
@@ -504,10 +505,11 @@ LogicalResult StepLowering::lower(moe::ExpertsOp op) {
   int64_t experts = op.getGate().getType().getDimSize(0), inner = op.getGate().getType().getDimSize(1);
   int64_t width = widthOf(op.getX()), topk = widthOf(op.getExperts());
 
-  SmallVector<Value> &lists = dispatched[op.getExperts()];
+  std::vector<int64_t> members(op.getMembers().value_or(ArrayRef<int64_t>()));
+  SmallVector<Value> &lists = dispatched[{op.getExperts(), op.getMembersAttr()}];
   if (lists.empty()) {
     lists = {buffer(loc, {experts + 1}, i32), buffer(loc, {experts + 1}, i32), buffer(loc, {dynamic}, i32, topk)};
-    launch(op, moec::DispatchSpec{experts, topk}, {memoryOf(op.getExperts()), lists[0], lists[1], lists[2]},
+    launch(op, moec::DispatchSpec{experts, topk, members}, {memoryOf(op.getExperts()), lists[0], lists[1], lists[2]},
            "dispatch");
   }
 
@@ -539,7 +541,10 @@ LogicalResult StepLowering::lower(moe::ExpertsOp op) {
   combine.topk = topk;
   combine.width = width;
   combine.yStride = rowStride(parts);
+  combine.members = members;
   SmallVector<Value> args = {parts, memoryOf(op.getWeights())};
+  if (!members.empty())
+    args.push_back(memoryOf(op.getExperts()));
   if (op.getResidual()) {
     args.push_back(memoryOf(op.getResidual()));
     combine.residual = true;

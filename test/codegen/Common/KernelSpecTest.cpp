@@ -50,8 +50,8 @@ std::vector<KernelSpec> oneOfEach() {
           CacheAppendSpec{64, 16, 80, 96, 97},
           MlaAttentionSpec{4, 64, 16, 80, 320, 81, 256, 65, 0.1},
           route,
-          DispatchSpec{16, 4},
-          CombineSpec{4, 256, 257, 258, 259, true},
+          DispatchSpec{2, 4, {0, 15}},
+          CombineSpec{4, 256, 257, 258, 259, true, {0, 15}},
           ElementwiseSpec{true, 256, 257, 258, 259},
           FakeQuantizeSpec{CodeKind::F8E4M3, 256, 128, 257, 258, 6, Rows::R}};
 }
@@ -123,11 +123,12 @@ TEST_F(KernelSpecTest, SymbolsTellTheMainParameters) {
   std::vector<std::string> symbols;
   for (const KernelSpec &spec : oneOfEach())
     symbols.push_back(symbolFor(spec));
-  EXPECT_EQ(symbols, (std::vector<std::string>{"embed_f16_d256", "gather_rows_d256", "rms_norm_d256_rows",
-                                               "gemm_f8e4m3_n100_k64_e8_scatter_swiglu_rows", "rope_angles_d6",
-                                               "rope_h4_d32", "cache_append_c64_r16", "mla_attention_h4_c64_r16",
-                                               "route_sigmoid_e16_top4", "dispatch_e16_top4", "combine_top4_d256_add",
-                                               "swiglu_d256", "fake_quantize_f8e4m3_d256_rows"}));
+  EXPECT_EQ(symbols,
+            (std::vector<std::string>{"embed_f16_d256", "gather_rows_d256", "rms_norm_d256_rows",
+                                      "gemm_f8e4m3_n100_k64_e8_scatter_swiglu_rows", "rope_angles_d6", "rope_h4_d32",
+                                      "cache_append_c64_r16", "mla_attention_h4_c64_r16", "route_sigmoid_e16_top4",
+                                      "dispatch_e2_top4_members", "combine_top4_d256_add_members", "swiglu_d256",
+                                      "fake_quantize_f8e4m3_d256_rows"}));
 }
 
 TEST_F(KernelSpecTest, WrongDictionariesAreRefused) {
@@ -147,6 +148,10 @@ TEST_F(KernelSpecTest, WrongDictionariesAreRefused) {
   EXPECT_EQ(message, "'topk' of a dispatch kernel is -1 : i64, expected an i64 that is not negative");
   EXPECT_TRUE(failed(read("dispatch", with(dispatch, "width", builder.getI64IntegerAttr(1)))));
   EXPECT_EQ(message, "spec of a dispatch kernel has an unknown key 'width'");
+  for (std::vector<int64_t> members : {std::vector<int64_t>{3, 3}, {4, 3}, {-1, 3}}) {
+    EXPECT_TRUE(failed(read("dispatch", with(dispatch, "members", builder.getDenseI64ArrayAttr(members)))));
+    EXPECT_TRUE(StringRef(message).ends_with("expected an array of ascending i64, none negative")) << message;
+  }
   DictionaryAttr norm = toAttr(RmsNormSpec{}, &context);
   EXPECT_TRUE(failed(read("rms_norm", with(norm, "rows", builder.getStringAttr("S")))));
   EXPECT_EQ(message, "'rows' of a rms_norm kernel is \"S\", expected one of \"T\" \"R\"");

@@ -158,22 +158,33 @@ TEST(Route, NaNLogitsStillChooseDifferentExperts) {
 }
 
 TEST(Dispatch, SortsStably) {
-  std::vector<KernelSpec> specs = {DispatchSpec{7, 3}, DispatchSpec{64, 6}, DispatchSpec{1, 1}};
+  std::vector<KernelSpec> specs = {DispatchSpec{7, 3},      DispatchSpec{64, 6},
+                                   DispatchSpec{1, 1},      DispatchSpec{3, 4, {0, 3, 17}},
+                                   DispatchSpec{1, 2, {9}}, DispatchSpec{2, 1, {40, 50}}}; // chosen by none
   Kernels kernels(specs);
   Random random(3);
   for (size_t index = 0; index < specs.size(); ++index)
     for (int64_t tokens : {1, 2, 40}) {
       const auto &spec = std::get<DispatchSpec>(specs[index]);
       std::vector<int32_t> entries(tokens * spec.topk);
+      int64_t choices = spec.members.empty() ? spec.experts : 24;
       for (int32_t &entry : entries)
-        entry = random.integer(0, (spec.experts - 1) / (tokens == 40 ? 1 : 2));
-      ExpertLists expected = sortByExpert(entries, spec.experts);
+        entry = random.integer(0, (choices - 1) / (tokens == 40 ? 1 : 2));
+      // Others than the members are all one more expert, whose list nobody promises.
+      std::vector<int32_t> places = entries;
+      if (!spec.members.empty())
+        for (int32_t &place : places)
+          place = std::find(spec.members.begin(), spec.members.end(), place) - spec.members.begin();
+      ExpertLists expected = sortByExpert(places, spec.experts + 1);
+      expected.offsets.pop_back();
+      expected.active[0] -= llvm::is_contained(places, spec.experts);
+      expected.order.resize(expected.offsets.back());
       Array<int32_t> chosen(entries), offsets(spec.experts + 1, -1), active(spec.experts + 1, -1),
           order(entries.size(), -1);
       moe_step step{tokens, 0, 0};
       kernels.run(index, {&chosen, &offsets, &active, &order}, step, kernels.gridOf(index, step));
       EXPECT_EQ(std::vector<int32_t>(offsets.begin(), offsets.end()), expected.offsets);
-      EXPECT_EQ(std::vector<int32_t>(order.begin(), order.end()), expected.order);
+      EXPECT_EQ(std::vector<int32_t>(order.begin(), order.begin() + offsets[spec.experts]), expected.order);
       ASSERT_EQ(active[0], expected.active[0]);
       for (int32_t i = 1; i <= active[0]; ++i)
         EXPECT_EQ(active[i], expected.active[i]);
@@ -182,8 +193,16 @@ TEST(Dispatch, SortsStably) {
 
 TEST(Combine, WeighsAndAdds) {
   std::vector<KernelSpec> specs;
-  for (auto [topk, width, residual] : {std::tuple{1, 1, false}, {6, 16, true}, {3, 37, true}, {8, 50, false}}) {
+  using Members = std::vector<int64_t>;
+  for (auto [topk, width, residual, members] : {std::tuple{1, 1, false, Members{}},
+                                                {6, 16, true, {}},
+                                                {3, 37, true, {}},
+                                                {8, 50, false, {}},
+                                                {6, 37, true, {0, 2, 7}},
+                                                {4, 16, false, {1, 3, 5, 6}},
+                                                {1, 3, false, {30}}}) {
     CombineSpec spec;
+    spec.members = members;
     spec.topk = topk;
     spec.width = width;
     spec.residual = residual;
@@ -200,6 +219,19 @@ TEST(Combine, WeighsAndAdds) {
     Array<float> y(random.normals(tokens * spec.topk * spec.yStride)), weights(random.normals(tokens * spec.topk)),
         residual(random.normals(tokens * spec.residualStride)), out(tokens * spec.outStride, kUntouched);
     std::vector<Buffer *> args = {&y, &weights};
+    Array<int32_t> chosen(tokens * spec.topk, 0);
+    auto counts = [&](int64_t entry) {
+      return spec.members.empty() || llvm::is_contained(spec.members, chosen[entry]);
+    };
+    if (!spec.members.empty()) {
+      // The first token chooses no member. Rows of others hold what memory had.
+      for (int64_t i = 0; i < tokens * spec.topk; ++i) {
+        chosen[i] = i < spec.topk ? 20 + i : random.integer(0, 8);
+        if (!counts(i))
+          std::fill_n(&y[i * spec.yStride], spec.yStride, std::numeric_limits<float>::quiet_NaN());
+      }
+      args.push_back(&chosen);
+    }
     if (spec.residual)
       args.push_back(&residual);
     args.push_back(&out);
@@ -212,6 +244,8 @@ TEST(Combine, WeighsAndAdds) {
           expected = spec.residual ? residual[t * spec.residualStride + i] : 0;
           magnitude = std::fabs(expected);
           for (int64_t k = 0; k < spec.topk; ++k) {
+            if (!counts(t * spec.topk + k))
+              continue;
             double term = double(weights[t * spec.topk + k]) * y[(t * spec.topk + k) * spec.yStride + i];
             expected += term;
             magnitude += std::fabs(term);

@@ -4,6 +4,8 @@
 // RUN: not emit-kernel %t/scales.mlir 2>&1 | FileCheck %s --check-prefix=SCALES
 // RUN: not emit-kernel %t/part.mlir 2>&1 | FileCheck %s --check-prefix=PART
 // RUN: not emit-kernel %t/plain-groups.mlir 2>&1 | FileCheck %s --check-prefix=PLAIN
+// RUN: not emit-kernel %t/members.mlir 2>&1 | FileCheck %s --check-prefix=MEMBERS
+// RUN: not emit-kernel %t/member.mlir 2>&1 | FileCheck %s --check-prefix=MEMBER
 // RUN: not emit-kernel %t/width.mlir --level=x86-64-v9 2>&1 | FileCheck %s --check-prefix=LEVEL
 
 //--- groups.mlir
@@ -28,3 +30,10 @@ exec.kernel @g "gemm" {weight = "u8", n = 64, k = 128, batch = 1, scale_cols = 0
 exec.kernel @g "gemm" {weight = "bf16", n = 64, k = 128, batch = 1, scale_cols = 0, group = 32, group_scale = "f16",
     x_stride = 128, x_batch = 0, y_stride = 64, y_batch = 0, residual_stride = 0, codes = "int4", epilogue = "none", routing = "none",
     topk = 0, rows = "T"}
+//--- members.mlir
+// MEMBERS: emit-kernel: d: 2 members, but 3 experts
+exec.kernel @d "dispatch" {experts = 3, topk = 2, members = array<i64: 0, 4>}
+//--- member.mlir
+// MEMBER: emit-kernel: c: members must be numbers from 0 to 8191
+exec.kernel @c "combine" {topk = 2, width = 16, y_stride = 16, residual_stride = 0, out_stride = 16, residual = false,
+    members = array<i64: 0, 9000>}

@@ -197,6 +197,15 @@ TEST_F(MaterializeTest, FamilyOfTwoDigits) {
   expectSame({"x.{e}.w"}, "[#moe.stack<12>]");
 }
 
+TEST_F(MaterializeTest, SomeMembersOfAFamily) {
+  // The others need not exist, nor be alike.
+  for (int e : {2, 7, 11})
+    source.add("x." + std::to_string(e) + ".w", DType::BF16, {40, 24});
+  source.add("x.3.w", DType::F32, {1, 1});
+  expectSame({"x.{e}.w"}, "[#moe.stack<[2, 7, 11]>]");
+  expectSame({"x.{e}.w"}, "[#moe.stack<[7]>, #moe.pack_panels<32>]");
+}
+
 TEST_F(MaterializeTest, BlocksAreDequantised) {
   // 576 rows, as kv_a has them: the last block is partial both ways.
   source.add("q", DType::F8E4M3, {576, 200});
@@ -333,6 +342,9 @@ TEST_F(MaterializeTest, RoundedByACalibration) {
                                "int8, group = 96, scale = f32", "f4e2m1, group = 16, scale = f8E4M3FN"}) {
       std::string step = "#moe.quantize<" + std::string(format) + " rounding " + rounding + ">";
       expectSame({"gate{e}", "up{e}"}, "[#moe.stack<3>, " + step + ", #moe.pack_groups<32>]");
+      expectSame({"gate{e}"}, "[#moe.stack<[0, 2]>, " + step + ", #moe.pack_groups<32>]");
+      expectSame({"gate{e}"}, "[#moe.stack<[1]>, " + step + "]");
+      expectSame({"gate{e}"}, "[" + step + ", #moe.stack<[1, 2]>]");
       expectSame({"gate1"}, "[" + step + ", #moe.pack_panels<32>]");
     }
   source.add("blocks", DType::BF16, {150, 192});

@@ -30,6 +30,26 @@ func.func private @stack_c1() attributes {a = #moe.stack<0>}
 
 // -----
 
+// expected-error@+1 {{expected integer value}}
+func.func private @stack_no_member() attributes {a = #moe.stack<[]>}
+
+// -----
+
+// expected-error@+1 {{members[0] is -1, expected the number of an expert}}
+func.func private @stack_c2_negative() attributes {a = #moe.stack<[-1, 3]>}
+
+// -----
+
+// expected-error@+1 {{members[2] is 3, expected more than the 3 before it}}
+func.func private @stack_c2_twice() attributes {a = #moe.stack<[0, 3, 3]>}
+
+// -----
+
+// expected-error@+1 {{members[1] is 0, expected more than the 3 before it}}
+func.func private @stack_c2_descending() attributes {a = #moe.stack<[3, 0]>}
+
+// -----
+
 // expected-error@+1 {{a block of 0, expected a positive number, or ? for a whole dimension}}
 func.func private @dequant_c1_rows() attributes {a = #moe.dequant<fp8 0x128, f32>}
 

@@ -24,9 +24,10 @@ func.func @alias(%x: tensor<?x4xf32>, %y: tensor<?x2xf32>, %p: tensor<?xi32>) {
 //  CHECK-SAME: pack = #moe.pack_panels<32>
 //  CHECK-SAME: pad = #moe.pad<64>
 //  CHECK-SAME: scales = #moe.pack_block_scales<32, 1408, 128>
+//  CHECK-SAME: some = #moe.stack<[0, 3, 5]>
 //  CHECK-SAME: stack = #moe.stack<64>
 //  CHECK-SAME: transpose = #moe.transpose
 func.func private @steps() attributes {
   cast = #moe.cast<bf16>, dequant = #moe.dequant<fp8 128x64, f16>, head_rows = #moe.head_rows<4, 0, 16>,
   pack = #moe.pack_panels<32>, pad = #moe.pad<64>, scales = #moe.pack_block_scales<32, 1408, 128>,
-  stack = #moe.stack<64>, transpose = #moe.transpose}
+  some = #moe.stack<[0, 3, 5]>, stack = #moe.stack<64>, transpose = #moe.transpose}

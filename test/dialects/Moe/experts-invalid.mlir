@@ -117,3 +117,53 @@ func.func @experts_c5_residual_rows(%x: tensor<3x16xf32>, %w: tensor<?x2xf32>, %
       : tensor<3x16xf32>, tensor<?x2xf32>, tensor<?x2xi32>, tensor<8x12x16xbf16>, tensor<8x12x16xbf16>, tensor<8x16x12xbf16> -> tensor<?x16xf32>
   return
 }
+
+// -----
+
+func.func @experts_c7_count(%x: tensor<?x16xf32>, %w: tensor<?x2xf32>, %e: tensor<?x2xi32>, %g: tensor<3x12x16xbf16>,
+    %u: tensor<3x12x16xbf16>, %d: tensor<3x16x12xbf16>) {
+  // expected-error@+1 {{'moe.experts' op has 2 members, but gate 'tensor<3x12x16xbf16>' has 3 experts}}
+  %y = moe.experts %x route(%w, %e) ffn(%g, %u, %d) members [0, 3]
+      : tensor<?x16xf32>, tensor<?x2xf32>, tensor<?x2xi32>, tensor<3x12x16xbf16>, tensor<3x12x16xbf16>, tensor<3x16x12xbf16> -> tensor<?x16xf32>
+  return
+}
+
+// -----
+
+func.func @experts_c7_none(%x: tensor<?x16xf32>, %w: tensor<?x2xf32>, %e: tensor<?x2xi32>, %g: tensor<3x12x16xbf16>,
+    %u: tensor<3x12x16xbf16>, %d: tensor<3x16x12xbf16>) {
+  // expected-error@+1 {{'moe.experts' op has 0 members, but gate 'tensor<3x12x16xbf16>' has 3 experts}}
+  %y = moe.experts %x route(%w, %e) ffn(%g, %u, %d) members []
+      : tensor<?x16xf32>, tensor<?x2xf32>, tensor<?x2xi32>, tensor<3x12x16xbf16>, tensor<3x12x16xbf16>, tensor<3x16x12xbf16> -> tensor<?x16xf32>
+  return
+}
+
+// -----
+
+func.func @experts_c7_negative(%x: tensor<?x16xf32>, %w: tensor<?x2xf32>, %e: tensor<?x2xi32>, %g: tensor<3x12x16xbf16>,
+    %u: tensor<3x12x16xbf16>, %d: tensor<3x16x12xbf16>) {
+  // expected-error@+1 {{'moe.experts' op members[0] is -2, expected the number of an expert}}
+  %y = moe.experts %x route(%w, %e) ffn(%g, %u, %d) members [-2, 0, 1]
+      : tensor<?x16xf32>, tensor<?x2xf32>, tensor<?x2xi32>, tensor<3x12x16xbf16>, tensor<3x12x16xbf16>, tensor<3x16x12xbf16> -> tensor<?x16xf32>
+  return
+}
+
+// -----
+
+func.func @experts_c7_order(%x: tensor<?x16xf32>, %w: tensor<?x2xf32>, %e: tensor<?x2xi32>, %g: tensor<3x12x16xbf16>,
+    %u: tensor<3x12x16xbf16>, %d: tensor<3x16x12xbf16>) {
+  // expected-error@+1 {{'moe.experts' op members[2] is 4, expected more than the 5 before it}}
+  %y = moe.experts %x route(%w, %e) ffn(%g, %u, %d) members [0, 5, 4]
+      : tensor<?x16xf32>, tensor<?x2xf32>, tensor<?x2xi32>, tensor<3x12x16xbf16>, tensor<3x12x16xbf16>, tensor<3x16x12xbf16> -> tensor<?x16xf32>
+  return
+}
+
+// -----
+
+func.func @experts_c7_twice(%x: tensor<?x16xf32>, %w: tensor<?x2xf32>, %e: tensor<?x2xi32>, %g: tensor<3x12x16xbf16>,
+    %u: tensor<3x12x16xbf16>, %d: tensor<3x16x12xbf16>) {
+  // expected-error@+1 {{'moe.experts' op members[1] is 4, expected more than the 4 before it}}
+  %y = moe.experts %x route(%w, %e) ffn(%g, %u, %d) members [4, 4, 5]
+      : tensor<?x16xf32>, tensor<?x2xf32>, tensor<?x2xi32>, tensor<3x12x16xbf16>, tensor<3x12x16xbf16>, tensor<3x16x12xbf16> -> tensor<?x16xf32>
+  return
+}

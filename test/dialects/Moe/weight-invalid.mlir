@@ -120,6 +120,14 @@ func.func @weight_c7_stack_count() {
 
 // -----
 
+func.func @weight_c7_stack_members() {
+  // expected-error@+1 {{recipe[0] '#moe.stack<[0, 3, 5]>' gives 3 along dimension 0, but the result is 'tensor<6x4x4xbf16>'}}
+  %0 = moe.weight ["{e}.w"] recipe [#moe.stack<[0, 3, 5]>] : tensor<6x4x4xbf16>
+  return
+}
+
+// -----
+
 func.func @weight_c7_stack_of_scalars_to_scalar() {
   // expected-error@+1 {{recipe[0] '#moe.stack<64>' gives one dimension or more, but the result is 'tensor<bf16>'}}
   %0 = moe.weight ["{e}.w"] recipe [#moe.stack<64>] : tensor<bf16>

@@ -12,7 +12,7 @@
 // CHECK: exec.kernel @route_sigmoid_e8_top2 "route" {bias = true, experts = 8 : i64, group_top2_sum = true, groups = 4 : i64, logits_stride = 8 : i64, normalize = true, scale = 2.500000e+00 : f64, sigmoid = true, topk = 2 : i64, topk_groups = 2 : i64}
 // CHECK: exec.kernel @gemm_bf16_n40_k48_e8_gather_swiglu "gemm" {{.*}}routing = "gather", rows = "T", scale_cols = 0 : i64, topk = 2 : i64
 // CHECK: exec.kernel @gemm_bf16_n48_k40_e8_scatter "gemm" {{.*}}routing = "scatter"
-// CHECK: exec.kernel @combine_top2_d48_add "combine" {out_stride = 48 : i64, residual = true, residual_stride = 48 : i64, topk = 2 : i64, width = 48 : i64, y_stride = 48 : i64}
+// CHECK: exec.kernel @combine_top2_d48_add "combine" {members = array<i64>, out_stride = 48 : i64, residual = true, residual_stride = 48 : i64, topk = 2 : i64, width = 48 : i64, y_stride = 48 : i64}
 // CHECK: exec.kernel @combine_top2_d48 "combine" {{.*}}residual = false, residual_stride = 0 : i64
 // CHECK: exec.program
 // CHECK: exec.launch @embed_bf16_d48(%{{.+}}, %{{.+}}, %[[X:.+]]) grid
@@ -47,6 +47,45 @@ func.func @step(%tokens: tensor<?xi32>, %positions: tensor<?xi32>, %slots: tenso
     : tensor<?x48xf32>, tensor<?x2xf32>, tensor<?x2xi32>, tensor<8x40x48xbf16>, tensor<8x40x48xbf16>, tensor<8x48x40xbf16> -> tensor<?x48xf32> loc("mlp.experts")
   %z = moe.experts %y route(%w, %e) ffn(%G, %U, %D)
     : tensor<?x48xf32>, tensor<?x2xf32>, tensor<?x2xi32>, tensor<8x40x48xbf16>, tensor<8x40x48xbf16>, tensor<8x48x40xbf16> -> tensor<?x48xf32>
+  %r = moe.gather_rows %z[%rows] : tensor<?x48xf32>, tensor<?xi32> -> tensor<?x48xf32>
+  return %r : tensor<?x48xf32>
+}
+
+// -----
+
+// Experts in two sets: each has its own lists and weights, numbered within the set, and the sum goes through both.
+
+// CHECK: exec.weight @experts.gate_proj ["experts.{e}.gate_proj.weight", "experts.{e}.up_proj.weight"] recipe [#moe.stack<[0, 3, 5]>, #moe.pack_panels<32>] : memref<3x3x48x32xbf16>
+// CHECK: exec.weight @experts.gate_proj.2 ["experts.{e}.gate_proj.weight", "experts.{e}.up_proj.weight"] recipe [#moe.stack<[1]>, #moe.pack_panels<32>] : memref<1x3x48x32xbf16>
+// CHECK: exec.kernel @dispatch_e3_top2_members "dispatch" {experts = 3 : i64, members = array<i64: 0, 3, 5>, topk = 2 : i64}
+// CHECK: exec.kernel @gemm_bf16_n40_k48_e3_gather_swiglu
+// CHECK: exec.kernel @combine_top2_d48_add_members "combine" {members = array<i64: 0, 3, 5>,
+// CHECK: exec.kernel @dispatch_e1_top2_members "dispatch" {experts = 1 : i64, members = array<i64: 1>, topk = 2 : i64}
+// CHECK: exec.kernel @combine_top2_d48_add_members_2 "combine" {members = array<i64: 1>,
+// CHECK: exec.launch @route_softmax_e6_top2(%{{.+}}, %[[W:.+]], %[[E:.+]]) grid
+// CHECK: %[[OFFSETS:.+]] = exec.buffer : memref<4xi32>
+// CHECK: %[[ACTIVE:.+]] = exec.buffer : memref<4xi32>
+// CHECK: exec.launch @dispatch_e3_top2_members(%[[E]], %[[OFFSETS]], %[[ACTIVE]], %[[ORDER:.+]]) grid
+// CHECK: exec.launch @gemm_bf16_n40_k48_e3_gather_swiglu(%[[X:.+]], %{{.+}}, %{{.+}}, %[[OFFSETS]], %[[ACTIVE]], %[[ORDER]])
+// CHECK: exec.launch @combine_top2_d48_add_members(%{{.+}}, %[[W]], %[[E]], %[[X]], %[[FIRST:.+]]) grid #{{.+}} writes [4]
+// CHECK: exec.launch @dispatch_e1_top2_members(%[[E]],
+// CHECK: exec.launch @combine_top2_d48_add_members_2(%{{.+}}, %[[W]], %[[E]], %[[FIRST]], %{{.+}}) grid #{{.+}} writes [4]
+func.func @step(%tokens: tensor<?xi32>, %positions: tensor<?xi32>, %slots: tensor<?xi32>, %rows: tensor<?xi32>) -> tensor<?x48xf32> {
+  %table = moe.weight ["table"] : tensor<100x48xbf16>
+  %x = moe.embed %tokens in %table : tensor<?xi32>, tensor<100x48xbf16> -> tensor<?x48xf32>
+  %wr = moe.weight ["gate.weight"] : tensor<6x48xbf16>
+  %l = moe.linear %x, %wr : tensor<?x48xf32>, tensor<6x48xbf16> -> tensor<?x6xf32>
+  %w, %e = moe.route softmax topk(2) %l : tensor<?x6xf32> -> tensor<?x2xf32>, tensor<?x2xi32>
+  %G = moe.weight ["experts.{e}.gate_proj.weight"] recipe [#moe.stack<[0, 3, 5]>] : tensor<3x40x48xbf16>
+  %U = moe.weight ["experts.{e}.up_proj.weight"] recipe [#moe.stack<[0, 3, 5]>] : tensor<3x40x48xbf16>
+  %D = moe.weight ["experts.{e}.down_proj.weight"] recipe [#moe.stack<[0, 3, 5]>] : tensor<3x48x40xbf16>
+  %y = moe.experts %x route(%w, %e) ffn(%G, %U, %D) members [0, 3, 5] add %x : tensor<?x48xf32>
+    : tensor<?x48xf32>, tensor<?x2xf32>, tensor<?x2xi32>, tensor<3x40x48xbf16>, tensor<3x40x48xbf16>, tensor<3x48x40xbf16> -> tensor<?x48xf32>
+  %G1 = moe.weight ["experts.{e}.gate_proj.weight"] recipe [#moe.stack<[1]>] : tensor<1x40x48xbf16>
+  %U1 = moe.weight ["experts.{e}.up_proj.weight"] recipe [#moe.stack<[1]>] : tensor<1x40x48xbf16>
+  %D1 = moe.weight ["experts.{e}.down_proj.weight"] recipe [#moe.stack<[1]>] : tensor<1x48x40xbf16>
+  %z = moe.experts %x route(%w, %e) ffn(%G1, %U1, %D1) members [1] add %y : tensor<?x48xf32>
+    : tensor<?x48xf32>, tensor<?x2xf32>, tensor<?x2xi32>, tensor<1x40x48xbf16>, tensor<1x40x48xbf16>, tensor<1x48x40xbf16> -> tensor<?x48xf32>
   %r = moe.gather_rows %z[%rows] : tensor<?x48xf32>, tensor<?xi32> -> tensor<?x48xf32>
   return %r : tensor<?x48xf32>
 }
