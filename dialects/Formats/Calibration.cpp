@@ -107,14 +107,16 @@ Result<CalibrationRouting> Calibration::readRouting(const std::string &id) const
                    " was chosen " + std::to_string(routing.counts[expert]) + " times, but " + quote(id + ".chosen") +
                    " has it " + std::to_string(seen[expert]) + " times"};
 
-  const std::string name = id + ".sensitivity";
-  if (!file->tensors().contains(name))
-    return routing;
-  MOEC_TRY(const TensorInfo *info, tensor(name, DType::F64, {1}));
-  routing.sensitivity = *reinterpret_cast<const double *>(file->data(*info));
-  if (!std::isfinite(*routing.sensitivity) || *routing.sensitivity < 0)
-    return Error{path() + ": tensor " + quote(name) + " is " + numberText(*routing.sensitivity) +
-                 ", expected a number that is at least 0"};
+  for (auto [part, place] : {std::pair(".sensitivity", &routing.sensitivity), {".tipping", &routing.tipping}}) {
+    const std::string name = id + part;
+    if (!file->tensors().contains(name))
+      continue;
+    MOEC_TRY(const TensorInfo *info, tensor(name, DType::F64, {1}));
+    *place = *reinterpret_cast<const double *>(file->data(*info));
+    if (!std::isfinite(**place) || **place < 0)
+      return Error{path() + ": tensor " + quote(name) + " is " + numberText(**place) +
+                   ", expected a number that is at least 0"};
+  }
   return routing;
 }
 
@@ -164,6 +166,10 @@ Result<Calibration> Calibration::open(const std::string &path) {
   for (const auto &[weight, id] : inputs) {
     auto routed = routing.find(weight);
     MOEC_CHECK(result.readInput(weight, id, routed == routing.end() ? "" : routed->second));
+  }
+  if (result.file->tensors().contains("tokens")) {
+    MOEC_TRY(const TensorInfo *info, result.tensor("tokens", DType::I32, {result.count}));
+    result.ids = {reinterpret_cast<const int32_t *>(result.file->data(*info)), static_cast<size_t>(result.count)};
   }
   return result;
 }

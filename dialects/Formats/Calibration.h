@@ -32,6 +32,8 @@ struct CalibrationRouting {
   /// Nats per token that noise in the output of these experts costs, over the
   /// noise's mean squared norm; none if it was not measured.
   std::optional<double> sensitivity;
+  /// Nats per token that choices of later routers cost which such noise tips over, over the root of that mean.
+  std::optional<double> tipping;
 };
 
 /// The rows that one weight, or each expert of a family, was multiplied with.
@@ -62,6 +64,8 @@ public:
   const std::string &path() const { return file->path(); }
   /// Tokens of the text that was read, N >= 1.
   int64_t tokens() const { return count; }
+  /// The text in the ids of the model's tokenizer, [N]; empty if the file lacks them. Any numbers may be there.
+  std::span<const int32_t> text() const { return ids; }
   /// By the checkpoint's names of weights; a family keeps its `{e}`, and of a
   /// quantized weight it is the tensor of its codes.
   const std::map<std::string, CalibrationInput> &inputs() const { return byName; }
@@ -89,6 +93,7 @@ private:
 
   std::unique_ptr<SafetensorsFile> file; ///< on the heap: its tensors are pointed to
   int64_t count = 0;
+  std::span<const int32_t> ids;
   std::map<std::string, CalibrationRouting> routings; ///< by id; nodes do not move
   std::map<std::string, CalibrationInput> byName;
 };

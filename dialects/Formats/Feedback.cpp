@@ -3,6 +3,7 @@
 
 #include "dialects/Formats/Feedback.h"
 
+#include "dialects/Formats/Runs.h"
 #include "runtime/Support/Text.h"
 
 #include <algorithm>
@@ -80,10 +81,14 @@ public:
     }
   }
 
-  /// The value of a lane's code, and the code that is nearest to `value`.
-  float valueOf(int64_t r, int64_t col, uint8_t code) const {
+  /// What a lane's code stands for before its scale, and with it, and the code that is nearest to `value`.
+  float unscaled(int64_t r, int64_t col, uint8_t code) const {
     float value = codeValue(format.codes, code);
-    return (format.hasZeros() ? value - out[r].zeros[col / format.group] : value) * out[r].scale(col / format.group);
+    return format.hasZeros() ? value - out[r].zeros[col / format.group] : value;
+  }
+  float unscaled(int64_t r, int64_t col) const { return unscaled(r, col, out[r].codes[col]); }
+  float valueOf(int64_t r, int64_t col, uint8_t code) const {
+    return unscaled(r, col, code) * out[r].scale(col / format.group);
   }
   uint8_t nearest(int64_t r, int64_t col, float value) const {
     float scale = out[r].scale(col / format.group), inverse = 1 / scale;
@@ -195,6 +200,32 @@ Status Feedback::quantize(const GroupFormat &format, const std::string &name, co
       addOuter(gradient.data(), &moment.values[j * n], owed.data(), n);
     }
   };
+  // The best factor of a group's codes, given everything else: a minimum of a parabola.
+  auto refitScale = [&](int64_t g) {
+    const int64_t begin = g * format.group, end = std::min(n, begin + format.group);
+    std::vector<float> refitted(count);
+    for (int64_t r = 0; r < count; ++r) {
+      float scale = out[r].scales[g], slope = 0, curvature = 0;
+      for (int64_t j = begin; j < end; ++j)
+        group[j - begin] = rows.unscaled(r, j);
+      for (int64_t j = begin; j < end; ++j) {
+        slope += group[j - begin] * gradient[j * lanes + r];
+        for (int64_t i = begin; i < end; ++i)
+          curvature += group[j - begin] * group[i - begin] * moment.values[j * n + i];
+      }
+      float best = roundOnce(format.scale, curvature > 0 ? scale + slope / curvature : scale);
+      refitted[r] = std::isfinite(best) ? best : scale;
+    }
+    for (int64_t j = begin; j < end; ++j) {
+      for (int64_t r = 0; r < count; ++r)
+        change[r] = rows.unscaled(r, j) * (out[r].scales[g] - refitted[r]);
+      addOuter(gradient.data(), &moment.values[j * n], change.data(), n);
+    }
+    for (int64_t r = 0; r < count; ++r)
+      out[r].scales[g] = refitted[r];
+  };
+  // Scales of few bits hardly move, and those of blocks belong to other rows too.
+  const bool refits = shared.blocks.empty() && byteSize(format.scale) > 1;
   for (int sweep = 0; sweep < sweeps; ++sweep) {
     restart(); // so that rounding errors do not add up
     for (int64_t j = 0; j < n; ++j) {
@@ -209,6 +240,9 @@ Status Feedback::quantize(const GroupFormat &format, const std::string &name, co
       if (changed)
         addOuter(gradient.data(), &moment.values[j * n], change.data(), n);
     }
+    if (refits && sweep + 1 < sweeps)
+      for (int64_t g = 0; g < format.groups(n); ++g)
+        refitScale(g);
   }
   return success();
 }

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 
 #include "dialects/Moe/MoeDialect.h"
+#include "dialects/Moe/Recipe.h"
 #include "passes/Moe/Passes.h"
 #include "passes/Moe/WeightFormat.h"
 #include "runtime/Support/Text.h"
@@ -187,23 +188,83 @@ private:
     return success();
   }
 
+  /// Formats of an expert's projections.
+  struct ExpertFormats {
+    WeightFormat gateUp, down;
+    bool operator==(const ExpertFormats &) const = default;
+  };
+
+  /// Stores experts; those of several formats in an op for each, whose sums add up.
   LogicalResult store(ExpertsOp op) {
-    SmallVector<OpOperand *> operands = {&op.getGateMutable(), &op.getUpMutable(), &op.getDownMutable()};
-    SmallVector<WeightFormat> chosen;
-    for (OpOperand *operand : operands) {
-      auto weight = operand->get().getDefiningOp<WeightOp>();
+    SmallVector<WeightOp> weights;
+    for (Value tensor : {op.getGate(), op.getUp(), op.getDown()}) {
+      auto weight = tensor.getDefiningOp<WeightOp>();
       if (!weight)
         return success();
-      chosen.push_back(formatOf(Experts, cast<StringAttr>(weight.getSources()[0])));
+      weights.push_back(weight);
     }
-    for (auto [operand, format] : llvm::zip_equal(operands, chosen))
-      if (failed(store(operand->get().getDefiningOp<WeightOp>(), *operand, format)))
+    int64_t count = cast<RankedTensorType>(op.getGate().getType()).getDimSize(0);
+    std::optional<ArrayRef<int64_t>> members = op.getMembers();
+    SmallVector<std::pair<ExpertFormats, SmallVector<int64_t>>> sets;
+    for (int64_t i = 0; i < count; ++i) {
+      int64_t expert = members ? (*members)[i] : i;
+      SmallVector<WeightFormat> formats;
+      for (WeightOp weight : weights)
+        formats.push_back(formatOf(Experts, memberOf(cast<StringAttr>(weight.getSources()[0]).getValue(), expert)));
+      if (formats[0] != formats[1])
+        return op.emitOpError("would have gate and up of expert ") << expert << " in two formats, but they need one";
+      ExpertFormats mine{formats[0], formats[2]};
+      auto *found = llvm::find_if(sets, [&](const auto &set) { return set.first == mine; });
+      if (found == sets.end())
+        found = &sets.emplace_back(mine, SmallVector<int64_t>());
+      found->second.push_back(expert);
+    }
+    if (sets.size() == 1)
+      return store(op, sets.front().first);
+    OpBuilder builder(op);
+    Value sum = op.getResidual();
+    for (auto &[formats, experts] : sets) {
+      SmallVector<Value> some;
+      for (WeightOp weight : weights)
+        some.push_back(membersOf(weight, experts));
+      auto part =
+          ExpertsOp::create(builder, op.getLoc(), op.getType(), op.getX(), op.getWeights(), op.getExperts(), some[0],
+                            some[1], some[2], sum, op.getActivationsAttr(), builder.getDenseI64ArrayAttr(experts));
+      sum = part.getResult();
+      if (failed(store(part, formats)))
         return failure();
-    if (QuantizeAttr inputs = chosen[0].activations(&getContext(), columnsOf(op.getX())))
+    }
+    op.replaceAllUsesWith(sum);
+    op.erase();
+    for (WeightOp weight : weights)
+      if (weight->use_empty())
+        weight->erase();
+    return success();
+  }
+
+  LogicalResult store(ExpertsOp op, const ExpertFormats &formats) {
+    for (OpOperand *operand : {&op.getGateMutable(), &op.getUpMutable(), &op.getDownMutable()})
+      if (failed(store(operand->get().getDefiningOp<WeightOp>(), *operand,
+                       operand == &op.getDownMutable() ? formats.down : formats.gateUp)))
+        return failure();
+    if (QuantizeAttr inputs = formats.gateUp.activations(&getContext(), columnsOf(op.getX())))
       op.getXMutable().set(roundedInput(op.getX(), inputs));
-    if (QuantizeAttr hidden = chosen[2].activations(&getContext(), columnsOf(op.getDown())))
+    if (QuantizeAttr hidden = formats.down.activations(&getContext(), columnsOf(op.getDown())))
       op.setActivationsAttr(hidden);
     return success();
+  }
+
+  /// The same weight with some of the experts.
+  static WeightOp membersOf(WeightOp weight, ArrayRef<int64_t> members) {
+    OpBuilder builder(weight);
+    SmallVector<Attribute> recipe(weight.getRecipe().getValue());
+    for (Attribute &step : recipe)
+      if (isa<StackAttr>(step))
+        step = StackAttr::get(builder.getContext(), members);
+    SmallVector<int64_t> shape(cast<RankedTensorType>(weight.getType()).getShape());
+    shape[0] = static_cast<int64_t>(members.size());
+    return WeightOp::create(builder, weight.getLoc(), cast<RankedTensorType>(weight.getType()).clone(shape),
+                            weight.getSources(), builder.getArrayAttr(recipe));
   }
 
   static int64_t columnsOf(Value tensor) { return cast<RankedTensorType>(tensor.getType()).getShape().back(); }

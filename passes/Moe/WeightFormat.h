@@ -30,6 +30,7 @@ public:
   static moec::Result<WeightFormat> parse(llvm::StringRef name);
 
   bool isKeep() const { return !quantizes && element.empty(); }
+  bool operator==(const WeightFormat &) const = default;
   /// The step at the end of a recipe that gives this format to a matrix of rows of `cols`; null for `keep`. Rows of
   /// fp8 weights share scales, which are not searched: `importance` rounds them to nearest.
   Attribute step(MLIRContext *context, int64_t cols, Rounding rounding) const;

@@ -100,7 +100,7 @@ def test_says_what_it_holds(made, tokens):
     query, latent = (f"model.layers.2.self_attn.{which}.weight" for which in ("q_a_proj", "kv_a_proj_with_mqa"))
     assert inputs[query] == inputs[latent] == query
     parts = {id + ".x" for id in inputs.values()}
-    parts |= {f"{id}.{part}" for id in routing.values() for part in ("chosen", "weights", "counts", "sensitivity")}
+    parts |= {f"{id}.{part}" for id in routing.values() for part in ("chosen", "weights", "counts", "sensitivity", "tipping")} | {"tokens"}
     assert set(tensors) == parts
     assert tensors[inputs[GATE] + ".x"].shape == (len(tokens), CONFIG["hidden_size"])
     assert tensors[inputs[DOWN] + ".x"].shape == (len(tokens) * TOPK, CONFIG["moe_intermediate_size"])
@@ -189,7 +189,7 @@ def test_tokens_bound_what_is_read(made, compiled, moec, text, tmp_path):
     assert report["tokens"] == metadata(path)["tokens"] == 512
     assert all("sensitivity" not in layer for layer in report["layers"])
     whole, part = load(made[0]), load(path)
-    assert set(part) == {name for name in whole if not name.endswith(".sensitivity")}
+    assert set(part) == {name for name in whole if not name.endswith((".sensitivity", ".tipping"))}
     for name, array in part.items():
         if not name.endswith(".counts"):
             assert (array == whole[name][: len(array)]).all(), name

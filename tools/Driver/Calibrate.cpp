@@ -245,9 +245,11 @@ std::vector<TensorSpec> layout(const ProgramReader &program, int64_t tokens, boo
   std::vector<TensorSpec> specs;
   for (const auto &experts : program.experts)
     if (sensitivity && experts->out)
-      specs.push_back({experts->id + ".sensitivity", DType::F64, {1}});
+      for (const char *part : {".sensitivity", ".tipping"})
+        specs.push_back({experts->id + part, DType::F64, {1}});
   for (const auto &experts : program.experts)
     specs.push_back({experts->id + ".counts", DType::I64, {experts->experts}});
+  specs.push_back({"tokens", DType::I32, {tokens}});
   for (const auto &experts : program.experts) {
     specs.push_back({experts->id + ".chosen", DType::I32, {tokens, experts->topk}});
     specs.push_back({experts->id + ".weights", DType::F32, {tokens, experts->topk}});
@@ -346,10 +348,8 @@ Status Recorder::recordInput(const LaunchView &view, const Input &input) {
 /// Adds noise to the output of one layer's experts: signs from a fixed seed, a step that is a share of the row's norm.
 class Noise {
 public:
-  /// Small enough for the divergence to grow with its square, large enough for it to be above rounding.
-  static constexpr double share = 0.02;
-
-  Noise(const Matrix &out, uint64_t seed) : out(out), seed(seed) {}
+  /// `share`: of the row's root mean square.
+  Noise(const Matrix &out, uint64_t seed, double share) : out(out), share(share), seed(seed) {}
 
   void observe(const LaunchView &view) {
     if (view.launch != out.launch)
@@ -384,6 +384,7 @@ private:
   }
 
   const Matrix &out;
+  double share;
   uint64_t seed, signs = 0;
   int64_t tokens = 0;
   double sum = 0;
@@ -438,13 +439,21 @@ private:
   std::vector<Layer> layers;
 };
 
-/// How much noise in each layer's experts costs, over the chunks given to `add`.
+/// How much noise in each layer's experts costs, over the chunks given to `add`: with all choices of experts held, and
+/// with those that it tips over.
 class Sensitivity {
 public:
+  /// Small enough for the divergence to grow with its square, large enough for it to be above rounding.
+  static constexpr double heldShare = 0.02;
+  /// About what int4 weights make.
+  static constexpr double freeShare = 0.08;
+
   explicit Sensitivity(const ProgramReader &program) : held(program) {
     for (const auto &experts : program.experts)
       if (experts->out)
-        layers.push_back({experts.get(), Noise(*experts->out, /*seed=*/layers.size() << 32), 0});
+        for (bool holds : {true, false})
+          probes.push_back({experts.get(), holds,
+                            Noise(*experts->out, /*seed=*/probes.size() << 32, holds ? heldShare : freeShare), 0});
   }
 
   /// Told of the launches of a chunk's first reading, before `add`.
@@ -453,38 +462,52 @@ public:
   Status add(ChunkReader &reader, const int32_t *expected) {
     const std::vector<float> base(reader.all().begin(), reader.all().end());
     const int64_t vocab = reader.vocab();
-    for (Layer &layer : layers) {
+    for (Probe &probe : probes) {
       held.rewind();
       reader->setObserver([&](const LaunchView &view) {
-        held.hold(view);
-        layer.noise.observe(view);
+        if (probe.holds)
+          held.hold(view);
+        probe.noise.observe(view);
       });
       MOEC_CHECK(reader.readAgain(expected));
       for (int64_t t = 0; t < ChunkReader::chunkTokens; ++t)
-        layer.divergence += klDivergence(std::span(base).subspan(t * vocab, vocab), reader.row(t));
+        probe.divergence += klDivergence(std::span(base).subspan(t * vocab, vocab), reader.row(t));
     }
     held.forget();
     tokens += ChunkReader::chunkTokens;
     return success();
   }
+  struct Cost {
+    double sensitivity = 0, tipping = 0;
+  };
   /// None if it was not measured; 0 for experts whose output is 0.
-  std::optional<double> of(const Experts &experts) const {
-    for (const Layer &layer : layers)
-      if (layer.experts == &experts && tokens) {
-        const double noise = layer.noise.meanSquaredNorm();
-        return noise > 0 ? layer.divergence / static_cast<double>(tokens) / noise : 0;
-      }
-    return std::nullopt;
+  std::optional<Cost> of(const Experts &experts) const {
+    std::optional<Cost> cost;
+    for (const Probe &probe : probes) {
+      const double noise = probe.noise.meanSquaredNorm();
+      if (probe.experts != &experts || !tokens)
+        continue;
+      if (!cost)
+        cost.emplace();
+      const double divergence = probe.divergence / static_cast<double>(tokens);
+      if (noise > 0 && probe.holds)
+        cost->sensitivity = divergence / noise;
+      else if (noise > 0) // what is beyond the square grows with the noise itself
+        cost->tipping = std::max(0.0, divergence - cost->sensitivity * noise) / std::sqrt(noise);
+    }
+    return cost;
   }
 
 private:
-  struct Layer {
+  /// One reading with noise; of a layer, the one with choices held comes first.
+  struct Probe {
     const Experts *experts;
+    bool holds;
     Noise noise;
     double divergence;
   };
   HeldChoices held;
-  std::vector<Layer> layers;
+  std::vector<Probe> probes;
   int64_t tokens = 0;
 };
 
@@ -521,6 +544,7 @@ Result<CalibrateReport> moec::calibrate(const CalibrateOptions &options) {
                                       {"inputs", Json(program.inputIds).dump()},
                                       {"routing", Json(program.routingIds).dump()}}));
   report.bytes = writer.size();
+  MOEC_CHECK(writer.write("tokens", 0, ids.data(), report.tokens * sizeof(int32_t)));
   Recorder recorder(artifact, program, writer);
   Sensitivity sensitivity(program);
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
@@ -543,10 +567,14 @@ Result<CalibrateReport> moec::calibrate(const CalibrateOptions &options) {
   }
   for (size_t i = 0; i < program.experts.size(); ++i) {
     const Experts &experts = *program.experts[i];
-    ExpertUse use{layerName(experts.id), experts.topk, recorder.expertCounts()[i], sensitivity.of(experts)};
+    ExpertUse use{layerName(experts.id), experts.topk, recorder.expertCounts()[i], std::nullopt, std::nullopt};
     MOEC_CHECK(writer.write(experts.id + ".counts", 0, use.counts.data(), use.counts.size() * sizeof(int64_t)));
-    if (use.sensitivity)
-      MOEC_CHECK(writer.write(experts.id + ".sensitivity", 0, &*use.sensitivity, sizeof(double)));
+    if (auto cost = sensitivity.of(experts)) {
+      use.sensitivity = cost->sensitivity;
+      use.tipping = cost->tipping;
+      MOEC_CHECK(writer.write(experts.id + ".sensitivity", 0, &cost->sensitivity, sizeof(double)));
+      MOEC_CHECK(writer.write(experts.id + ".tipping", 0, &cost->tipping, sizeof(double)));
+    }
     report.layers.push_back(std::move(use));
   }
   MOEC_CHECK(writer.finish());

@@ -34,6 +34,7 @@ struct ExpertUse {
   int64_t topk = 0;
   std::vector<int64_t> counts;       ///< of each expert: tokens that chose it
   std::optional<double> sensitivity; ///< nats per token over the mean squared norm of noise in their output
+  std::optional<double> tipping;     ///< the same of tipped choices, over the root of that
 };
 
 struct CalibrateReport {

@@ -56,14 +56,15 @@ std::string CalibrateReport::text() const {
   std::string result = output + ": " + sizeText(bytes) + " from " + std::to_string(tokens) + " tokens\n";
   if (layers.empty())
     return result;
-  Table table(
-      {"experts of", "least chosen", "tokens", "share", "most chosen", "tokens", "share", "even share", "sensitivity"});
+  Table table({"experts of", "least chosen", "tokens", "share", "most chosen", "tokens", "share", "even share",
+               "sensitivity", "tipping"});
   for (const ExpertUse &layer : layers) {
     auto [least, most] = std::ranges::minmax_element(layer.counts);
     table.add({layer.name, std::to_string(least - layer.counts.begin()), std::to_string(*least),
                percent(*least, tokens), std::to_string(most - layer.counts.begin()), std::to_string(*most),
                percent(*most, tokens), percent(layer.topk, static_cast<int64_t>(layer.counts.size())),
-               layer.sensitivity ? numberText(*layer.sensitivity) : ""});
+               layer.sensitivity ? numberText(*layer.sensitivity) : "",
+               layer.tipping ? numberText(*layer.tipping) : ""});
   }
   result += "\n" + table.text() + "\n";
 
@@ -99,6 +100,8 @@ Json CalibrateReport::json() const {
         one["scarce"].push_back(expert);
     if (layer.sensitivity)
       one["sensitivity"] = *layer.sensitivity;
+    if (layer.tipping)
+      one["tipping"] = *layer.tipping;
     result["layers"].push_back(std::move(one));
   }
   return result;

@@ -9,6 +9,8 @@
 #include "runtime/Support/File.h"
 #include "runtime/Support/Safetensors.h"
 #include "runtime/Support/Text.h"
+#include "tools/Driver/Budget.h"
+#include "tools/Driver/Calibrate.h"
 #include "tools/Driver/Compilation.h"
 #include "tools/Driver/Explain.h"
 #include "tools/Driver/Text.h"
@@ -26,7 +28,9 @@
 
 #include <CLI/CLI.hpp>
 
+#include <charconv>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <iostream>
 #include <optional>
@@ -42,6 +46,7 @@ constexpr const char *onStderr = "-";
 struct Arguments {
   CompileOptions compile;
   std::string output, emit, level, explain, maxMemory = "2GiB", maxFileSize = "4GiB", artifact, tokens, layers;
+  std::string sizeBudget, errorBudget, base;
   VerifyOptions proof;
   bool json = false, verify = false, optimized = false, float64 = false, printAfterAll = false;
 };
@@ -127,7 +132,7 @@ Status makeOutput(const Arguments &arguments, Compilation &compilation, mlir::Ti
   return success();
 }
 
-Status compile(Arguments &arguments) {
+Status compileOnce(Arguments &arguments) {
   auto start = std::chrono::steady_clock::now();
   CompileOptions &options = arguments.compile;
   MOEC_TRY(options.maxMemory, parseSize(arguments.maxMemory));
@@ -175,6 +180,57 @@ Status compile(Arguments &arguments) {
   }
   MOEC_CHECK(makeOutput(arguments, *compilation, whole, start));
   return files ? files->write(report) : success();
+}
+
+/// "kld=0.01".
+Result<double> parseErrorBudget(std::string_view text) {
+  constexpr std::string_view unit = "kld=";
+  double nats = 0;
+  if (text.starts_with(unit)) {
+    const char *end = text.data() + text.size();
+    auto [last, error] = std::from_chars(text.data() + unit.size(), end, nats);
+    if (error == std::errc() && last == end && std::isfinite(nats) && nats > 0)
+      return nats;
+  }
+  return Error{"--error-budget is " + quote(std::string(text)) + ", expected kld= and a positive number of nats"};
+}
+
+/// Chooses the experts' formats by a budget, compiles, and measures what came of it.
+Status compileWithinBudget(Arguments &arguments) {
+  BudgetOptions budget;
+  budget.compile = arguments.compile;
+  if (!arguments.sizeBudget.empty()) {
+    MOEC_TRY(budget.bytes, parseSize(arguments.sizeBudget));
+  } else {
+    MOEC_TRY(budget.divergence, parseErrorBudget(arguments.errorBudget));
+  }
+  std::vector<int32_t> text;
+  if (!arguments.base.empty()) {
+    MOEC_TRY(Calibration calibration, Calibration::open(arguments.compile.calibration));
+    size_t count = std::min<size_t>(calibration.text().size(), CalibrateReport::sensitivityTokens);
+    text.assign(calibration.text().begin(), calibration.text().begin() + count);
+  }
+  // Predictions are rough: where what is achieved costs more than allowed, less is aimed at.
+  constexpr int attempts = 4;
+  const std::optional<double> allowed = budget.divergence;
+  for (int attempt = 1;; ++attempt) {
+    MOEC_TRY(BudgetReport report, chooseFormats(budget));
+    arguments.compile.formats = report.formats + budget.compile.formats;
+    MOEC_CHECK(compileOnce(arguments));
+    if (!arguments.base.empty() && arguments.emit.empty()) {
+      MOEC_TRY(report.achieved,
+               divergenceOf(arguments.output, arguments.base, text, static_cast<int>(arguments.compile.threads)));
+    }
+    if (!allowed || !report.achieved || *report.achieved <= *allowed || attempt == attempts)
+      return writeText("-", arguments.json ? report.json().dump() + "\n" : report.text());
+    *budget.divergence *= 0.95 * *allowed / *report.achieved;
+  }
+}
+
+Status compile(Arguments &arguments) {
+  if (arguments.sizeBudget.empty() && arguments.errorBudget.empty())
+    return compileOnce(arguments);
+  return compileWithinBudget(arguments);
 }
 
 Status inspect(const Arguments &arguments) {
@@ -308,6 +364,23 @@ int main(int argc, char **argv) {
       ->capture_default_str();
   addPassOptions(*compileCommand, options.passes);
   addFormats(*compileCommand, options);
+  CLI::Option *sizeBudget =
+      compileCommand
+          ->add_option(
+              "--size-budget", arguments.sizeBudget,
+              "choose a format for each projection of each routed expert so that all weights fit into so much, "
+              "such as 9GiB, at the least error; takes --calibration")
+          ->group("Formats of weights");
+  compileCommand
+      ->add_option("--error-budget", arguments.errorBudget,
+                   "the same for the least bytes at no more than this mean divergence, such as kld=0.01")
+      ->excludes(sizeBudget)
+      ->group("Formats of weights");
+  compileCommand
+      ->add_option(
+          "--base", arguments.base,
+          "artifact that was calibrated: what a budget achieved is measured against it, on the calibration's text")
+      ->group("Formats of weights");
   compileCommand->add_option("--max-memory", arguments.maxMemory, "bound on the memory that making weights takes")
       ->capture_default_str();
   compileCommand
