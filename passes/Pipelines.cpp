@@ -24,8 +24,10 @@ void moe::buildMoePipeline(OpPassManager &pm, const MoePipelineOptions &options)
   from(1, pm, createCanonicalizerPass());
   from(1, pm, createCSEPass());
   OpPassManager &function = pm.nest<func::FuncOp>();
-  // First, as it takes a plain linear for the up-projection of the context. There is no lowering of the expanded form.
+  // First, as it takes a plain linear for the up-projection of the context. There is no lowering of the plain form.
   from(0, function, createFuseMlaPass());
+  // Over the attentions that the pass before made.
+  from(0, function, createChooseMlaPass({options.mla}));
   // What a weight is for shows in the plain ops that read it; weights in different formats are not joined then.
   from(0, function,
        createQuantizePass(

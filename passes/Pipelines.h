@@ -18,9 +18,11 @@ namespace mlir::moe {
 /// The highest level of optimization.
 inline constexpr int64_t kMaxOptimization = 3;
 
-/// A level, and formats of weights as `moe-quantize` names them.
+/// A level, the form of attention as `moe-choose-mla` names it, and formats of weights as `moe-quantize` does.
 struct MoePipelineOptions : PassPipelineOptions<MoePipelineOptions> {
   Option<int64_t> level{*this, "level", llvm::cl::desc("Level of optimization, 0 to 3"), llvm::cl::init(2)};
+  Option<std::string> mla{*this, "mla", llvm::cl::desc("Form of latent attention: auto, absorbed or expanded"),
+                          llvm::cl::init("auto")};
   Option<std::string> experts{*this, "experts", llvm::cl::desc("Format of routed experts"), llvm::cl::init("keep")};
   Option<std::string> attention{*this, "attention", llvm::cl::desc("Format of attention's projections"),
                                 llvm::cl::init("keep")};
@@ -35,14 +37,15 @@ struct MoePipelineOptions : PassPipelineOptions<MoePipelineOptions> {
 ///
 /// | level | passes | results |
 /// | --- | --- | --- |
-/// | 0 | what lowering needs: absorbed latent attention, the asked formats of weights | rounded |
-/// | 1 | canonicalize, cse, and fusions that leave every bit of the results as it is | those of 0 |
-/// | 2 | all fusions, those that round otherwise too | rounded |
-/// | 3 | what takes long to compile, or changes more than the last bits of sums | rounded |
+/// | 0 | what lowering needs: latent attention over its cache in the asked form, the asked formats of weights | rounded
+/// | | 1 | canonicalize, cse, and fusions that leave every bit of the results as it is | those of 0 | | 2 | all
+/// fusions, those that round otherwise too | rounded | | 3 | what takes long to compile, or changes more than the last
+/// bits of sums | rounded |
 ///
 /// A level that no pass begins at equals the one below it; `moec verify -O<level>` proves each.
 /// In: a module of `moe` and `func`, in the plain form that importers give; `options.level` is 0 to 3.
-/// Out: the same dialects; latent attention absorbed, projections and residuals fused, weights in the asked formats.
+/// Out: the same dialects; latent attention over its cache, projections and residuals fused, weights in the asked
+/// formats.
 void buildMoePipeline(OpPassManager &pm, const MoePipelineOptions &options);
 
 struct LowerPipelineOptions : PassPipelineOptions<LowerPipelineOptions> {

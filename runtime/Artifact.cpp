@@ -495,6 +495,10 @@ Status Artifact::readLaunch(const JsonObject &json) {
       return Error{at(json, "writes") + " is " + writes->dump() + ", expected ascending positions"};
     launch.writes.push_back(index);
   }
+  if (json.has("run_from") && json.has("run_below"))
+    return Error{json.what() + " has both 'run_from' and 'run_below'"};
+  MOEC_TRY(launch.runFrom, json.integerOr("run_from", 1, maxCount, launch.runFrom));
+  MOEC_TRY(launch.runBelow, json.integerOr("run_below", 1, maxCount, launch.runBelow));
   launchInfos.push_back(std::move(launch));
   return success();
 }

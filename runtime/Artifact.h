@@ -14,6 +14,7 @@
 #include "runtime/Support/Safetensors.h"
 
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <memory>
 #include <string>
@@ -92,6 +93,12 @@ struct LaunchInfo {
   std::vector<GridExpr> grid; ///< the least is the number of tasks; at least one
   std::vector<size_t> writes; ///< ascending positions in `args`
   std::vector<ArgInfo> args;
+  /// Left out of a step unless one of its runs, longest stretches of neighbouring tokens of one slot, has at least
+  /// `runFrom` tokens and one has fewer than `runBelow`.
+  int64_t runFrom = 1, runBelow = anyLength;
+  static constexpr int64_t anyLength = std::numeric_limits<int64_t>::max();
+  bool hasRunFrom() const { return runFrom > 1; }
+  bool hasRunBelow() const { return runBelow != anyLength; }
 
   /// Number of tasks; less than 1 if there is nothing to do.
   int64_t tasks(int64_t tokens, int64_t rows) const;

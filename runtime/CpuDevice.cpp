@@ -11,6 +11,7 @@
 #include <cassert>
 #include <cfenv>
 #include <cstring>
+#include <limits>
 
 #include <dlfcn.h>
 
@@ -83,6 +84,20 @@ private:
   std::vector<BoundLaunch> launches;
   std::vector<Patch> logitsPatches, pageTablePatches;
   LaunchObserver observer;
+};
+
+/// The longest and the shortest run of neighbouring tokens of one slot.
+struct Runs {
+  int64_t longest = 0, shortest = std::numeric_limits<int64_t>::max();
+
+  explicit Runs(std::span<const int32_t> slots) {
+    for (auto begin = slots.begin(); begin != slots.end();) {
+      auto end = std::find_if(begin, slots.end(), [&](int32_t slot) { return slot != *begin; });
+      longest = std::max<int64_t>(longest, end - begin);
+      shortest = std::min<int64_t>(shortest, end - begin);
+      begin = end;
+    }
+  }
 };
 
 } // namespace
@@ -201,10 +216,14 @@ Status CpuDevice::run(const DeviceStep &step) {
 
   const moe_step shape{static_cast<int64_t>(step.tokens.size()), static_cast<int64_t>(step.rows.size()),
                        step.pagesPerSlot};
+  const Runs runs(step.slots);
   DefaultFloatEnvironment environment;
   for (size_t i = 0; i < launches.size(); ++i) {
     const BoundLaunch &launch = launches[i];
-    int64_t tasks = artifact.launches()[i].tasks(shape.tokens, shape.rows);
+    const LaunchInfo &info = artifact.launches()[i];
+    if (runs.longest < info.runFrom || runs.shortest >= info.runBelow)
+      continue;
+    int64_t tasks = info.tasks(shape.tokens, shape.rows);
     pool->parallelFor(std::max<int64_t>(tasks, 0),
                       [&](int64_t begin, int64_t end) { launch.kernel(launch.args.data(), &shape, begin, end); });
     if (observer)

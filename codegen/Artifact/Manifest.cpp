@@ -202,6 +202,10 @@ LogicalResult ProgramWriter::writeLaunch(exec::LaunchOp launch) {
                       {"grid", std::move(grid)},
                       {"writes", std::vector<int64_t>(launch.getWrites())},
                       {"args", std::move(args)}});
+  if (std::optional<int64_t> from = launch.getRunFrom())
+    launches.back()["run_from"] = *from;
+  if (std::optional<int64_t> below = launch.getRunBelow())
+    launches.back()["run_below"] = *below;
   return mlir::success();
 }
 

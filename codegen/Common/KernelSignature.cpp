@@ -39,6 +39,10 @@ Args arguments(const CacheAppendSpec &) {
 Args arguments(const MlaAttentionSpec &) {
   return {in("q"), index("positions"), index("slots"), index("page_table"), in("cache"), out("out")};
 }
+Args arguments(const MlaExpandedSpec &s) {
+  return {in("q"),     in("rope_q"),         index("positions"),   index("slots"), index("page_table"),
+          in("cache"), in("w_uk", s.weight), in("w_uv", s.weight), out("out")};
+}
 Args arguments(const RouteSpec &s) {
   Args args = {in("logits")};
   if (s.bias)
@@ -72,6 +76,9 @@ SmallVector<AffineExpr> grid(const GemmSpec &s, AffineExpr t, AffineExpr r) {
 }
 SmallVector<AffineExpr> grid(const MlaAttentionSpec &s, AffineExpr t, AffineExpr) {
   return {t * ((s.heads + MlaAttentionSpec::headBlock - 1) / MlaAttentionSpec::headBlock)};
+}
+SmallVector<AffineExpr> grid(const MlaExpandedSpec &s, AffineExpr t, AffineExpr) {
+  return {t.ceilDiv(MlaExpandedSpec::tokenBlock) * s.heads};
 }
 SmallVector<AffineExpr> grid(const DispatchSpec &, AffineExpr t, AffineExpr) {
   return {getAffineConstantExpr(1, t.getContext())};

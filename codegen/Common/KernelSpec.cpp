@@ -96,6 +96,25 @@ template <Is<MlaAttentionSpec> S> void forEachField(S &s, auto field) {
   field("out_stride", s.outStride);
   field("out_head", s.outHead);
   field("scale", s.scale);
+  field("run_below", s.runBelow);
+}
+
+template <Is<MlaExpandedSpec> S> void forEachField(S &s, auto field) {
+  field("weight", s.weight);
+  field("heads", s.heads);
+  field("nope", s.nope);
+  field("latent", s.latent);
+  field("rope", s.rope);
+  field("value", s.value);
+  field("width", s.width);
+  field("q_stride", s.qStride);
+  field("q_head", s.qHead);
+  field("rope_stride", s.ropeStride);
+  field("rope_head", s.ropeHead);
+  field("out_stride", s.outStride);
+  field("out_head", s.outHead);
+  field("scale", s.scale);
+  field("run_from", s.runFrom);
 }
 
 template <Is<RouteSpec> S> void forEachField(S &s, auto field) {
@@ -149,9 +168,9 @@ template <Is<FakeQuantizeSpec> S> void forEachField(S &s, auto field) {
 // Kinds, in the order of the variant
 //===----------------------------------------------------------------------===//
 
-constexpr StringLiteral kinds[] = {"embed",   "gather_rows",  "rms_norm",      "gemm",  "rope_angles",
-                                   "rope",    "cache_append", "mla_attention", "route", "dispatch",
-                                   "combine", "elementwise",  "fake_quantize"};
+constexpr StringLiteral kinds[] = {"embed",    "gather_rows",  "rms_norm",      "gemm",         "rope_angles",
+                                   "rope",     "cache_append", "mla_attention", "mla_expanded", "route",
+                                   "dispatch", "combine",      "elementwise",   "fake_quantize"};
 static_assert(std::size(kinds) == std::variant_size_v<KernelSpec>);
 
 /// The default spec of the alternative `index`.
@@ -315,6 +334,9 @@ void describe(const RopeSpec &s, Symbol &symbol) { symbol.tag("h", s.heads).tag(
 void describe(const CacheAppendSpec &s, Symbol &symbol) { symbol.tag("c", s.latent).tag("r", s.rope); }
 void describe(const MlaAttentionSpec &s, Symbol &symbol) {
   symbol.tag("h", s.heads).tag("c", s.latent).tag("r", s.rope);
+}
+void describe(const MlaExpandedSpec &s, Symbol &symbol) {
+  symbol.tag(nameOf(s.weight)).tag("h", s.heads).tag("k", s.nope).tag("v", s.value).tag("c", s.latent).tag("r", s.rope);
 }
 void describe(const RouteSpec &s, Symbol &symbol) {
   symbol.tag(s.sigmoid ? "sigmoid" : "softmax").tag("e", s.experts).tag("top", s.topk);

@@ -126,13 +126,32 @@ struct CacheAppendSpec {
 /// Absorbed latent attention: for each head, over entries j = 0 .. position of the token's slot,
 /// p = softmax(scale * q . cache[j, 0 .. latent + rope)), out = sum_j p_j cache[j, 0 .. latent).
 /// Entries are taken page by page from 0 with a running maximum, so the order depends on the position alone.
+/// With `runBelow`, rows of tokens in runs (neighbours of one slot) of so many tokens or more are not written.
 /// args: q, positions, slots, pageTable, cache, out. Grid: T * ceil(heads / headBlock).
 struct MlaAttentionSpec {
   int64_t heads = 0, latent = 0, rope = 0, width = 0;
   int64_t qStride = 0, qHead = 0, outStride = 0, outHead = 0;
   double scale = 1;
+  int64_t runBelow = 0; ///< 0: all tokens
 
   static constexpr int64_t headBlock = 4;
+};
+
+/// Expanded latent attention: for each head, over entries j = 0 .. position of the token's slot, with
+/// key_j = w_uk . latent_j and value_j = w_uv . latent_j, p = softmax(scale * (q . key_j + ropeQ . ropeKey_j)) and
+/// out = sum_j p_j value_j. Pages are taken from 0 with a running maximum; each sum is one chain in rising order.
+/// Tokens in runs (neighbours of one slot) shorter than `runFrom` are not written.
+/// args: q, ropeQ (rotated), positions, slots, pageTable, cache, w_uk in panels (batch: heads, n: nope, k: latent),
+/// w_uv in panels (n: value), out. Grid: heads * ceil(T / tokenBlock), task = block * heads + head.
+struct MlaExpandedSpec {
+  DType weight = DType::BF16; ///< of w_uk and w_uv: F32, BF16 or F16
+  int64_t heads = 0, nope = 0, latent = 0, rope = 0, value = 0, width = 0;
+  int64_t qStride = 0, qHead = 0, ropeStride = 0, ropeHead = 0, outStride = 0, outHead = 0;
+  double scale = 1;
+  int64_t runFrom = 1; ///< 1: all tokens
+
+  /// Tokens that share one expansion of a page.
+  static constexpr int64_t tokenBlock = 512;
 };
 
 /// The router: see moe.route for the maths. args: logits, [bias f32[experts]],
@@ -183,9 +202,9 @@ struct FakeQuantizeSpec {
   Rows rows = Rows::T;
 };
 
-using KernelSpec =
-    std::variant<EmbedSpec, GatherRowsSpec, RmsNormSpec, GemmSpec, RopeAnglesSpec, RopeSpec, CacheAppendSpec,
-                 MlaAttentionSpec, RouteSpec, DispatchSpec, CombineSpec, ElementwiseSpec, FakeQuantizeSpec>;
+using KernelSpec = std::variant<EmbedSpec, GatherRowsSpec, RmsNormSpec, GemmSpec, RopeAnglesSpec, RopeSpec,
+                                CacheAppendSpec, MlaAttentionSpec, MlaExpandedSpec, RouteSpec, DispatchSpec,
+                                CombineSpec, ElementwiseSpec, FakeQuantizeSpec>;
 
 /// "embed", "gather_rows", "rms_norm", "gemm", ...
 llvm::StringRef kindOf(const KernelSpec &spec);

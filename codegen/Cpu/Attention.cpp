@@ -7,6 +7,7 @@
 /// is scored, then folded into the running softmax, so a head's bits depend on
 /// its query, its entries and nothing else.
 
+#include "codegen/Cpu/AttentionCommon.h"
 #include "codegen/Cpu/Emitters.h"
 #include "codegen/Cpu/Math.h"
 
@@ -15,6 +16,39 @@
 #include <limits>
 
 namespace moec::cpu {
+
+Softmax foldPage(KernelBuilder &b, Ptr row, Val entries, double scale, Val maximum, Val sum) {
+  constexpr int64_t vectors = MOE_PAGE_TOKENS / kLanes;
+  static_assert(vectors == 4);
+  Vals s;
+  for (int64_t v = 0; v < vectors; ++v) {
+    Val raw = (row + v * kLanes).load(kLanes) * scale;
+    s.push_back(b.select(b.firstLanes(entries - v * kLanes), raw, raw.like(-std::numeric_limits<double>::infinity())));
+  }
+  Val top = b.max(b.max(s[0], s[1]), b.max(s[2], s[3]));
+  Softmax next;
+  next.maximum = b.max(b.maxLanes(top), maximum);
+  for (Val &value : s)
+    value = exp(b, value - next.maximum);
+  for (int64_t v = 0; v < vectors; ++v)
+    (row + v * kLanes).store(s[v]);
+  next.rescale = exp(b, maximum - next.maximum);
+  next.sum = b.fma(sum, next.rescale, b.sumLanes((s[0] + s[1]) + (s[2] + s[3])));
+  return next;
+}
+
+Val runHasAtLeast(KernelBuilder &b, Ptr slots, Val token, int64_t length) {
+  Val slot = (slots + token).load();
+  // One more for each neighbour up to the first of another slot.
+  auto count = [&](Val most, int64_t direction) {
+    return b.loop(b.cI64(0), b.min(most, b.cI64(length - 1)), 1, {b.cI64(0)},
+                  [&](Val distance, llvm::ArrayRef<Val> carried) -> Vals {
+                    Val same = (slots + (token + (distance + 1) * direction)).load() == slot;
+                    return {b.select(same & (carried[0] == distance), distance + 1, carried[0])};
+                  })[0];
+  };
+  return count(token, -1) + count(b.tokens() - 1 - token, 1) + 1 >= length;
+}
 
 namespace {
 
@@ -41,10 +75,16 @@ public:
       Val token = task / blocks;
       Val which = task % blocks;
       Val firstHead = which * block;
-      if (spec.heads >= block)
-        b.ifThen(firstHead + block <= spec.heads, [&] { headsOfToken(token, firstHead, block); });
-      if (rest)
-        b.ifThen(which == blocks - 1, [&] { headsOfToken(token, firstHead, rest); });
+      auto heads = [&] {
+        if (spec.heads >= block)
+          b.ifThen(firstHead + block <= spec.heads, [&] { headsOfToken(token, firstHead, block); });
+        if (rest)
+          b.ifThen(which == blocks - 1, [&] { headsOfToken(token, firstHead, rest); });
+      };
+      if (spec.runBelow)
+        b.ifThen(runHasAtLeast(b, slots, token, spec.runBelow) ^ b.constant(b.i1, int64_t(1)), heads);
+      else
+        heads();
     });
   }
 
@@ -65,7 +105,7 @@ private:
         b.loop(b.cI64(0), (seen + (pageTokens - 1)) / pageTokens, 1, state, [&](Val page, llvm::ArrayRef<Val> carried) {
           Val entries = b.min(seen - page * pageTokens, b.cI64(pageTokens));
           Ptr base = cache + b.convert((pages + page).load(), b.i64) * (pageTokens * spec.width);
-          return foldPage(base, entries, heads, carried);
+          return foldHeads(base, entries, heads, carried);
         });
     for (int64_t h = 0; h < heads; ++h) {
       Ptr row = out + token * spec.outStride + (firstHead + h) * spec.outHead;
@@ -89,27 +129,14 @@ private:
     b.loop(b.cI64(0), b.cI64(latentWidth), kLanes, [&](Val offset) { (sum + offset).store(zero); });
   }
 
-  Vals foldPage(Ptr page, Val entries, int64_t heads, llvm::ArrayRef<Val> carried) {
+  Vals foldHeads(Ptr page, Val entries, int64_t heads, llvm::ArrayRef<Val> carried) {
     score(page, entries, heads);
     Vals state(2 * heads), rescale(heads);
-    constexpr int64_t vectors = pageTokens / kLanes;
     for (int64_t h = 0; h < heads; ++h) {
-      Ptr row = scores + h * pageTokens;
-      Vals s;
-      for (int64_t v = 0; v < vectors; ++v) {
-        Val raw = (row + v * kLanes).load(kLanes) * spec.scale;
-        s.push_back(
-            b.select(b.firstLanes(entries - v * kLanes), raw, raw.like(-std::numeric_limits<double>::infinity())));
-      }
-      Val top = b.max(b.max(s[0], s[1]), b.max(s[2], s[3]));
-      Val maximum = b.max(b.maxLanes(top), carried[h]);
-      for (Val &value : s)
-        value = exp(b, value - maximum);
-      for (int64_t v = 0; v < vectors; ++v)
-        (row + v * kLanes).store(s[v]);
-      rescale[h] = exp(b, carried[h] - maximum);
-      state[h] = maximum;
-      state[heads + h] = b.fma(carried[heads + h], rescale[h], b.sumLanes((s[0] + s[1]) + (s[2] + s[3])));
+      Softmax next = foldPage(b, scores + h * pageTokens, entries, spec.scale, carried[h], carried[heads + h]);
+      state[h] = next.maximum;
+      state[heads + h] = next.sum;
+      rescale[h] = next.rescale;
     }
     addLatents(page, entries, heads, rescale);
     return state;

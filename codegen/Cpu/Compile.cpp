@@ -149,6 +149,18 @@ struct Checker {
     positive("heads", spec.heads);
     finite("scale", spec.scale);
   }
+  void operator()(const MlaExpandedSpec &spec) {
+    cacheEntry(spec.latent, spec.rope, spec.width);
+    positive("heads", spec.heads);
+    positive("nope", spec.nope);
+    positive("value", spec.value);
+    stored(spec.weight, /*fp8=*/false);
+    stride("qStride", spec.qStride, spec.nope);
+    stride("ropeStride", spec.ropeStride, spec.rope);
+    stride("outHead", spec.heads > 1 ? spec.outHead : spec.value, spec.value);
+    stride("outStride", spec.outStride, spec.value);
+    finite("scale", spec.scale);
+  }
   void operator()(const RouteSpec &spec) {
     positive("experts", spec.experts);
     positive("topk", spec.topk);

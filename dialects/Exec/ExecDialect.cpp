@@ -195,6 +195,9 @@ LogicalResult LaunchOp::verify() {
       return emitOpError("writes argument ")
              << position << ", which is " << (argument ? "an input of the program" : "a weight");
   }
+  // C4
+  if (getRunFrom() && getRunBelow())
+    return emitOpError("has both run_from and run_below");
   return success();
 }
 

@@ -204,6 +204,10 @@ def Exec_LaunchOp : Exec_BodyOp<"launch", [DeclareOpInterfaceMethods<SymbolUserO
   let description = [{
     `grid` maps `(T, R)` to one or more affine results; the number of tasks is the least of them.
     `writes` lists the positions of the arguments that the kernel writes; the others are read.
+    A launch with `run_from` is left out of a step unless some run of it (a longest stretch of
+    neighbouring tokens of one slot) has at least so many tokens; one with `run_below`, unless
+    some run has fewer. The kernel leaves out the tokens that are not its own: two launches with
+    one bound share the tokens of a step between them.
     `label` tells people which part of the model this is. Whether the arguments are those that
     the kernel's spec asks for is checked where specs are known: when they are lowered to, and
     when the artifact is written.
@@ -212,6 +216,7 @@ def Exec_LaunchOp : Exec_BodyOp<"launch", [DeclareOpInterfaceMethods<SymbolUserO
     - (C2) `grid` has two dimensions, no symbols and at least one result.
     - (C3) `writes` is ascending and within the arguments; it names no weight and no input of
       the program.
+    - (C4) At most one of `run_from` and `run_below` is set, and is positive.
 
     ```mlir
     exec.launch @add_d256(%a, %b, %y) grid affine_map<(T, R) -> (T)> writes [2] {label = "layers.0.add"}
@@ -219,7 +224,9 @@ def Exec_LaunchOp : Exec_BodyOp<"launch", [DeclareOpInterfaceMethods<SymbolUserO
     ```
   }];
   let arguments = (ins FlatSymbolRefAttr:$kernel, Variadic<AnyMemRef>:$args, AffineMapAttr:$grid,
-                       DenseI64ArrayAttr:$writes, OptionalAttr<StrAttr>:$label);
+                       DenseI64ArrayAttr:$writes, OptionalAttr<StrAttr>:$label,
+                       OptionalAttr<ConfinedAttr<I64Attr, [IntPositive]>>:$run_from,
+                       OptionalAttr<ConfinedAttr<I64Attr, [IntPositive]>>:$run_below);
   let assemblyFormat = "$kernel `(` $args `)` `grid` $grid `writes` $writes attr-dict `:` type($args)";
   let hasVerifier = 1;
 }

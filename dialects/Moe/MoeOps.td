@@ -467,7 +467,7 @@ def Moe_AttentionOp : Moe_Op<"attention", [NoMemoryEffect]> {
 }
 
 def Moe_MlaAttentionOp : Moe_Op<"mla_attention", [DeclareOpInterfaceMethods<SymbolUserOpInterface>]> {
-  let summary = "Multi-head latent attention in absorbed form, with its cache";
+  let summary = "Multi-head latent attention on its cache, in absorbed or expanded form";
   let description = [{
     ```
     for t in 0 .. T-1:  cache[slots[t], positions[t]] = (latent[t, :], rope_key[t, :])
@@ -477,9 +477,20 @@ def Moe_MlaAttentionOp : Moe_Op<"mla_attention", [DeclareOpInterfaceMethods<Symb
     p[t, h, :]      = softmax of score[t, h, j] over j
     result[t, h, v] = sum_c float(w_uv[h, v, c]) * (sum_j p[t, h, j] * c_j[c])
     ```
-    Equals `moe.cache_append`, the up-projection of the whole context by `W^UK` and `W^UV`, and
-    `moe.attention`, but reads the cache as it is. The pass `moe-fuse-mla` makes it. What
-    `moe.cache_append` asks of the step at run time holds here too.
+    This is the absorbed form: the cache is read as it is. The expanded form gives the same but for rounding, in the
+    order of `moe.cache_append`, `moe.linear` over the whole context and `moe.attention`:
+    ```
+    key[j, h, n]    = sum_c c_j[c] * float(w_uk[h, n, c])
+    value[j, h, v]  = sum_c c_j[c] * float(w_uv[h, v, c])
+    score[t, h, j]  = scale * (query[t, h, :] . key[j, h, :] + rope_query[t, h, :] . k_j)
+    result[t, h, v] = sum_j p[t, h, j] * value[j, h, v]
+    ```
+    A run is a longest stretch of neighbouring tokens of one slot in the step. Tokens of a run of at least
+    `expanded_from` tokens take the expanded form, others the absorbed one; with 1 all are expanded, without the
+    attribute all are absorbed. So the form of a token follows from how its own sequence is cut, not from the others.
+
+    The pass `moe-fuse-mla` makes the op, `moe-choose-mla` sets `expanded_from`. What `moe.cache_append` asks of the
+    step at run time holds here too.
     Source: DeepSeek-V2, arXiv:2405.04434, sec. 2.1.2, which notes that `W^UK` and `W^UV` can be absorbed; appendix C.
 
     - (C1) `rope_query`, `latent`, `rope_key`, `positions`, `slots` and `result` have the `T` tokens of `query`.
@@ -496,7 +507,7 @@ def Moe_MlaAttentionOp : Moe_Op<"mla_attention", [DeclareOpInterfaceMethods<Symb
                       %p: tensor<?xi32>, %s: tensor<?xi32>) -> tensor<?x4x12xf32> {
       %w_uk = moe.weight ["kv_b_proj.weight"] recipe [#moe.head_rows<4, 0, 16>] : tensor<4x16x32xbf16>
       %w_uv = moe.weight ["kv_b_proj.weight"] recipe [#moe.head_rows<4, 16, 28>] : tensor<4x12x32xbf16>
-      %o = moe.mla_attention @kv.0 query(%q, %qr) entry(%c, %k) up(%w_uk, %w_uv) at(%p, %s) scale 0.25
+      %o = moe.mla_attention @kv.0 query(%q, %qr) entry(%c, %k) up(%w_uk, %w_uv) at(%p, %s) scale 0.25 expanded_from 64
           : (tensor<?x4x16xf32>, tensor<?x4x8xf32>, tensor<?x32xf32>, tensor<?x8xf32>, tensor<4x16x32xbf16>,
              tensor<4x12x32xbf16>, tensor<?xi32>, tensor<?xi32>) -> tensor<?x4x12xf32>
       return %o : tensor<?x4x12xf32>
@@ -508,11 +519,13 @@ def Moe_MlaAttentionOp : Moe_Op<"mla_attention", [DeclareOpInterfaceMethods<Symb
                        Moe_Float<3>:$query, Moe_Float<3>:$rope_query,
                        Moe_Float<2>:$latent, Moe_Float<2>:$rope_key,
                        Moe_WeightOf<[3]>:$w_uk, Moe_WeightOf<[3]>:$w_uv,
-                       Moe_Index<1>:$positions, Moe_Index<1>:$slots, F64Attr:$scale);
+                       Moe_Index<1>:$positions, Moe_Index<1>:$slots, F64Attr:$scale,
+                       OptionalAttr<ConfinedAttr<I64Attr, [IntPositive]>>:$expanded_from);
   let results = (outs Moe_Float<3>:$result);
   let assemblyFormat = [{
     $cache `query` `(` $query `,` $rope_query `)` `entry` `(` $latent `,` $rope_key `)`
-    `up` `(` $w_uk `,` $w_uv `)` `at` `(` $positions `,` $slots `)` `scale` $scale attr-dict
+    `up` `(` $w_uk `,` $w_uv `)` `at` `(` $positions `,` $slots `)` `scale` $scale
+    (`expanded_from` $expanded_from^)? attr-dict
     `:` functional-type(operands, results)
   }];
   let hasVerifier = 1;

@@ -55,6 +55,12 @@ double DecodeCost::flops(Operation *op) {
         return rows(op.getQuery()) * dim(op.getQuery(), 1) * context * pair;
       })
       .Case([&](MlaAttentionOp op) {
+        // A decode step brings one token.
+        if (op.getExpandedFrom() == 1u)
+          return rows(op.getQuery()) * context *
+                 (dim(op.getQuery(), 1) *
+                      expandedPairFlops(dim(op.getQuery(), 2), dim(op.getRopeKey(), 1), dim(op.getResult(), 2)) +
+                  2 * (elements(op.getWUk()) + elements(op.getWUv())));
         double pair = absorbedPairFlops(dim(op.getLatent(), 1), dim(op.getRopeKey(), 1));
         return rows(op.getQuery()) *
                (dim(op.getQuery(), 1) * context * pair + 2 * (elements(op.getWUk()) + elements(op.getWUv())));

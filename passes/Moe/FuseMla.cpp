@@ -84,7 +84,8 @@ struct FuseMla final : OpRewritePattern<AttentionOp> {
     rewriter.setInsertionPoint(op);
     rewriter.replaceOpWithNewOp<MlaAttentionOp>(op, op.getType(), append.getCacheAttr(), op.getQuery(),
                                                 op.getRopeQuery(), append.getParts()[0], append.getParts()[1], wUk, wUv,
-                                                op.getPositions(), op.getSlots(), op.getScaleAttr());
+                                                op.getPositions(), op.getSlots(), op.getScaleAttr(),
+                                                /*expanded_from=*/IntegerAttr());
     // cache_append stores, so no driver takes it for dead.
     for (Operation *dead : {split.getOperation(), reshape.getOperation(), linear.getOperation(), append.getOperation()})
       rewriter.eraseOp(dead);

@@ -31,6 +31,27 @@ def FuseMlaPass : InterfacePass<"moe-fuse-mla", "::mlir::FunctionOpInterface"> {
   let statistics = [Statistic<"numFused", "num-fused", "Attentions rewritten to the latent form">];
 }
 
+def ChooseMlaPass : InterfacePass<"moe-choose-mla", "::mlir::FunctionOpInterface"> {
+  let summary = "Choose between the absorbed and the expanded form of latent attention";
+  let description = [{
+    Sets `expanded_from` of each `moe.mla_attention`: removes it for `absorbed`, sets 1 for `expanded`. For `auto` it
+    is the length of a run of tokens from which multiplying the head's keys and values out of the context costs less
+    than scoring every token against the latents:
+
+    ```
+    latent * (key + value) / ((2 latent + rope) - (key + rope + value))
+    ```
+
+    This is where the multiply-adds over a long context break even, 171 tokens with DeepSeek's widths of 512, 64, 128
+    and 128. If no length gains, the attribute is removed. Run it after `moe-fuse-mla`. Results differ by rounding.
+    Source of the two forms: DeepSeek-V2, arXiv:2405.04434, sec. 2.1.
+  }];
+  let options = [Option<"mla", "mla", "std::string", /*default=*/"\"auto\"", "auto, absorbed or expanded">];
+  let statistics = [
+    Statistic<"numExpanded", "num-expanded", "Attentions that take the expanded form, from some length of a run on">,
+    Statistic<"numAbsorbed", "num-absorbed", "Attentions that take the absorbed form only">];
+}
+
 def FuseGateUpPass : InterfacePass<"moe-fuse-gate-up", "::mlir::FunctionOpInterface"> {
   let summary = "Join the gate and up projections so that one GEMM reads the tokens once";
   let description = [{

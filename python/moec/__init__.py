@@ -29,6 +29,7 @@ def compile(
     *,
     target: str = "cpu",
     max_context: int | None = None,
+    mla: str = "auto",
     experts: str = "keep",
     attention: str = "keep",
     dense: str = "keep",
@@ -46,10 +47,12 @@ def compile(
         replaced, anything else is refused.
       target: the chip; "cpu" so far.
       max_context: longest sequence in tokens; None: what config.json allows, at most 32768.
+      mla: form of latent attention: "absorbed", "expanded", or "auto", expanded where a step brings many tokens of a
+        sequence. With one form alone, bits do not depend on how a prompt is cut into steps.
       experts, attention, dense, head: formats of the weights of routed experts, of attention's projections, of
         feed-forward layers that every token takes, of the projection to logits: "keep", "f32", "bf16", "f16", or
         "int4" in groups of 32 columns, "int4:g64", "int4:g128:bf16" with bf16 instead of f16 scales.
-      max_tokens: tokens in one run of the program; longer steps are cut, with the same result.
+      max_tokens: tokens in one run of the program; longer steps are cut.
       max_memory: bound, in bytes, on what making the weights keeps in memory.
       threads: None: one per processor.
       progress: called now and then with (bytes done, bytes in all, weight).
@@ -62,7 +65,7 @@ def compile(
     """
     formats = [experts, attention, dense, head]
     _compile(
-        os.fspath(model_dir), os.fspath(out), target, max_context or 0, formats, max_tokens, max_memory, threads or 0, progress
+        os.fspath(model_dir), os.fspath(out), target, max_context or 0, mla, formats, max_tokens, max_memory, threads or 0, progress
     )
 
 
@@ -100,6 +103,7 @@ def verify(
     count: int = 32,
     seed: int = 1,
     layers: Sequence[int] | None = None,
+    mla: str = "auto",
     experts: str = "keep",
     attention: str = "keep",
     dense: str = "keep",
@@ -109,7 +113,7 @@ def verify(
     """Run the reference interpreter before and after each pass, then the artifact, on the same tokens.
 
     Args:
-      model_dir, experts, attention, dense, head: as for `compile`.
+      model_dir, mla, experts, attention, dense, head: as for `compile`.
       tokens: one sequence of ids; None: `count` of them, drawn with `seed`.
       layers: a slice of the model, in rising order; None: all of it.
       artifact: whether it is made and run too.
@@ -123,7 +127,7 @@ def verify(
     """
     formats = [experts, attention, dense, head]
     return json.loads(
-        _verify(os.fspath(model_dir), list(tokens or []), count, seed, list(layers or []), formats, artifact)
+        _verify(os.fspath(model_dir), list(tokens or []), count, seed, list(layers or []), mla, formats, artifact)
     )
 
 

@@ -111,12 +111,13 @@ void setFormats(CompileOptions &options, const std::array<std::string, 4> &forma
 }
 
 void compileModel(const std::string &model, const std::string &out, const std::string &target, int64_t maxContext,
-                  const std::array<std::string, 4> &formats, int64_t maxTokens, uint64_t maxMemory, unsigned threads,
-                  std::function<void(uint64_t, uint64_t, std::string)> progress) {
+                  const std::string &mla, const std::array<std::string, 4> &formats, int64_t maxTokens,
+                  uint64_t maxMemory, unsigned threads, std::function<void(uint64_t, uint64_t, std::string)> progress) {
   CompileOptions options;
   options.model = model;
   options.target = target;
   options.maxContext = maxContext;
+  options.mla = mla;
   setFormats(options, formats);
   options.maxTokens = maxTokens;
   options.maxMemory = maxMemory;
@@ -144,10 +145,12 @@ void compileModel(const std::string &model, const std::string &out, const std::s
 
 /// The report as JSON text.
 std::string verifyModel(const std::string &model, std::vector<int32_t> tokens, int64_t count, uint64_t seed,
-                        std::vector<int64_t> layers, const std::array<std::string, 4> &formats, bool artifact) {
+                        std::vector<int64_t> layers, const std::string &mla, const std::array<std::string, 4> &formats,
+                        bool artifact) {
   VerifyOptions options;
   options.compile.model = model;
   options.compile.layers = std::move(layers);
+  options.compile.mla = mla;
   setFormats(options.compile, formats);
   options.tokens = std::move(tokens);
   options.count = count;

@@ -278,6 +278,30 @@ TYPED_TEST(MoeReference, MlaAttentionEqualsExpandedAttentionOverRaggedSteps) {
   }
 }
 
+TYPED_TEST(MoeReference, ExpandedFormIsThatOfTheDefinitionForRunsThatAreLongEnough) {
+  Random random(11);
+  Mla<TypeParam> mla(random);
+  // Runs of 3, 1, 2 and 4 tokens.
+  auto step = Mla<TypeParam>::random(random, {0, 1, 2, 0, 3, 4, 1, 2, 3, 4}, {2, 2, 2, 0, 2, 2, 0, 0, 0, 0});
+  auto attend = [&](int64_t expandedFrom) {
+    Cache<TypeParam> cache;
+    auto y = mlaAttention(cache, step.query, step.ropeQuery, step.latent, step.ropeKey, mla.wUk, mla.wUv,
+                          step.positions, step.slots, mla.scale, expandedFrom);
+    EXPECT_TRUE(y);
+    return std::move(*y);
+  };
+  Tensor<TypeParam> absorbed = mla.absorbed(step), expanded = mla.expanded(step), mixed = attend(3);
+  EXPECT_EQ(attend(0).data, absorbed.data);
+  EXPECT_EQ(attend(1).data, expanded.data);
+  EXPECT_EQ(attend(5).data, absorbed.data);
+  EXPECT_NE(absorbed.data, expanded.data);
+  for (int64_t t = 0; t < 10; ++t) {
+    const Tensor<TypeParam> &form = t < 3 || t >= 6 ? expanded : absorbed;
+    for (int64_t h = 0; h < mla.heads; ++h)
+      EXPECT_TRUE(std::equal(mixed.row(t, h), mixed.row(t, h) + mla.value, form.row(t, h))) << "token " << t;
+  }
+}
+
 TYPED_TEST(MoeReference, AttentionDoesNotDependOnHowASequenceIsCut) {
   Random random(4);
   std::vector<int32_t> positions(20), slots(20, 1);

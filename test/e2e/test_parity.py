@@ -50,6 +50,18 @@ def test_logits(name, checkpoint, compiled, moe_run, tmp_path):
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("form", ["absorbed", "expanded"])
+def test_each_form_of_attention(name, form, checkpoint, compiled, moe_run, tmp_path):
+    """Prompt and continuation in steps of 9 tokens, which auto would take in the absorbed form."""
+    reference = load_file(PARITY / name / "reference.safetensors")
+    prompt, greedy = reference["tokens"], reference["greedy"]
+    artifact = compiled(checkpoint(name), "--mla", form)
+    ours = logits(moe_run, "logits", artifact, np.concatenate([prompt, greedy]), tmp_path / "out.safetensors", "--chunk", 9)
+    assert np.abs(ours[: len(prompt)] - reference["logits"]).max() <= MAX_DIFFERENCE
+    assert ours[len(prompt) - 1 : -1].argmax(1).tolist() == greedy.tolist()
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_greedy_continuation(name, checkpoint, compiled, moe_run, tmp_path):
     """Feeding prompt and continuation, each position's arg-max is the next token of the continuation."""
     reference = load_file(PARITY / name / "reference.safetensors")

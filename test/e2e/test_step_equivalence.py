@@ -1,6 +1,6 @@
 # Part of moec, under the Apache License v2.0 with LLVM Exceptions.
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-"""However a prompt is cut, batched or threaded, its logits have the same bits."""
+"""With one form of attention, a prompt's logits have the same bits however it is cut, batched or threaded."""
 
 import os
 from pathlib import Path
@@ -31,25 +31,30 @@ def feed(model, tokens, slot, begin, end):
     )
 
 
+@pytest.fixture(scope="module", params=["absorbed", "expanded"])
+def artifact(request, compiled):
+    return compiled(MODEL, "--mla", request.param)
+
+
 @pytest.fixture(scope="module")
-def whole(compiled):
-    model = moec.load(compiled(MODEL), threads=1)
+def whole(artifact):
+    model = moec.load(artifact, threads=1)
     return feed(model, sequence(1, LENGTH), 0, 0, LENGTH)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("chunk", [1, 7, 64, LENGTH])
-def test_chunks(compiled, whole, threads, chunk):
-    model = moec.load(compiled(MODEL), threads=threads)
+def test_chunks(artifact, whole, threads, chunk):
+    model = moec.load(artifact, threads=threads)
     tokens = sequence(1, LENGTH)
     parts = [feed(model, tokens, 0, at, min(at + chunk, LENGTH)) for at in range(0, LENGTH, chunk)]
     assert np.concatenate(parts).tobytes() == whole.tobytes()
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_ragged_batch(compiled, whole, threads):
+def test_ragged_batch(artifact, whole, threads):
     """Four sequences in one batch, interleaved, cut at different places and starting at different times."""
-    model = moec.load(compiled(MODEL), threads=threads, max_slots=4)
+    model = moec.load(artifact, threads=threads, max_slots=4)
     sequences = [sequence(1, LENGTH), sequence(2, 90), sequence(3, 130), sequence(4, 17)]
     slots = [2, 0, 3, 1]
     cuts = [11, 7, 13, 1]
@@ -77,9 +82,30 @@ def test_ragged_batch(compiled, whole, threads):
     assert np.concatenate(ours).tobytes() == whole.tobytes()
 
 
-def test_rewind(compiled, whole):
+def test_auto_takes_the_form_that_the_length_of_a_run_asks_for(compiled):
+    """The model's widths break even at 64 tokens; who else is in the step does not matter."""
+    forms = {form: moec.load(compiled(MODEL, "--mla", form), threads=2, max_slots=2) for form in ("absorbed", "expanded", "auto")}
+    tokens = sequence(1, LENGTH)
+    for chunk, form in ((LENGTH, "expanded"), (64, "expanded"), (63, "absorbed"), (7, "absorbed")):
+        length = LENGTH // chunk * chunk  # whole chunks
+        for begin in range(0, length, chunk):
+            expected, found = (feed(forms[name], tokens, 0, begin, begin + chunk).tobytes() for name in (form, "auto"))
+            assert found == expected, (chunk, begin)
+    # A prompt beside a single token of another sequence.
+    other = sequence(2, 1)
+    logits = forms["auto"].step(
+        np.concatenate([tokens[:100], other]),
+        np.append(np.arange(100), 0).astype(np.int32),
+        np.append(np.zeros(100), 1).astype(np.int32),
+        np.arange(101, dtype=np.int32),
+    )
+    assert logits[:100].tobytes() == feed(forms["expanded"], tokens, 0, 0, 100).tobytes()
+    assert logits[100:].tobytes() == feed(forms["absorbed"], other, 1, 0, 1).tobytes()
+
+
+def test_rewind(artifact, whole):
     """A sequence taken back to an earlier position and fed again gives the same bits."""
-    model = moec.load(compiled(MODEL), threads=2)
+    model = moec.load(artifact, threads=2)
     tokens = sequence(1, LENGTH)
     feed(model, sequence(9, 100), 0, 0, 100)
     feed(model, tokens, 0, 0, 70)
@@ -87,7 +113,7 @@ def test_rewind(compiled, whole):
     assert again.tobytes() == whole[40:].tobytes()
 
 
-def test_levels_agree(compiled, moe_run, tmp_path):
+def test_levels_agree(artifact, moe_run, tmp_path):
     """AVX2 and AVX-512 code give the same bits: vectors are 16 wide in the definition of each kernel."""
     tokens = ",".join(map(str, sequence(1, LENGTH)))
     results = []
@@ -97,7 +123,7 @@ def test_levels_agree(compiled, moe_run, tmp_path):
         if level:
             env["MOEC_CPU"] = level
         out = tmp_path / f"{level}.safetensors"
-        moe_run.run("logits", compiled(MODEL), "--tokens", tokens, "-o", out, env=env)
+        moe_run.run("logits", artifact, "--tokens", tokens, "-o", out, env=env)
         results.append(load_file(out)["logits"].tobytes())
     assert results[0] == results[1]
 

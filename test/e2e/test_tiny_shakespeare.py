@@ -24,10 +24,12 @@ def test_perplexity(name, compiled, moe_run):
 
 
 @pytest.mark.parametrize("name", PERPLEXITY)
-def test_reference_logits(name, compiled, moe_run, tmp_path):
+@pytest.mark.parametrize("form", ["auto", "absorbed", "expanded"])
+def test_reference_logits(name, form, compiled, moe_run, tmp_path):
     reference = load_file(MODELS / name / "reference.safetensors")
     tokens = ",".join(map(str, reference["tokens"]))
-    moe_run.run("logits", compiled(MODELS / name), "--tokens", tokens, "-o", tmp_path / "out.safetensors")
+    artifact = compiled(MODELS / name, "--mla", form)
+    moe_run.run("logits", artifact, "--tokens", tokens, "-o", tmp_path / "out.safetensors")
     ours = load_file(tmp_path / "out.safetensors")["logits"]
     assert np.abs(ours - reference["logits"]).max() <= 2e-4
     assert (ours.argmax(1) == reference["logits"].argmax(1)).all()

@@ -26,9 +26,22 @@ def test_bundled_models(moec):
         report = report_of(moec, MODELS / name, "--count", 16)
         steps = {step["name"]: step for step in report["steps"]}
         assert report["holds"] and report["tokens"] == 16
-        assert list(steps) == ["moe-fuse-mla", "moe-fuse-gate-up", "moe-fuse-residual", "artifact"]
+        assert list(steps) == ["moe-fuse-mla", "moe-choose-mla", "moe-fuse-gate-up", "moe-fuse-residual", "artifact"]
         assert steps["moe-fuse-gate-up"]["max_abs"] == steps["moe-fuse-residual"]["max_abs"] == 0
         assert 0 < steps["moe-fuse-mla"]["max_abs"] <= BOUND and 0 < steps["artifact"]["max_abs"] <= BOUND
+
+
+def test_forms_of_attention(moec):
+    """70 tokens are enough for auto to take the expanded form, which the pass alone brings in."""
+    for form, chosen in {"auto": True, "absorbed": False, "expanded": True}.items():
+        report = report_of(moec, TINY, "--mla", form, "--count", 70)
+        steps = {step["name"]: step for step in report["steps"]}
+        assert report["holds"]
+        if chosen:
+            assert 0 < steps["moe-choose-mla"]["max_abs"] <= BOUND
+        else:
+            assert "moe-choose-mla" in report["unchanged"]
+    assert "--mla" in moec.refuses("verify", TINY, "--mla", "both")
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in PARITY.iterdir()))
@@ -71,7 +84,7 @@ def test_table(moec):
     lines = moec.run("verify", TINY, "--no-artifact", "--count", 4).stdout.decode().splitlines()
     assert lines[0].split() == ["step", "proof", "max", "abs", "max", "rel", "KLD", "same", "top", "holds"]
     assert lines[-1] == "unchanged by canonicalize cse moe-quantize"
-    assert sum(line.endswith("yes") for line in lines) == 3
+    assert sum(line.endswith("yes") for line in lines) == 4
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,23 @@ TEST_F(PassesTest, FuseMlaChangesOnlyRounding) {
   EXPECT_LT(relativeError(run(*module, Precision::F32), expected), 1e-4);
 }
 
+TEST_F(PassesTest, EachFormOfLatentAttentionChangesOnlyRounding) {
+  using Precision = InterpreterOptions::Precision;
+  std::vector<double> expected = run(*plain, Precision::F64);
+  auto withForm = [&](const std::string &mla) {
+    OwningOpRef<ModuleOp> module = optimized([&](PassManager &manager) {
+      MoePipelineOptions options;
+      options.mla = mla;
+      buildMoePipeline(manager, options);
+    });
+    return run(*module, Precision::F64);
+  };
+  std::vector<double> absorbed = withForm("absorbed"), expanded = withForm("expanded");
+  EXPECT_LT(relativeError(absorbed, expected), 1e-13);
+  EXPECT_LT(relativeError(expanded, expected), 1e-13);
+  EXPECT_NE(absorbed, expanded);
+}
+
 TEST_F(PassesTest, OtherFusionsKeepEveryBit) {
   OwningOpRef<ModuleOp> module = optimized([](PassManager &manager) {
     manager.addNestedPass<func::FuncOp>(createFuseGateUpPass());

@@ -144,11 +144,14 @@ def test_verify():
     report = moec.verify(TINY, tokens=[0, 5, 6], layers=[0, 3], experts="int4")
     assert report["holds"] and report["tokens"] == 3
     names = [step["name"] for step in report["steps"]]
-    assert names == ["moe-fuse-mla", "moe-fuse-gate-up", "moe-fuse-residual", "moe-quantize", "artifact"]
-    assert report["steps"][1]["max_abs"] == 0 and report["steps"][3]["kld_mean"] > 0
+    assert names == ["moe-fuse-mla", "moe-choose-mla", "moe-quantize", "moe-fuse-gate-up", "moe-fuse-residual", "artifact"]
+    assert report["steps"][3]["max_abs"] == 0 and report["steps"][2]["kld_mean"] > 0
     assert moec.verify(TINY, count=2, artifact=False)["steps"][-1]["name"] == "moe-fuse-residual"
     with pytest.raises(ValueError, match="token 1280 is not in the vocabulary"):
         moec.verify(TINY, tokens=[1280])
+    assert "moe-choose-mla" in moec.verify(TINY, count=2, mla="absorbed", artifact=False)["unchanged"]
+    with pytest.raises(ValueError, match="mla is 'both'"):
+        moec.verify(TINY, mla="both")
     with pytest.raises(ValueError, match="no token"):
         moec.verify(TINY, count=0)
     with pytest.raises(ValueError, match="layer 7 is asked for"):

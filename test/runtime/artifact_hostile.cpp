@@ -165,6 +165,36 @@ struct Mutation {
 
 class HostileManifest : public testing::TestWithParam<Mutation> {};
 
+TEST(ArtifactTest, LaunchesHaveOneBoundOnRuns) {
+  struct Case {
+    Json from, below;
+    const char *says;
+  };
+  const Case cases[] = {{0, nullptr, "run_from"},
+                        {-1, nullptr, "run_from"},
+                        {1.5, nullptr, "run_from"},
+                        {"4", nullptr, "run_from"},
+                        {4294967296, nullptr, "run_from"},
+                        {nullptr, 0, "run_below"},
+                        {nullptr, 1e30, "run_below"},
+                        {nullptr, Json::array(), "run_below"},
+                        {2, 2, "launches[2] has both 'run_from' and 'run_below'"}};
+  for (const Case &c : cases) {
+    TemporaryDirectory dir;
+    TinyArtifact tiny;
+    Json &launch = tiny.manifest["program"]["launches"][2];
+    if (!c.from.is_null())
+      launch["run_from"] = c.from;
+    if (!c.below.is_null())
+      launch["run_below"] = c.below;
+    tiny.write(dir.path());
+    auto artifact = Artifact::open(dir.path());
+    ASSERT_FALSE(artifact.ok()) << launch.dump();
+    EXPECT_THAT(artifact.message(), HasSubstr(c.says));
+    EXPECT_THAT(artifact.message(), testing::StartsWith(dir.path()));
+  }
+}
+
 TEST_P(HostileManifest, IsRefusedWithASentence) {
   TemporaryDirectory dir;
   TinyArtifact tiny;

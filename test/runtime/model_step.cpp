@@ -108,6 +108,34 @@ TEST_F(ModelStep, SequencesMixInOneStep) {
   }
 }
 
+TEST_F(ModelStep, LaunchesWithABoundRunWhereSomeRunOfTokensMeetsIt) {
+  // `head` adds to the logits: they tell how often it ran.
+  Json &launches = tiny.manifest["program"]["launches"];
+  for (auto [key, bound] : {std::pair{"run_from", 4}, {"run_below", 2}}) {
+    launches.push_back(launches[4]);
+    launches.back()[key] = bound;
+  }
+  tiny.write(dir.path());
+  auto model = load();
+  const std::vector<float> once = tiny.reference({3});
+  const std::pair<Tokens, int> steps[] = {{{0, 0, 0, 0}, 2},       {{0, 0, 0}, 1},    {{0}, 2},
+                                          {{0, 0, 0, 0, 1}, 3},    {{0, 0, 1, 1}, 1}, {{0, 1, 0, 1}, 2},
+                                          {{1, 1, 0, 0, 0, 0}, 2}, {{2, 2, 2, 1}, 2}};
+  for (const auto &[slots, times] : steps) {
+    Tokens positions, seen(4, 0);
+    for (int32_t slot : slots)
+      positions.push_back(seen[slot]++);
+    std::vector<float> logits(TinyArtifact::V);
+    EXPECT_OK(model->step(Tokens(slots.size(), 3), positions, slots, Tokens{0}, logits));
+    for (int64_t v = 0; v < TinyArtifact::V; ++v) {
+      float expected = 0;
+      for (int i = 0; i < times; ++i)
+        expected += once[v];
+      EXPECT_EQ(logits[v], expected) << testing::PrintToString(slots);
+    }
+  }
+}
+
 TEST_F(ModelStep, RowsOfALongStepLieInItsParts) {
   auto model = load();
   const Tokens tokens = sequence(170, 3);

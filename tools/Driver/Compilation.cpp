@@ -187,6 +187,7 @@ void Compilation::addMoePasses(mlir::OpPassManager &manager) const {
   formats.head = options.head;
   formats.overrides = options.formats;
   formats.rounding = options.rounding;
+  formats.mla = options.mla;
   mlir::moe::buildMoePipeline(manager, formats);
 }
 

@@ -59,6 +59,8 @@ struct CompileOptions {
   /// "feedback", the last two by what `calibration` holds, a file that `moec calibrate` made.
   std::string formats, rounding = "nearest", calibration;
   PassOptions passes;
+  /// Form of latent attention, as the pass `moe-choose-mla` names it: auto, absorbed or expanded.
+  std::string mla = "auto";
   /// Tokens in one run of the program; longer steps are cut by the runtime.
   int64_t maxTokens = 512;
   /// Bounds the materializer's tiles and mapped source pages, in bytes.

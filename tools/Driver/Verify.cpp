@@ -190,7 +190,8 @@ VerifyStep compare(std::string name, Proof proof, const InterpretResult &before,
 
 /// What a pass declares. One that is not listed must leave every bit as it is.
 Proof proofOf(llvm::StringRef pass, const CompileOptions &options) {
-  if (pass == "moe-fuse-mla") // absorbed attention multiplies by other matrices
+  // The absorbed form multiplies by other matrices than the expanded one.
+  if (pass == "moe-fuse-mla" || pass == "moe-choose-mla")
     return Proof::Rounded;
   auto asked = {options.experts, options.attention, options.dense, options.head};
   bool mayAsk = !options.passes.pipeline.empty() || // and has formats of its own

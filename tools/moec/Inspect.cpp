@@ -66,6 +66,13 @@ std::string argText(const Artifact &artifact, const ArgInfo &arg) {
 
 } // namespace
 
+/// The length of a run of tokens that a launch asks for; empty if it always runs.
+static std::string boundText(const LaunchInfo &launch) {
+  if (launch.hasRunFrom())
+    return ">= " + std::to_string(launch.runFrom);
+  return launch.hasRunBelow() ? "< " + std::to_string(launch.runBelow) : "";
+}
+
 void moec::printArtifact(const Artifact &artifact, std::ostream &out) {
   const ModelInfo &model = artifact.model();
   int64_t tokens = artifact.maxTokens();
@@ -102,7 +109,8 @@ void moec::printArtifact(const Artifact &artifact, std::ostream &out) {
               std::to_string(buffer.bytes)});
   out << plan.text() << "\n";
 
-  Table program({"", "launch", "kernel", "tasks T=1", "T=" + std::to_string(tokens), "arguments (* written)"});
+  Table program(
+      {"", "launch", "kernel", "tasks T=1", "T=" + std::to_string(tokens), "if a run has", "arguments (* written)"});
   for (size_t i = 0; i < artifact.launches().size(); ++i) {
     const LaunchInfo &launch = artifact.launches()[i];
     std::string args;
@@ -110,7 +118,7 @@ void moec::printArtifact(const Artifact &artifact, std::ostream &out) {
       args += (a ? ", " : "") + argText(artifact, launch.args[a]) +
               (std::ranges::binary_search(launch.writes, a) ? "*" : "");
     program.add({std::to_string(i), launch.label, artifact.kernels()[launch.kernel].symbol,
-                 std::to_string(launch.tasks(1, 1)), std::to_string(launch.tasks(tokens, 1)), args});
+                 std::to_string(launch.tasks(1, 1)), std::to_string(launch.tasks(tokens, 1)), boundText(launch), args});
   }
   out << program.text() << "\n";
 
@@ -150,8 +158,12 @@ std::string moec::artifactJson(const Artifact &artifact) {
     Json args = Json::array();
     for (const ArgInfo &arg : launch.args)
       args.push_back(argText(artifact, arg));
-    json["launches"].push_back(
-        {{"label", launch.label}, {"kernel", artifact.kernels()[launch.kernel].symbol}, {"args", args}});
+    Json entry = {{"label", launch.label}, {"kernel", artifact.kernels()[launch.kernel].symbol}, {"args", args}};
+    if (launch.hasRunFrom())
+      entry["run_from"] = launch.runFrom;
+    if (launch.hasRunBelow())
+      entry["run_below"] = launch.runBelow;
+    json["launches"].push_back(std::move(entry));
   }
   json["weights"] = Json::array();
   for (const WeightInfo &weight : artifact.weights())

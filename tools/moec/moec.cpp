@@ -289,6 +289,18 @@ void addLayers(CLI::App &command, std::string &layers) {
                      "a slice of the model, such as 0,3: these layers alone, in rising order (default: all)");
 }
 
+/// The form of attention; after the options of passes.
+CLI::Option *addMla(CLI::App &command, CompileOptions &options) {
+  return command
+      .add_option(
+          "--mla", options.mla,
+          "form of latent attention: absorbed, expanded, or auto, expanded where a step brings many tokens of a "
+          "sequence; with one form alone, bits do not depend on how a prompt is cut")
+      ->check(CLI::IsMember({"auto", "absorbed", "expanded"}))
+      ->excludes("--pass-pipeline")
+      ->capture_default_str();
+}
+
 /// Options that say how weights are stored; after those of passes.
 std::vector<CLI::Option *> addFormats(CLI::App &command, CompileOptions &options) {
   const auto isFormat = [](const std::string &name) {
@@ -363,6 +375,7 @@ int main(int argc, char **argv) {
       ->check(CLI::Range(int64_t(1), int64_t(1) << 16))
       ->capture_default_str();
   addPassOptions(*compileCommand, options.passes);
+  addMla(*compileCommand, options);
   addFormats(*compileCommand, options);
   CLI::Option *sizeBudget =
       compileCommand
@@ -423,6 +436,7 @@ int main(int argc, char **argv) {
       interpretCommand->add_flag("--optimized", arguments.optimized, "interpret the module after the passes");
   addLayers(*interpretCommand, arguments.layers);
   std::vector<CLI::Option *> ofPasses = addPassOptions(*interpretCommand, options.passes);
+  ofPasses.push_back(addMla(*interpretCommand, options));
   llvm::append_range(ofPasses, addFormats(*interpretCommand, options));
   for (CLI::Option *option : ofPasses)
     option->needs(optimized);
@@ -442,6 +456,7 @@ int main(int argc, char **argv) {
       ->capture_default_str();
   addLayers(*verifyCommand, arguments.layers);
   addPassOptions(*verifyCommand, options.passes);
+  addMla(*verifyCommand, options);
   addFormats(*verifyCommand, options);
   verifyCommand->add_flag("!--no-artifact", arguments.proof.artifact, "prove the passes only");
   verifyCommand->add_flag("--json", arguments.json, "print JSON");

@@ -397,7 +397,7 @@ template <typename T> LogicalResult TypedMachine<T>::evaluate(MlaAttentionOp op)
   if (failed(state))
     return failure();
   auto result = reference::mlaAttention(**state, *query, *ropeQuery, *latent, *ropeKey, *wUk, *wUv, *positions, *slots,
-                                        op.getScale().convertToDouble());
+                                        op.getScale().convertToDouble(), op.getExpandedFrom().value_or(0));
   if (!result)
     return op.emitError(result.message());
   return set(op.getResult(), std::move(*result));

@@ -208,16 +208,48 @@ Tensor<T> attention(const Tensor<T> &query, const Tensor<T> &ropeQuery, const Te
   return y;
 }
 
+/// The length of the run around each token.
+static std::vector<int64_t> runLengths(const IndexTensor &slots) {
+  int64_t count = slots.dim(0);
+  std::vector<int64_t> lengths(count);
+  for (int64_t begin = 0, end = 0; begin < count; begin = end) {
+    while (end < count && slots.data[end] == slots.data[begin])
+      ++end;
+    std::fill(lengths.begin() + begin, lengths.begin() + end, end - begin);
+  }
+  return lengths;
+}
+
+/// y[j, h, n] = sum_c x[j, c] * w[h, n, c]. x [C, K], w [H, N, K] -> [C, H, N].
+template <typename T> static Tensor<T> projectHeads(const Tensor<T> &x, const Tensor<T> &w) {
+  Tensor<T> y({x.dim(0), w.dim(0), w.dim(1)});
+  for (int64_t j = 0; j < y.dim(0); ++j)
+    for (int64_t h = 0; h < y.dim(1); ++h)
+      for (int64_t n = 0; n < y.dim(2); ++n)
+        y.row(j, h)[n] = dot(x.row(j), w.row(h, n), x.dim(1));
+  return y;
+}
+
 template <typename T>
 moec::Result<Tensor<T>> mlaAttention(Cache<T> &cache, const Tensor<T> &query, const Tensor<T> &ropeQuery,
                                      const Tensor<T> &latent, const Tensor<T> &ropeKey, const Tensor<T> &wUk,
                                      const Tensor<T> &wUv, const IndexTensor &positions, const IndexTensor &slots,
-                                     double scale) {
+                                     double scale, int64_t expandedFrom) {
   MOEC_TRY(Context<T> context, cacheAppend<T>(cache, {latent, ropeKey}, positions, slots));
   const Tensor<T> &latents = context.parts[0], &ropeKeys = context.parts[1];
   int64_t nope = query.lastDim(), rotary = ropeQuery.lastDim(), rank = latent.lastDim(), width = wUv.dim(1);
+  std::vector<int64_t> runs = runLengths(slots);
+  auto isExpanded = [&](int64_t t) { return expandedFrom > 0 && runs[t] >= expandedFrom; };
   Tensor<T> y({query.dim(0), query.dim(1), width});
+  for (int64_t t = 0; t < y.dim(0); ++t)
+    if (isExpanded(t)) {
+      y = attention(query, ropeQuery, projectHeads(latents, wUk), ropeKeys, projectHeads(latents, wUv), positions,
+                    slots, context.positions, context.slots, scale);
+      break;
+    }
   for (int64_t t = 0; t < y.dim(0); ++t) {
+    if (isExpanded(t))
+      continue;
     std::vector<int64_t> rows = visibleRows(t, positions, slots, context.positions, context.slots);
     for (int64_t h = 0; h < y.dim(1); ++h) {
       std::vector<T> absorbed(rank), mixed(rank), p;
@@ -349,7 +381,7 @@ Tensor<T> experts(const Tensor<T> &x, const Tensor<T> &weights, const IndexTenso
                                const IndexTensor &, double);                                                           \
   template moec::Result<Tensor<T>> mlaAttention(Cache<T> &, const Tensor<T> &, const Tensor<T> &, const Tensor<T> &,   \
                                                 const Tensor<T> &, const Tensor<T> &, const Tensor<T> &,               \
-                                                const IndexTensor &, const IndexTensor &, double);                     \
+                                                const IndexTensor &, const IndexTensor &, double, int64_t);            \
   template Routing<T> route(const Tensor<T> &, const Tensor<T> *, const RouteOptions &);                               \
   template Tensor<T> experts(const Tensor<T> &, const Tensor<T> &, const IndexTensor &, const Tensor<T> &,             \
                              const Tensor<T> &, const Tensor<T> &, const Tensor<T> *, QuantizeAttr,                    \

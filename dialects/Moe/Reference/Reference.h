@@ -137,9 +137,12 @@ Tensor<T> attention(const Tensor<T> &query, const Tensor<T> &ropeQuery, const Te
                     const Tensor<T> &value, const IndexTensor &positions, const IndexTensor &slots,
                     const IndexTensor &contextPositions, const IndexTensor &contextSlots, double scale);
 
-/// `moe.mla_attention`: `attention` in absorbed form, on a cache of [latent | rope key]. With c_j the cached latents,
+/// `moe.mla_attention`: `attention` on a cache of [latent | rope key]. In absorbed form, with c_j the cached latents,
 ///   qa = query[t, h] . wUk[h],  p = softmax_j(scale * (qa . c_j + ropeQuery[t, h] . ropeKey_j)),
 ///   y[t, h] = wUv[h] . (sum_j p_j c_j).
+/// Tokens of a run (neighbours of one slot) of at least `expandedFrom` tokens are in expanded form instead (0: none
+/// are):
+///   `attention` over the keys wUk[h] . c_j and values wUv[h] . c_j.
 /// query [T, H, N], ropeQuery [T, H, dr], latent [T, C] (normed), ropeKey [T, dr] (rotated), wUk [H, N, C],
 /// wUv [H, V, C] -> [T, H, V]. Fails as `cacheAppend` does.
 /// Source: DeepSeek-V2, arXiv:2405.04434, sec. 2.1.2 (the up-projections absorbed into query and output).
@@ -147,7 +150,7 @@ template <typename T>
 moec::Result<Tensor<T>> mlaAttention(Cache<T> &cache, const Tensor<T> &query, const Tensor<T> &ropeQuery,
                                      const Tensor<T> &latent, const Tensor<T> &ropeKey, const Tensor<T> &wUk,
                                      const Tensor<T> &wUv, const IndexTensor &positions, const IndexTensor &slots,
-                                     double scale);
+                                     double scale, int64_t expandedFrom = 0);
 
 struct RouteOptions {
   Scoring scoring = Scoring::Softmax;

@@ -63,6 +63,12 @@ private:
     Rows rows = Rows::T;
   };
 
+  /// What both forms of an attention read and write.
+  struct MlaMemory {
+    int64_t width; ///< of the cache
+    Value pages, query, ropeQuery, out;
+  };
+
   LogicalResult checkSignature();
   LogicalResult lowerCaches();
   LogicalResult lowerOp(Operation &op);
@@ -93,14 +99,16 @@ private:
   Value place(Value result, Rows rows = Rows::T);
   Value ref(WeightOp weight);
   Value ref(CacheOp cache);
-  void launch(Operation *op, const moec::KernelSpec &spec, ValueRange args, StringRef part = "");
+  LaunchOp launch(Operation *op, const moec::KernelSpec &spec, ValueRange args, StringRef part = "");
 
   /// Angles of the step's positions, computed once for each table of frequencies.
   Value anglesFor(moe::RopeOp op);
   void rotateInto(moe::RopeOp op, Value out);
   /// Launches a GEMM; sizes, strides and operands that the spec can tell are filled in.
-  void gemm(Operation *op, moec::GemmSpec spec, Value x, const WeightPacker::Panels &weight, Value residual, Value y,
-            ValueRange lists = {}, StringRef part = "");
+  LaunchOp gemm(Operation *op, moec::GemmSpec spec, Value x, const WeightPacker::Panels &weight, Value residual,
+                Value y, ValueRange lists = {}, StringRef part = "");
+  LogicalResult attendAbsorbed(moe::MlaAttentionOp op, const MlaMemory &memory);
+  LogicalResult attendExpanded(moe::MlaAttentionOp op, const MlaMemory &memory);
 
   ModuleOp module;
   func::FuncOp step;
@@ -162,7 +170,7 @@ Value StepLowering::ref(CacheOp cache) {
   return value;
 }
 
-void StepLowering::launch(Operation *op, const moec::KernelSpec &spec, ValueRange args, StringRef part) {
+LaunchOp StepLowering::launch(Operation *op, const moec::KernelSpec &spec, ValueRange args, StringRef part) {
   MLIRContext *context = builder.getContext();
   StringAttr kind = builder.getStringAttr(moec::kindOf(spec));
   DictionaryAttr dictionary = moec::toAttr(spec, context);
@@ -181,9 +189,9 @@ void StepLowering::launch(Operation *op, const moec::KernelSpec &spec, ValueRang
   std::string label = labelOf(op).str();
   if (!part.empty())
     label += "." + part.str();
-  LaunchOp::create(builder, op->getLoc(), kernel.getSymName(), args, moec::gridOf(spec, context), writes,
-                   builder.getStringAttr(label));
   ++numLaunches;
+  return LaunchOp::create(builder, op->getLoc(), kernel.getSymName(), args, moec::gridOf(spec, context), writes,
+                          builder.getStringAttr(label), /*run_from=*/IntegerAttr(), /*run_below=*/IntegerAttr());
 }
 
 LogicalResult StepLowering::needTokens(Operation *op) {
@@ -231,8 +239,8 @@ LogicalResult StepLowering::lower(moe::RmsNormOp op) {
   return success();
 }
 
-void StepLowering::gemm(Operation *op, moec::GemmSpec spec, Value x, const WeightPacker::Panels &weight, Value residual,
-                        Value y, ValueRange lists, StringRef part) {
+LaunchOp StepLowering::gemm(Operation *op, moec::GemmSpec spec, Value x, const WeightPacker::Panels &weight,
+                            Value residual, Value y, ValueRange lists, StringRef part) {
   spec.weight = weight.type;
   spec.scaleCols = weight.scaleCols;
   spec.group = weight.group;
@@ -252,7 +260,7 @@ void StepLowering::gemm(Operation *op, moec::GemmSpec spec, Value x, const Weigh
   }
   args.push_back(y);
   llvm::append_range(args, lists);
-  launch(op, spec, args, part);
+  return launch(op, spec, args, part);
 }
 
 LogicalResult StepLowering::lower(moe::LinearOp op) {
@@ -406,17 +414,13 @@ LogicalResult StepLowering::lower(moe::MlaAttentionOp op) {
   auto rope = op.getRopeQuery().getDefiningOp<moe::RopeOp>();
   if (!rope)
     return op.emitOpError("needs a rotated query that comes from moe.rope");
-  FailureOr<WeightPacker::Panels> keys = weights->headPanels(op, op.getWUk(), "uk", /*transposed=*/true);
-  FailureOr<WeightPacker::Panels> values = weights->headPanels(op, op.getWUv(), "uv", /*transposed=*/false);
-  if (failed(keys) || failed(values))
-    return failure();
   auto cache = SymbolTable::lookupNearestSymbolFrom<CacheOp>(program, op.getCacheAttr());
   if (!cache)
     return op.emitOpError("names ") << op.getCacheAttr() << ", which is no moe.cache";
 
   Location loc = op.getLoc();
   auto shape = op.getQuery().getType().getShape();
-  int64_t heads = shape[1], nope = shape[2];
+  int64_t heads = shape[1];
   int64_t latent = widthOf(op.getLatent()), ropeDim = widthOf(op.getRopeKey()), width = cache.getWidth();
   if (latent + ropeDim > width)
     return op.emitOpError("stores entries of ")
@@ -428,35 +432,98 @@ LogicalResult StepLowering::lower(moe::MlaAttentionOp op) {
   moec::CacheAppendSpec append{latent, ropeDim, width, rowStride(latentMemory), rowStride(keyMemory)};
   launch(op, append, {latentMemory, keyMemory, positions, slots, pageTable, pages}, "append");
 
-  // The absorbed query and the rotated one lie side by side, as the entries do.
-  Value query = buffer(loc, {dynamic, heads, latent + ropeDim}, builder.getF32Type());
-  SmallVector<int64_t> strides = stridesOf(query);
-  Value absorbed = view(loc, query, {dynamic, heads, latent}, strides, /*offset=*/0);
-  rotateInto(rope, view(loc, query, {dynamic, heads, ropeDim}, strides, /*offset=*/latent));
+  bool absorbed = op.getExpandedFrom() != 1u, expanded = op.getExpandedFrom().has_value();
+  MlaMemory memory{width, pages, /*query=*/nullptr, /*ropeQuery=*/nullptr, /*out=*/nullptr};
+  if (absorbed) {
+    // The absorbed query and the rotated one lie side by side, as the entries do.
+    memory.query = buffer(loc, {dynamic, heads, latent + ropeDim}, builder.getF32Type());
+    memory.ropeQuery = view(loc, memory.query, {dynamic, heads, ropeDim}, stridesOf(memory.query), /*offset=*/latent);
+  } else {
+    memory.ropeQuery = buffer(loc, {dynamic, heads, ropeDim}, builder.getF32Type());
+  }
+  rotateInto(rope, memory.ropeQuery);
+  memory.out = place(op.getResult());
+  // The projection after the absorbed form writes all rows: the expanded form comes after it.
+  if (absorbed && failed(attendAbsorbed(op, memory)))
+    return failure();
+  return expanded ? attendExpanded(op, memory) : success();
+}
+
+LogicalResult StepLowering::attendAbsorbed(moe::MlaAttentionOp op, const MlaMemory &memory) {
+  FailureOr<WeightPacker::Panels> keys = weights->headPanels(op, op.getWUk(), "uk", /*transposed=*/true);
+  FailureOr<WeightPacker::Panels> values = weights->headPanels(op, op.getWUv(), "uv", /*transposed=*/false);
+  if (failed(keys) || failed(values))
+    return failure();
+  Location loc = op.getLoc();
+  auto shape = op.getQuery().getType().getShape();
+  int64_t heads = shape[1], latent = widthOf(op.getLatent());
   moec::GemmSpec absorb;
   absorb.n = latent;
-  absorb.k = nope;
+  absorb.k = shape[2];
   absorb.batch = heads;
-  gemm(op, absorb, memoryOf(op.getQuery()), *keys, /*residual=*/nullptr, absorbed, {}, "absorb");
+  Value absorbed = view(loc, memory.query, {dynamic, heads, latent}, stridesOf(memory.query), /*offset=*/0);
+  SmallVector<LaunchOp> launches;
+  launches.push_back(gemm(op, absorb, memoryOf(op.getQuery()), *keys, /*residual=*/nullptr, absorbed, {}, "absorb"));
 
   Value mixed = buffer(loc, {dynamic, heads, latent}, builder.getF32Type());
   moec::MlaAttentionSpec attention;
   attention.heads = heads;
   attention.latent = latent;
-  attention.rope = ropeDim;
-  attention.width = width;
-  attention.qStride = rowStride(query);
-  attention.qHead = headStride(query);
+  attention.rope = widthOf(op.getRopeKey());
+  attention.width = memory.width;
+  attention.qStride = rowStride(memory.query);
+  attention.qHead = headStride(memory.query);
   attention.outStride = rowStride(mixed);
   attention.outHead = headStride(mixed);
   attention.scale = op.getScale().convertToDouble();
-  launch(op, attention, {query, positions, slots, pageTable, pages, mixed});
+  attention.runBelow = op.getExpandedFrom().value_or(0);
+  launches.push_back(launch(op, attention,
+                            {memory.query, memoryOf(op.getPositions()), memoryOf(op.getSlots()),
+                             program.getArgument(ProgramOp::PageTable), memory.pages, mixed}));
 
   moec::GemmSpec expand;
   expand.n = widthOf(op.getResult());
   expand.k = latent;
   expand.batch = heads;
-  gemm(op, expand, mixed, *values, /*residual=*/nullptr, place(op.getResult()), {}, "expand");
+  launches.push_back(gemm(op, expand, mixed, *values, /*residual=*/nullptr, memory.out, {}, "expand"));
+  for (LaunchOp launch : launches)
+    launch.setRunBelow(op.getExpandedFrom());
+  return success();
+}
+
+LogicalResult StepLowering::attendExpanded(moe::MlaAttentionOp op, const MlaMemory &memory) {
+  FailureOr<WeightPacker::Panels> keys = weights->headPanels(op, op.getWUk(), "keys", /*transposed=*/false);
+  FailureOr<WeightPacker::Panels> values = weights->headPanels(op, op.getWUv(), "uv", /*transposed=*/false);
+  if (failed(keys) || failed(values))
+    return failure();
+  for (const WeightPacker::Panels &panels : {*keys, *values})
+    if (panels.scales || panels.group || panels.type != keys->type)
+      return op.emitOpError("in expanded form needs w_uk and w_uv as plain elements of one type");
+  Value query = memoryOf(op.getQuery());
+  auto shape = op.getQuery().getType().getShape();
+  moec::MlaExpandedSpec spec;
+  spec.weight = keys->type;
+  spec.heads = shape[1];
+  spec.nope = shape[2];
+  spec.latent = widthOf(op.getLatent());
+  spec.rope = widthOf(op.getRopeKey());
+  spec.value = widthOf(op.getResult());
+  spec.width = memory.width;
+  spec.qStride = rowStride(query);
+  spec.qHead = headStride(query);
+  spec.ropeStride = rowStride(memory.ropeQuery);
+  spec.ropeHead = headStride(memory.ropeQuery);
+  spec.outStride = rowStride(memory.out);
+  spec.outHead = headStride(memory.out);
+  spec.scale = op.getScale().convertToDouble();
+  spec.runFrom = *op.getExpandedFrom();
+  LaunchOp attend = launch(op, spec,
+                           {query, memory.ropeQuery, memoryOf(op.getPositions()), memoryOf(op.getSlots()),
+                            program.getArgument(ProgramOp::PageTable), memory.pages, ref(keys->weight),
+                            ref(values->weight), memory.out},
+                           "expanded");
+  if (spec.runFrom > 1)
+    attend.setRunFrom(spec.runFrom);
   return success();
 }
 

@@ -3,8 +3,10 @@
 
 #include "Harness.h"
 
+#include <bit>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 namespace moec::cpu {
 namespace {
@@ -154,6 +156,261 @@ TEST(MlaAttention, NaNOfAQueryStaysInItsHead) {
   for (int64_t h = 0; h < 4; ++h)
     for (int64_t i = 0; i < spec.latent; ++i)
       EXPECT_EQ(std::isnan(out[h * spec.outHead + i]), h == 2);
+}
+
+/// Tokens in runs of neighbours below or from a bound on are left as they are; others have the bits they have alone.
+template <typename Spec, typename Args> void expectRowsOfRuns(Spec spec, int64_t Spec::*bound, bool from, Args args) {
+  Spec all = spec;
+  all.*bound = from ? 1 : 0;
+  spec.*bound = 3;
+  Kernels kernels({spec, all});
+  Random random(7);
+  Cache cache({90, 90, 90}, spec.latent + spec.rope, spec.width, random);
+  // Runs of 2, 3, 1, 5 and 2 tokens.
+  std::vector<int32_t> slots = {0, 0, 1, 1, 1, 0, 2, 2, 2, 2, 2, 1, 1}, positions;
+  for (size_t t = 0; t < slots.size(); ++t)
+    positions.push_back(t * 7);
+  const std::vector<bool> isLong = {0, 0, 1, 1, 1, 0, 1, 1, 1, 1, 1, 0, 0};
+  int64_t tokens = slots.size();
+  Array<int32_t> slotArray(slots), positionArray(positions);
+  Array<float> out(tokens * spec.outStride, kUntouched), expected(tokens * spec.outStride, kUntouched);
+  moe_step step{tokens, 0, cache.pagesPerSlot};
+  auto run = [&](size_t index, Array<float> &result) {
+    kernels.run(index, args(random, tokens, positionArray, slotArray, cache, result), step,
+                kernels.gridOf(index, step));
+  };
+  run(0, out);
+  run(1, expected);
+  for (int64_t t = 0; t < tokens; ++t)
+    for (int64_t i = t * spec.outStride; i < (t + 1) * spec.outStride; ++i)
+      ASSERT_EQ(out[i], isLong[t] == from ? expected[i] : kUntouched) << "token " << t;
+}
+
+TEST(MlaAttention, LeavesTokensOfLongRunsAlone) {
+  MlaAttentionSpec spec = attention(5, 24, 8);
+  Array<float> q(0);
+  expectRowsOfRuns(spec, &MlaAttentionSpec::runBelow, /*from=*/false,
+                   [&](Random &random, int64_t tokens, auto &positions, auto &slots, Cache &cache, auto &out) {
+                     if (q.count() == 0)
+                       q = Array<float>(random.normals(tokens * spec.qStride));
+                     return std::vector<Buffer *>{&q, &positions, &slots, &cache.table, &cache.entries, &out};
+                   });
+}
+
+/// The up-projection of each head, [heads, n, k], and the same in panels of the stored type.
+struct HeadWeights {
+  std::vector<float> values;
+  Array<char> panels{0};
+  int64_t n, k;
+
+  HeadWeights(DType type, int64_t heads, int64_t n, int64_t k, Random &random)
+      : values(random.normals(heads * n * k)), n(n), k(k) {
+    int64_t count = (n + kPanelWidth - 1) / kPanelWidth;
+    std::vector<char> bytes(heads * count * k * kPanelWidth * byteSize(type), 0);
+    for (int64_t h = 0; h < heads; ++h)
+      for (int64_t i = 0; i < n; ++i)
+        for (int64_t c = 0; c < k; ++c) {
+          float &value = values[(h * n + i) * k + c];
+          char *at = &bytes[(((h * count + i / kPanelWidth) * k + c) * kPanelWidth + i % kPanelWidth) * byteSize(type)];
+          if (type == DType::BF16) {
+            uint32_t bits = std::bit_cast<uint32_t>(value) & 0xFFFF0000u;
+            value = std::bit_cast<float>(bits);
+            std::memcpy(at, reinterpret_cast<const char *>(&bits) + 2, 2);
+          } else if (type == DType::F16) {
+            auto half = static_cast<_Float16>(value);
+            value = half;
+            std::memcpy(at, &half, 2);
+          } else {
+            std::memcpy(at, &value, 4);
+          }
+        }
+    panels = Array<char>(bytes);
+  }
+  const float *row(int64_t head, int64_t i) const { return &values[(head * n + i) * k]; }
+};
+
+MlaExpandedSpec expanded(DType weight, int64_t heads, int64_t nope, int64_t value, int64_t latent, int64_t rope) {
+  MlaExpandedSpec spec;
+  spec.weight = weight;
+  spec.heads = heads;
+  spec.nope = nope;
+  spec.value = value;
+  spec.latent = latent;
+  spec.rope = rope;
+  spec.width = (latent + rope + 15) / 16 * 16;
+  spec.qHead = nope + 3;
+  spec.qStride = heads * spec.qHead + 1;
+  spec.ropeHead = rope + 1;
+  spec.ropeStride = heads * spec.ropeHead + 2;
+  spec.outHead = value + 5;
+  spec.outStride = heads * spec.outHead + 1;
+  spec.scale = 1.0 / std::sqrt(double(nope + rope) * latent);
+  return spec;
+}
+
+TEST(MlaExpanded, AgreesWithTheDefinition) {
+  std::vector<KernelSpec> specs;
+  for (auto [weight, heads, nope, value, latent, rope] : {std::tuple{DType::BF16, 2, 32, 32, 64, 16},
+                                                          {DType::F32, 1, 5, 3, 7, 2},
+                                                          {DType::F16, 3, 40, 70, 20, 0},
+                                                          {DType::BF16, 2, 33, 128, 48, 8},
+                                                          {DType::F32, 2, 64, 150, 24, 6}})
+    specs.push_back(expanded(weight, heads, nope, value, latent, rope));
+  Kernels kernels(specs);
+  Random random(5);
+  const std::vector<int64_t> lengths = {1, 64, 65, 200, 70};
+  for (size_t index = 0; index < specs.size(); ++index) {
+    const auto &spec = std::get<MlaExpandedSpec>(specs[index]);
+    SCOPED_TRACE("spec " + std::to_string(index));
+    Cache cache(lengths, spec.latent + spec.rope, spec.width, random);
+    HeadWeights uk(spec.weight, spec.heads, spec.nope, spec.latent, random);
+    HeadWeights uv(spec.weight, spec.heads, spec.value, spec.latent, random);
+    // Runs of one token, of a part of a sequence (with a page's border inside it), of a sequence out of order.
+    std::vector<int32_t> slots = {0, 1, 1}, positions = {0, 63, 62};
+    for (int32_t j = 57; j < 72; ++j) {
+      slots.push_back(3);
+      positions.push_back(j);
+    }
+    for (auto [slot, position] : {std::pair{2, 64}, {3, 199}, {3, 100}, {4, 69}, {4, 1}, {4, 63}, {4, 64}, {4, 0}}) {
+      slots.push_back(slot);
+      positions.push_back(position);
+    }
+    int64_t tokens = slots.size();
+    Array<float> q(random.normals(tokens * spec.qStride)), ropeQ(random.normals(tokens * spec.ropeStride));
+    Array<float> out(tokens * spec.outStride, kUntouched);
+    Array<int32_t> slotArray(slots), positionArray(positions);
+    moe_step step{tokens, 0, cache.pagesPerSlot};
+    kernels.run(index,
+                {&q, &ropeQ, &positionArray, &slotArray, &cache.table, &cache.entries, &uk.panels, &uv.panels, &out},
+                step, kernels.gridOf(index, step));
+
+    std::vector<bool> owned(out.count());
+    auto product = [&](const float *row, const float *entry, double &magnitude) {
+      double sum = 0;
+      magnitude = 0;
+      for (int64_t c = 0; c < spec.latent; ++c) {
+        sum += double(row[c]) * entry[c];
+        magnitude += std::fabs(double(row[c]) * entry[c]);
+      }
+      return sum;
+    };
+    for (int64_t t = 0; t < tokens; ++t)
+      for (int64_t h = 0; h < spec.heads; ++h) {
+        const float *query = &q[t * spec.qStride + h * spec.qHead];
+        const float *rotated = &ropeQ[t * spec.ropeStride + h * spec.ropeHead];
+        int64_t seen = positions[t] + 1;
+        std::vector<double> p(seen);
+        double top = -std::numeric_limits<double>::infinity(), total = 0, scoreError = 0;
+        for (int64_t j = 0; j < seen; ++j) {
+          const float *entry = cache.entry(slots[t], j, spec.width);
+          double magnitude = 0, part = 0;
+          for (int64_t i = 0; i < spec.nope; ++i) {
+            p[j] += query[i] * product(uk.row(h, i), entry, part);
+            magnitude += std::fabs(query[i]) * part;
+          }
+          for (int64_t i = 0; i < spec.rope; ++i) {
+            p[j] += double(rotated[i]) * entry[spec.latent + i];
+            magnitude += std::fabs(double(rotated[i]) * entry[spec.latent + i]);
+          }
+          p[j] *= spec.scale;
+          int64_t roundings = spec.latent + spec.nope + spec.rope + 2;
+          scoreError = std::max(scoreError, magnitude * spec.scale * std::ldexp(double(roundings), -24));
+          top = std::max(top, p[j]);
+        }
+        for (double &value : p)
+          total += value = std::exp(value - top);
+        for (int64_t i = 0; i < spec.value; ++i) {
+          double sum = 0, magnitude = 0, part = 0;
+          for (int64_t j = 0; j < seen; ++j) {
+            sum += p[j] / total * product(uv.row(h, i), cache.entry(slots[t], j, spec.width), part);
+            magnitude += p[j] / total * part;
+          }
+          // As in the absorbed form; a value has `latent` roundings more.
+          double tolerance = magnitude * (2 * scoreError + std::ldexp(double(seen + spec.latent + 30), -24));
+          size_t at = t * spec.outStride + h * spec.outHead + i;
+          owned[at] = true;
+          ASSERT_TRUE(near(out[at], sum, tolerance)) << "token " << t << " head " << h << " element " << i;
+        }
+      }
+    for (size_t i = 0; i < out.count(); ++i)
+      ASSERT_TRUE(owned[i] || out[i] == kUntouched) << "element " << i << " is nobody's";
+
+    std::vector<float> together(out.begin(), out.end());
+    std::fill(out.begin(), out.end(), kUntouched);
+    step.tokens = 1;
+    for (int64_t t = 0; t < tokens; ++t)
+      kernels.runOnce(index,
+                      {q.begin() + t * spec.qStride, ropeQ.begin() + t * spec.ropeStride, positionArray.begin() + t,
+                       slotArray.begin() + t, cache.table.data(), cache.entries.data(), uk.panels.data(),
+                       uv.panels.data(), out.begin() + t * spec.outStride},
+                      step, kernels.gridOf(index, step));
+    EXPECT_EQ(std::memcmp(together.data(), out.data(), out.size()), 0) << "a token alone has other bits";
+  }
+}
+
+/// More tokens than a block holds, in one run: each has the bits it has alone.
+TEST(MlaExpanded, RunsGoOnInTheNextBlock) {
+  MlaExpandedSpec spec = expanded(DType::F32, 1, 8, 8, 16, 4);
+  spec.runFrom = 600;
+  Kernels kernels({spec});
+  Random random(8);
+  int64_t tokens = MlaExpandedSpec::tokenBlock + 100;
+  Cache cache({tokens}, spec.latent + spec.rope, spec.width, random);
+  HeadWeights uk(spec.weight, 1, spec.nope, spec.latent, random), uv(spec.weight, 1, spec.value, spec.latent, random);
+  Array<float> q(random.normals(tokens * spec.qStride)), ropeQ(random.normals(tokens * spec.ropeStride));
+  Array<float> out(tokens * spec.outStride, kUntouched), alone(tokens * spec.outStride, kUntouched);
+  Array<int32_t> slots(tokens, 0), positions(tokens, 0);
+  std::iota(positions.begin(), positions.end(), 0);
+  moe_step step{tokens, 0, cache.pagesPerSlot};
+  kernels.run(0, {&q, &ropeQ, &positions, &slots, &cache.table, &cache.entries, &uk.panels, &uv.panels, &out}, step,
+              kernels.gridOf(0, step));
+  spec.runFrom = 1;
+  Kernels single({spec});
+  step.tokens = 1;
+  for (int64_t t = 0; t < tokens; ++t)
+    single.runOnce(0,
+                   {q.begin() + t * spec.qStride, ropeQ.begin() + t * spec.ropeStride, positions.begin() + t,
+                    slots.begin() + t, cache.table.data(), cache.entries.data(), uk.panels.data(), uv.panels.data(),
+                    alone.begin() + t * spec.outStride},
+                   step, 1);
+  EXPECT_EQ(std::memcmp(alone.data(), out.data(), out.size()), 0);
+}
+
+TEST(MlaExpanded, LeavesTokensOfShortRunsAlone) {
+  MlaExpandedSpec spec = expanded(DType::BF16, 2, 24, 20, 24, 8);
+  Random weights(9);
+  HeadWeights uk(spec.weight, 2, spec.nope, spec.latent, weights), uv(spec.weight, 2, spec.value, spec.latent, weights);
+  Array<float> q(0), ropeQ(0);
+  expectRowsOfRuns(spec, &MlaExpandedSpec::runFrom, /*from=*/true,
+                   [&](Random &random, int64_t tokens, auto &positions, auto &slots, Cache &cache, auto &out) {
+                     if (q.count() == 0) {
+                       q = Array<float>(random.normals(tokens * spec.qStride));
+                       ropeQ = Array<float>(random.normals(tokens * spec.ropeStride));
+                     }
+                     return std::vector<Buffer *>{
+                         &q, &ropeQ, &positions, &slots, &cache.table, &cache.entries, &uk.panels, &uv.panels, &out};
+                   });
+}
+
+/// An entry that a token may not see must not reach it, though its page is expanded for those that see it.
+TEST(MlaExpanded, NaNOfALaterEntryStaysBehind) {
+  MlaExpandedSpec spec = expanded(DType::F32, 2, 16, 16, 16, 4);
+  Kernels kernels({spec});
+  Random random(10);
+  Cache cache({100}, spec.latent + spec.rope, spec.width, random);
+  cache.entry(0, 90, spec.width)[3] = kNaN;
+  HeadWeights uk(spec.weight, 2, spec.nope, spec.latent, random), uv(spec.weight, 2, spec.value, spec.latent, random);
+  Array<float> q(random.normals(20 * spec.qStride)), ropeQ(random.normals(20 * spec.ropeStride));
+  Array<float> out(20 * spec.outStride, kUntouched);
+  Array<int32_t> slots(20, 0), positions(20, 0);
+  std::iota(positions.begin(), positions.end(), 80);
+  moe_step step{20, 0, cache.pagesPerSlot};
+  kernels.run(0, {&q, &ropeQ, &positions, &slots, &cache.table, &cache.entries, &uk.panels, &uv.panels, &out}, step,
+              kernels.gridOf(0, step));
+  for (int64_t t = 0; t < 20; ++t)
+    for (int64_t h = 0; h < 2; ++h)
+      for (int64_t i = 0; i < spec.value; ++i)
+        EXPECT_EQ(std::isnan(out[t * spec.outStride + h * spec.outHead + i]), t >= 10) << "token " << t;
 }
 
 TEST(CacheAppend, WritesOneEntryAndItsPadding) {

@@ -375,3 +375,24 @@ exec.program @step(%tokens: memref<?xi32>, %positions: memref<?xi32>, %slots: me
   // expected-error@+1 {{writes argument 0, which is a weight}}
   exec.launch @k(%v) grid affine_map<(T, R) -> (T)> writes [0] : memref<2x4xf32>
 }
+
+// -----
+
+// launch C4
+exec.kernel @k "add" {}
+exec.program @step(%tokens: memref<?xi32>, %positions: memref<?xi32>, %slots: memref<?xi32>, %rows: memref<?xi32>,
+                   %pages: memref<?x?xi32>, %logits: memref<?x8xf32>) max_tokens 16 {
+  // expected-error@+1 {{has both run_from and run_below}}
+  exec.launch @k(%logits) grid affine_map<(T, R) -> (T)> writes [0] {run_from = 2 : i64, run_below = 2 : i64}
+    : memref<?x8xf32>
+}
+
+// -----
+
+// launch C4: positive
+exec.kernel @k "add" {}
+exec.program @step(%tokens: memref<?xi32>, %positions: memref<?xi32>, %slots: memref<?xi32>, %rows: memref<?xi32>,
+                   %pages: memref<?x?xi32>, %logits: memref<?x8xf32>) max_tokens 16 {
+  // expected-error@+1 {{attribute 'run_from' failed to satisfy constraint: 64-bit signless integer attribute whose value is positive}}
+  exec.launch @k(%logits) grid affine_map<(T, R) -> (T)> writes [0] {run_from = 0 : i64} : memref<?x8xf32>
+}

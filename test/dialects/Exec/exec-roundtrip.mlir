@@ -37,4 +37,8 @@ exec.program @step(%tokens: memref<?xi32>, %positions: memref<?xi32>, %slots: me
   // CHECK: exec.launch @dispatch_e16_top4(%[[X]], %[[L]]) grid #[[EXPERTS]] writes [0, 1] : memref<?x64xf32>, memref<?x100xf32>
   exec.launch @dispatch_e16_top4(%x, %logits) grid affine_map<(T, R) -> (24, T * 6)> writes [0, 1]
     : memref<?x64xf32>, memref<?x100xf32>
+  // CHECK: exec.launch @dispatch_e16_top4(%[[X]]) grid #[[TOKENS]] writes [0] {run_from = 64 : i64} : memref<?x64xf32>
+  exec.launch @dispatch_e16_top4(%x) grid affine_map<(T, R) -> (T)> writes [0] {run_from = 64 : i64} : memref<?x64xf32>
+  // CHECK: exec.launch @dispatch_e16_top4(%[[X]]) grid #[[TOKENS]] writes [0] {run_below = 64 : i64} : memref<?x64xf32>
+  exec.launch @dispatch_e16_top4(%x) grid affine_map<(T, R) -> (T)> writes [0] {run_below = 64 : i64} : memref<?x64xf32>
 }

@@ -226,3 +226,15 @@ func.func @mla_c7_width(%q: tensor<?x4x16xf32>, %qr: tensor<?x4x8xf32>, %c: tens
          tensor<4x16x32xbf16>, tensor<4x12x32xbf16>, tensor<?xi32>, tensor<?xi32>) -> tensor<?x4x12xf32>
   return
 }
+
+// -----
+
+moe.cache @kv width 40
+func.func @mla_expanded_from(%q: tensor<?x4x16xf32>, %qr: tensor<?x4x8xf32>, %c: tensor<?x32xf32>, %k: tensor<?x8xf32>,
+                             %uk: tensor<4x16x32xbf16>, %uv: tensor<4x12x32xbf16>, %p: tensor<?xi32>, %s: tensor<?xi32>) {
+  // expected-error@+1 {{attribute 'expanded_from' failed to satisfy constraint: 64-bit signless integer attribute whose value is positive}}
+  %o = moe.mla_attention @kv query(%q, %qr) entry(%c, %k) up(%uk, %uv) at(%p, %s) scale 0.25 expanded_from 0
+      : (tensor<?x4x16xf32>, tensor<?x4x8xf32>, tensor<?x32xf32>, tensor<?x8xf32>,
+         tensor<4x16x32xbf16>, tensor<4x12x32xbf16>, tensor<?xi32>, tensor<?xi32>) -> tensor<?x4x12xf32>
+  return
+}

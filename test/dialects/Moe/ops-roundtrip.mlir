@@ -79,6 +79,16 @@ func.func @absorbed(%q: tensor<?x4x16xf32>, %qr: tensor<?x4x8xf32>, %c: tensor<?
   return
 }
 
+// CHECK-LABEL: @mla_expanded
+//       CHECK: moe.mla_attention @kv.0 {{.*}} scale 2.500000e-01 expanded_from 64 :
+func.func @mla_expanded(%q: tensor<?x4x16xf32>, %qr: tensor<?x4x8xf32>, %c: tensor<?x32xf32>, %kr: tensor<?x8xf32>,
+                    %w_uk: tensor<4x16x32xbf16>, %w_uv: tensor<4x12x32xbf16>, %p: tensor<?xi32>, %s: tensor<?xi32>) {
+  %o = moe.mla_attention @kv.0 query(%q, %qr) entry(%c, %kr) up(%w_uk, %w_uv) at(%p, %s) scale 0.25 expanded_from 64
+      : (tensor<?x4x16xf32>, tensor<?x4x8xf32>, tensor<?x32xf32>, tensor<?x8xf32>, tensor<4x16x32xbf16>,
+         tensor<4x12x32xbf16>, tensor<?xi32>, tensor<?xi32>) -> tensor<?x4x12xf32>
+  return
+}
+
 // CHECK-LABEL: @route
 //       CHECK: %weights, %experts = moe.route softmax topk(6) %{{[^ ]+}} : tensor<?x64xf32> -> tensor<?x6xf32>, tensor<?x6xi32>
 //       CHECK: %weights_0, %experts_1 = moe.route sigmoid topk(6) %{{[a-z0-9_#]+}} bias(%{{[a-z0-9_#]+}} : tensor<64xf32>)

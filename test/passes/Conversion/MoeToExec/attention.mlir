@@ -15,7 +15,7 @@
 // CHECK: exec.kernel @cache_append_c16_r4 "cache_append" {latent = 16 : i64, latent_stride = 20 : i64, rope = 4 : i64, rope_stride = 4 : i64, width = 32 : i64}
 // CHECK: exec.kernel @rope_h2_d4 "rope" {dim = 4 : i64, heads = 2 : i64, out_head = 20 : i64, out_stride = 40 : i64, x_head = 12 : i64, x_stride = 24 : i64}
 // CHECK: exec.kernel @gemm_bf16_n16_k8_h2 "gemm" {{.*}}x_batch = 12 : i64, x_stride = 24 : i64, y_batch = 20 : i64, y_stride = 40 : i64}
-// CHECK: exec.kernel @mla_attention_h2_c16_r4 "mla_attention" {heads = 2 : i64, latent = 16 : i64, out_head = 16 : i64, out_stride = 32 : i64, q_head = 20 : i64, q_stride = 40 : i64, rope = 4 : i64, scale = 2.500000e-01 : f64, width = 32 : i64}
+// CHECK: exec.kernel @mla_attention_h2_c16_r4 "mla_attention" {heads = 2 : i64, latent = 16 : i64, out_head = 16 : i64, out_stride = 32 : i64, q_head = 20 : i64, q_stride = 40 : i64, rope = 4 : i64, run_below = 0 : i64, scale = 2.500000e-01 : f64, width = 32 : i64}
 // CHECK: exec.kernel @gemm_bf16_n6_k16_h2 "gemm" {{.*}}x_batch = 16 : i64, x_stride = 32 : i64, y_batch = 6 : i64, y_stride = 12 : i64}
 // CHECK: exec.program @step(%{{.+}}: memref<?xi32>, %[[POS:.+]]: memref<?xi32>, %[[SLOTS:.+]]: memref<?xi32>, %{{.+}}: memref<?xi32>, %[[PAGES:.+]]: memref<?x?xi32>, %{{.+}}) max_tokens 512
 // CHECK: %[[Q3:.+]] = exec.view %{{.+}} : memref<?x24xf32> to memref<?x2x12xf32>
@@ -30,14 +30,14 @@
 // CHECK: %[[CACHE:.+]] = exec.cache_ref @kv.0 : memref<?x64x32xf32>
 // CHECK: exec.launch @cache_append_c16_r4(%[[LATENT]], %[[KEY]], %[[POS]], %[[SLOTS]], %[[PAGES]], %[[CACHE]]) grid #{{.+}} writes [5] {label = "layers.0.attention.append"}
 // CHECK: %[[QUERY:.+]] = exec.buffer : memref<?x2x20xf32>
-// CHECK: %[[HEAD:.+]] = exec.view %[[QUERY]] : memref<?x2x20xf32> to memref<?x2x16xf32, strided<[40, 20, 1]>>
 // CHECK: %[[TAIL:.+]] = exec.view %[[QUERY]] : memref<?x2x20xf32> to memref<?x2x4xf32, strided<[40, 20, 1], offset: 16>>
 // CHECK: exec.launch @rope_h2_d4(%[[QR]], %[[ANGLES]], %[[TAIL]]) grid #{{.+}} writes [2] {label = "layers.0.rope_q"}
+// CHECK: %[[OUT:.+]] = exec.buffer : memref<?x2x6xf32>
+// CHECK: %[[HEAD:.+]] = exec.view %[[QUERY]] : memref<?x2x20xf32> to memref<?x2x16xf32, strided<[40, 20, 1]>>
 // CHECK: %[[UK:.+]] = exec.weight_ref @layers.0.kv_b.uk
 // CHECK: exec.launch @gemm_bf16_n16_k8_h2(%[[QN]], %[[UK]], %[[HEAD]]) grid #{{.+}} writes [2] {label = "layers.0.attention.absorb"}
 // CHECK: %[[MIXED:.+]] = exec.buffer : memref<?x2x16xf32>
 // CHECK: exec.launch @mla_attention_h2_c16_r4(%[[QUERY]], %[[POS]], %[[SLOTS]], %[[PAGES]], %[[CACHE]], %[[MIXED]]) grid #{{.+}} writes [5] {label = "layers.0.attention"}
-// CHECK: %[[OUT:.+]] = exec.buffer : memref<?x2x6xf32>
 // CHECK: %[[UV:.+]] = exec.weight_ref @layers.0.kv_b.uv
 // CHECK: exec.launch @gemm_bf16_n6_k16_h2(%[[MIXED]], %[[UV]], %[[OUT]]) grid #{{.+}} writes [2] {label = "layers.0.attention.expand"}
 // CHECK: exec.view %[[OUT]] : memref<?x2x6xf32> to memref<?x12xf32>
