@@ -34,6 +34,9 @@ def compile(
     attention: str = "keep",
     dense: str = "keep",
     head: str = "keep",
+    formats: Sequence[str] = (),
+    rounding: str = "nearest",
+    calibration: str | os.PathLike[str] | None = None,
     max_tokens: int = 512,
     max_memory: int = 2 << 30,
     threads: int | None = None,
@@ -50,8 +53,13 @@ def compile(
       mla: form of latent attention: "absorbed", "expanded", or "auto", expanded where a step brings many tokens of a
         sequence. With one form alone, bits do not depend on how a prompt is cut into steps.
       experts, attention, dense, head: formats of the weights of routed experts, of attention's projections, of
-        feed-forward layers that every token takes, of the projection to logits: "keep", "f32", "bf16", "f16", or
-        "int4" in groups of 32 columns, "int4:g64", "int4:g128:bf16" with bf16 instead of f16 scales.
+        feed-forward layers that every token takes, of the projection to logits: "keep", "f32", "bf16", "f16", "int8",
+        "fp8", "mxfp4", "nvfp4" or "int4"; options follow colons, as in "int4:g64:bf16", "int4:zero" or "int8:weights".
+      formats: "REGEX=FORMAT" each, for weights whose name in the checkpoint matches; the first match decides, before the
+        formats above.
+      rounding: how codes are chosen: "nearest", or by a calibration: "importance" (of columns, for better scales) or
+        "feedback" (of errors, as GPTQ does).
+      calibration: a file that `calibrate` made.
       max_tokens: tokens in one run of the program; longer steps are cut.
       max_memory: bound, in bytes, on what making the weights keeps in memory.
       threads: None: one per processor.
@@ -63,9 +71,9 @@ def compile(
     Raises:
       ValueError: the checkpoint or an argument is unusable, or the disk is full; the message says which.
     """
-    formats = [experts, attention, dense, head]
+    asked = [experts, attention, dense, head, "\n".join(formats), rounding, os.fspath(calibration or "")]
     _compile(
-        os.fspath(model_dir), os.fspath(out), target, max_context or 0, mla, formats, max_tokens, max_memory, threads or 0, progress
+        os.fspath(model_dir), os.fspath(out), target, max_context or 0, mla, asked, max_tokens, max_memory, threads or 0, progress
     )
 
 
@@ -108,12 +116,15 @@ def verify(
     attention: str = "keep",
     dense: str = "keep",
     head: str = "keep",
+    formats: Sequence[str] = (),
+    rounding: str = "nearest",
+    calibration: str | os.PathLike[str] | None = None,
     artifact: bool = True,
 ) -> dict[str, Any]:
     """Run the reference interpreter before and after each pass, then the artifact, on the same tokens.
 
     Args:
-      model_dir, mla, experts, attention, dense, head: as for `compile`.
+      model_dir, mla, experts, attention, dense, head, formats, rounding, calibration: as for `compile`.
       tokens: one sequence of ids; None: `count` of them, drawn with `seed`.
       layers: a slice of the model, in rising order; None: all of it.
       artifact: whether it is made and run too.
@@ -125,9 +136,9 @@ def verify(
     Raises:
       ValueError: the checkpoint or an argument is unusable.
     """
-    formats = [experts, attention, dense, head]
+    asked = [experts, attention, dense, head, "\n".join(formats), rounding, os.fspath(calibration or "")]
     return json.loads(
-        _verify(os.fspath(model_dir), list(tokens or []), count, seed, list(layers or []), mla, formats, artifact)
+        _verify(os.fspath(model_dir), list(tokens or []), count, seed, list(layers or []), mla, asked, artifact)
     )
 
 

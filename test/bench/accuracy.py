@@ -22,7 +22,21 @@ FP8 = ROOT / "test" / "models" / "tiny-shakespeare-fp8"
 TEXT = BF16 / "val.txt"
 
 EVERYTHING = ("--experts", "--attention", "--dense", "--head")
-INT4 = ["int4:g32", "int4:g64"]
+# Each format, and how its codes may be chosen.
+FORMATS = {
+    "int8": ["nearest", "feedback"],
+    "int8:a32": ["nearest", "feedback"],
+    "int8:weights": ["nearest", "feedback"],
+    "fp8": ["nearest", "feedback"],
+    "fp8:weights": ["nearest", "feedback"],
+    "int4": ["nearest", "importance", "feedback"],
+    "int4:g64": ["nearest", "importance", "feedback"],
+    "int4:zero": ["nearest", "importance", "feedback"],
+    "int4:e8m0": ["nearest", "feedback"],
+    "mxfp4": ["nearest", "importance", "feedback"],
+    "nvfp4": ["nearest", "importance", "feedback"],
+}
+PROMPTS = ["ROMEO:", "KING RICHARD:", "First Citizen:", "JULIET:", "Clown:", "GLOUCESTER:", "MENENIUS:", "LEONTES:"]
 
 
 def run(*command) -> str:
@@ -35,7 +49,7 @@ def run(*command) -> str:
 class Row:
     """One artifact, measured against `base`, or by itself."""
 
-    def __init__(self, artifact: Path, model: Path, options: list[str], base: "Row | None" = None):
+    def __init__(self, artifact: Path, model: Path, options: list, base: "Row | None" = None):
         run(BIN / "moec", "compile", model, "-o", artifact, *options)
         self.artifact = artifact
         weights = json.loads(run(BIN / "moec", "inspect", artifact, "--json"))["weights"]
@@ -43,43 +57,92 @@ class Row:
         kld = ["--kld", base.artifact] if base else []
         self.found = json.loads(run(BIN / "moe-run", "perplexity", artifact, "--file", TEXT, "--json", *kld))
 
+    @property
+    def kld(self) -> float:
+        return self.found["kld_mean"]
+
     def cells(self) -> list[str]:
         found = self.found
-        cells = [f"{self.bytes / 2**20:.2f}", f"{found['perplexity']:.3f}"]
+        cells = [f"{self.bytes:,}", f"{found['perplexity']:.3f}"]
         if "kld_mean" not in found:
             return [*cells, "-", "-", "-"]
         return [*cells, f"{found['kld_mean']:.2e}", f"{found['kld_p99']:.2e}", f"{100 * found['same_top']:.2f} %"]
+
+
+def calibrate(base: Row, directory: Path) -> Path:
+    """On what the model itself writes: no text that it is measured on."""
+    text = directory / "own.txt"
+    with text.open("w") as out:
+        for seed in range(100):
+            prompt = PROMPTS[seed % len(PROMPTS)] + "\n"
+            options = ["-n", "300", "-s", seed, "--temperature", "1", "--ignore-eos"]
+            out.write(prompt + run(BIN / "moe-run", "generate", base.artifact, "-p", prompt, *options) + "\n")
+    run(BIN / "moec", "calibrate", base.artifact, "--file", text, "-o", directory / "calibration")
+    return directory / "calibration"
+
+
+HEADER = "| bytes | perplexity | KLD mean | KLD p99 | same top token |"
+RULE = "| --- | --- | --- | --- | --- |"
 
 
 def main() -> None:
     print("# Accuracy\n")
     print(f"{date.today()}, `python test/bench/accuracy.py > docs/accuracy.md`\n")
     print("What formats of weights do to `test/models/tiny-shakespeare` and its twin in FP8 blocks, over the 82 whole chunks of")
-    print("`val.txt`. KLD is the divergence in nats from the artifact that the row names, its mean and the value that 99 of 100")
-    print("positions do not exceed. Codes are rounded to nearest; activations are f32 in all of them.\n")
-    print("| experts | other linears | against | MiB | perplexity | KLD mean | KLD p99 | same top token |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    with tempfile.TemporaryDirectory() as directory:
+    print("`val.txt`. KLD is the divergence in nats from the bf16 artifact unless said otherwise, its mean and the value that 99")
+    print("of 100 positions do not exceed; bytes are those of all weights. int8 and fp8 round activations too, unless `:weights`.")
+    print("Codes are rounded to nearest, with scales for the importance of columns, or with error feedback, both by a")
+    print("calibration on 100 texts that the model wrote itself. Much of the divergence comes from tokens whose experts tip")
+    print("over, which depends on luck: figures within a tenth of each other say the same.\n")
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
         numbers = iter(range(1000))
 
-        def show(experts: str, others: str, model: Path, options: list[str], against: str = "", base=None) -> Row:
-            row = Row(Path(directory) / str(next(numbers)), model, options, base)
-            print(f"| {experts} | {others} | {against or '-'} | " + " | ".join(row.cells()) + " |", flush=True)
-            return row
+        def row(model: Path, options: list, base=None) -> Row:
+            return Row(directory / str(next(numbers)), model, options, base)
 
-        bf16 = show("bf16", "bf16", BF16, [])
-        fp8 = show("fp8 blocks", "fp8 blocks", FP8, [], "bf16", bf16)
-        klds = {}
-        for format in INT4:
-            klds[format] = show(format, "bf16", BF16, ["--experts", format], "bf16", bf16).found["kld_mean"]
-        for format in INT4:
-            row = show(format, "fp8 blocks", FP8, ["--experts", format], "fp8 blocks", fp8)
-            klds[format] = row.found["kld_mean"] / klds[format]
-        for format in INT4:
-            show(format, format, BF16, [part for option in EVERYTHING for part in (option, format)], "bf16", bf16)
-    print("\n`int4:g64` is int4 in groups of 64 with f16 scales. bf16 scales give the same values here: an eighth of a bf16")
-    print("weight is a bf16 number. Made from FP8 blocks, the experts' int4 costs " + " and ".join(f"{klds[f]:.2f}" for f in INT4))
-    print("times the KLD that it costs made from bf16, in groups of 32 and 64.")
+        def show(label: str, made: Row) -> Row:
+            print(f"| {label} | " + " | ".join(made.cells()) + " |", flush=True)
+            return made
+
+        bf16, fp8 = row(BF16, []), row(FP8, [])
+        calibration = calibrate(bf16, directory)
+        by = {rounding: ["--rounding", rounding, "--calibration", calibration] for rounding in ("importance", "feedback")}
+        by["nearest"] = []
+
+        experts = {}
+        for what, options in (("experts alone", EVERYTHING[:1]), ("all linears", EVERYTHING)):
+            print(f"## {what[0].upper()}{what[1:]}\n\n| {what} | rounding {HEADER}\n| --- | --- {RULE}")
+            show("bf16 | -", bf16)
+            for format, roundings in FORMATS.items():
+                for rounding in roundings:
+                    asked = [word for option in options for word in (option, format)]
+                    made = show(f"{format} | {rounding}", row(BF16, [*asked, *by[rounding]], bf16))
+                    if len(options) == 1:
+                        experts[format, rounding] = made
+            print()
+
+        print("## From FP8 blocks\n\nAgainst the artifact that keeps the checkpoint's FP8 blocks; against bf16 in the first row.\n")
+        print(f"| experts {HEADER}\n| --- {RULE}")
+        row_fp8 = row(FP8, [], bf16)
+        show("kept", row_fp8)
+        worse = {}
+        for format in ("int4", "int4:g64"):
+            made = show(format, row(FP8, ["--experts", format], fp8))
+            worse[format] = made.kld / experts[format, "nearest"].kld
+        print("\nMade from FP8 blocks, the experts' int4 costs " + " and ".join(f"{w:.2f}" for w in worse.values()))
+        print("times the KLD that it costs made from bf16, in groups of 32 and 64.\n")
+
+        print("## Budgets\n\nA format for each projection of each expert by `--size-budget`, with error feedback.\n")
+        print(f"| budget {HEADER}\n| --- {RULE}")
+        four, eight = experts["int4", "feedback"], experts["int8:weights", "nearest"]
+        show("- (uniform int4, feedback)", four)
+        budget = lambda bytes: [*by["feedback"], "--size-budget", bytes]
+        mixed = show(f"{four.bytes:,}", row(BF16, budget(four.bytes), bf16))
+        show("- (uniform int8:weights, nearest)", eight)
+        smaller = show("95 % of that", row(BF16, budget(eight.bytes * 95 // 100), bf16))
+        print(f"\nAt no more bytes than uniform int4 the mix has {mixed.kld / four.kld:.2f} times its KLD; at")
+        print(f"{smaller.bytes / eight.bytes:.3f} times the bytes of uniform int8 (weights alone) it has {smaller.kld / eight.kld:.2f} times that one's.")
 
 
 if __name__ == "__main__":
