@@ -461,7 +461,8 @@ int main(int argc, char **argv) {
   verifyCommand->add_flag("!--no-artifact", arguments.proof.artifact, "prove the passes only");
   verifyCommand->add_flag("--json", arguments.json, "print JSON");
   verifyCommand->footer("A pass must leave every logit as it is, or declare that it rounds otherwise (2e-4 at most). "
-                        "Another format of weights makes another model, whose difference is shown. The exit code is 1 "
+                        "Another format of weights makes another model, whose difference is shown, as is that of an "
+                        "artifact that rounds activations. The exit code is 1 "
                         "if a step does not hold; the first op that differs is shown then, before and after.");
 
   mlir::moe::registerMoePipelines(); // --mlir-print-ir-after=<pass> wants to know them
