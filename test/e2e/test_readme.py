@@ -12,7 +12,8 @@ import pytest
 
 from conftest import BUILD, ROOT
 
-BLOCKS = re.findall(r"```(sh|python)\n(.*?)```", (ROOT / "README.md").read_text().split("## Five lines")[1], re.S)
+SECTION = (ROOT / "README.md").read_text().split("## Five lines")[1].split("\n## ")[0]
+BLOCKS = re.findall(r"```(sh|python)\n(.*?)```", SECTION, re.S)
 ENVIRONMENT = dict(os.environ, PYTHONPATH=str(BUILD / "python"))
 
 
@@ -25,16 +26,14 @@ def place(tmp_path) -> Path:
 
 
 def test_shell_lines(place):
-    language, text = BLOCKS[0]
-    lines = text.strip().splitlines()
-    assert language == "sh" and len(lines) == 5
-    for line in lines:
+    blocks = [text.strip().splitlines() for language, text in BLOCKS if language == "sh"]
+    assert len(blocks[0]) == 5 and len(blocks) == 2
+    for line in sum(blocks, []):
         done = subprocess.run(["bash", "-o", "pipefail", "-c", line], cwd=place, capture_output=True, text=True)
         assert done.returncode == 0 and done.stdout.strip(), f"{line}\n{done.stderr}"
 
 
 def test_python_lines(place):
-    language, text = BLOCKS[1]
-    assert language == "python"
+    (text,) = (text for language, text in BLOCKS if language == "python")
     done = subprocess.run([sys.executable, "-c", text], cwd=place, capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0 and len(done.stdout) > 64, done.stderr
