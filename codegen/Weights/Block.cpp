@@ -188,6 +188,63 @@ private:
   int64_t headRows, begin;
 };
 
+/// The rows of several matrices, one after the other.
+class ConcatBlock final : public Block {
+public:
+  /// `group` is the number of columns that share a scale, if the parts hold codes.
+  ConcatBlock(std::vector<std::unique_ptr<Block>> blocks, int64_t group) : parts(std::move(blocks)), group(group) {
+    cols = parts.front()->cols;
+    rows = 0;
+    dtype = parts.front()->dtype;
+    for (const auto &part : parts)
+      rows += part->rows;
+  }
+  Status read(const Rect &rect, float *out) const override {
+    return each(rect, [&](const Block &part, const Rect &inner, int64_t before) {
+      return part.read(inner, out + before * rect.cols);
+    });
+  }
+  Status readCodes(const Rect &rect, uint8_t *codes, uint16_t *scales) const override {
+    return each(rect, [&](const Block &part, const Rect &inner, int64_t before) {
+      return part.readCodes(inner, codes + before * rect.cols, scales + before * (rect.cols / group));
+    });
+  }
+  bool storedRows(const Rect &rect, StoredRows &out) const override {
+    bool stored = false;
+    return each(rect,
+                [&](const Block &part, const Rect &inner, int64_t) {
+                  stored = inner.rows == rect.rows && part.storedRows(inner, out);
+                  return success();
+                })
+               .ok() &&
+           stored;
+  }
+  void release(int64_t batch, int64_t row, int64_t rows) const override {
+    (void)each({batch, row, rows, 0, cols}, [&](const Block &part, const Rect &inner, int64_t) {
+      part.release(batch, inner.row, inner.rows);
+      return success();
+    });
+  }
+
+private:
+  /// Calls `fn` with each part that has rows of `rect`, these rows of it, and how many there are before them.
+  template <typename Fn> Status each(const Rect &rect, Fn fn) const {
+    int64_t first = 0;
+    for (const auto &part : parts) {
+      Rect inner = rect;
+      inner.row = std::max<int64_t>(rect.row - first, 0);
+      inner.rows = std::min(rect.row + rect.rows - first, part->rows) - inner.row;
+      if (inner.rows > 0)
+        MOEC_CHECK(fn(*part, inner, first + inner.row - rect.row));
+      first += part->rows;
+    }
+    return success();
+  }
+
+  std::vector<std::unique_ptr<Block>> parts;
+  int64_t group;
+};
+
 class TransposeBlock final : public Block {
 public:
   explicit TransposeBlock(std::unique_ptr<Block> block) : input(std::move(block)) {
@@ -303,6 +360,7 @@ struct Item {
   std::string name;
   std::vector<std::unique_ptr<Block>> members;
   bool family = false;
+  std::vector<BlockPart> parts = {}; ///< if it was joined of several in the end
 };
 
 /// Runs the steps over the list of tensors.
@@ -313,6 +371,8 @@ public:
   /// The tensors that the first step finds: a weight for every so many sources, as `stored` says, or each source.
   Status open(const std::vector<std::string> &sources, steps::StackAttr stack, steps::DequantAttr stored) {
     families = stack;
+    if (auto groups = stored ? stored.getInt4Groups() : nullptr)
+      group = groups.getGroup();
     size_t perTensor = stored ? stored.getNumSources() : 1;
     if (sources.size() % perTensor != 0)
       return Error{"a weight takes " + std::to_string(perTensor) + " tensors of the checkpoint, but the recipe has " +
@@ -338,6 +398,8 @@ public:
   }
 
   Status apply(mlir::Attribute step) {
+    for (Item &item : items)
+      item.parts.clear();
     return llvm::TypeSwitch<mlir::Attribute, Status>(step)
         .Case([&](steps::StackAttr attr) { return stack(); })
         .Case([&](steps::HeadRowsAttr attr) {
@@ -351,6 +413,7 @@ public:
             return success();
           });
         })
+        .Case([&](steps::ConcatAttr attr) { return concat(attr.getRows()); })
         .Case([&](steps::TransposeAttr) {
           return each([&](const std::string &, std::unique_ptr<Block> &block) -> Status {
             block = std::make_unique<TransposeBlock>(std::move(block));
@@ -387,14 +450,17 @@ public:
         .Default([](mlir::Attribute) -> Status { return Error{"a recipe holds a step that the materializer lacks"}; });
   }
 
-  Result<std::vector<std::unique_ptr<Block>>> take() {
-    std::vector<std::unique_ptr<Block>> blocks;
+  /// What is left, and the parts of each.
+  Status take(RecipeBlocks &result) {
     for (Item &item : items) {
       if (item.family)
         return Error{"weight source '" + item.name + "' is a family that no step stacks"};
-      blocks.push_back(std::move(item.members.front()));
+      result.blocks.push_back(std::move(item.members.front()));
+      if (item.parts.empty())
+        item.parts.push_back({result.blocks.back().get(), item.name, 0});
+      result.parts.push_back(std::move(item.parts));
     }
-    return blocks;
+    return success();
   }
 
 private:
@@ -424,9 +490,36 @@ private:
     return success();
   }
 
+  Status concat(llvm::ArrayRef<int64_t> rows) {
+    if (items.size() != rows.size())
+      return Error{"a recipe joins " + std::to_string(rows.size()) + " tensors, but has " +
+                   std::to_string(items.size())};
+    Item joined{items.front().name, {}};
+    std::vector<std::unique_ptr<Block>> blocks;
+    int64_t row = 0;
+    for (auto [item, count] : llvm::zip_equal(items, rows)) {
+      if (item.family)
+        return Error{"weight source '" + item.name + "' is a family that no step stacks"};
+      std::unique_ptr<Block> &block = item.members.front();
+      const Block &first = blocks.empty() ? *block : *blocks.front();
+      if (block->rank != 2 || block->rows != count || block->cols != first.cols || block->dtype != first.dtype)
+        return Error{"tensor '" + item.name + "' is " + shapeText(*block) + " " + std::string(toString(block->dtype)) +
+                     ", but should be joined as " + shapeToString({count, first.cols}) + " " +
+                     std::string(toString(first.dtype))};
+      joined.parts.push_back({block.get(), item.name, row});
+      row += count;
+      blocks.push_back(std::move(block));
+    }
+    joined.members.push_back(std::make_unique<ConcatBlock>(std::move(blocks), group));
+    items.clear();
+    items.push_back(std::move(joined));
+    return success();
+  }
+
   const TensorSource &from;
   const MomentSource *moments;
   steps::StackAttr families; ///< says which their members are
+  int64_t group = 0;         ///< of the codes that the tensors hold
   std::vector<Item> items;
 };
 
@@ -441,12 +534,15 @@ Result<RecipeBlocks> moec::buildRecipe(const std::vector<std::string> &sources, 
     result.pack = logical.back();
     logical = logical.drop_back();
   }
-  // Stacking and cutting by heads, all that may come between, leave groups as they are: packing can quantize instead.
+  // Stacking, cutting by heads and joining, all that may come between, leave groups as they are: packing can quantize
+  // instead, each part that is joined later by itself.
+  bool quantizesWhole = false;
   llvm::SmallVector<mlir::Attribute> values(logical);
   if (mlir::isa_and_nonnull<steps::PackGroupsAttr>(result.pack)) {
     auto *quantize = llvm::find_if(values, llvm::IsaPred<steps::QuantizeAttr>);
     if (quantize != values.end()) {
       result.quantize = mlir::cast<steps::QuantizeAttr>(*quantize);
+      quantizesWhole = std::any_of(values.begin(), quantize, llvm::IsaPred<steps::ConcatAttr>);
       values.erase(quantize);
       logical = values;
     } else if (auto stored = mlir::dyn_cast_or_null<steps::DequantAttr>(values.empty() ? nullptr : values.front())) {
@@ -466,8 +562,9 @@ Result<RecipeBlocks> moec::buildRecipe(const std::vector<std::string> &sources, 
   MOEC_CHECK(builder.open(sources, stack, stored));
   for (mlir::Attribute step : logical)
     MOEC_CHECK(builder.apply(step));
-  MOEC_TRY(result.blocks, builder.take());
-  for (size_t number = 0; number < result.blocks.size(); ++number)
-    result.names.push_back(sources[number * sources.size() / result.blocks.size()]);
+  MOEC_CHECK(builder.take(result));
+  if (quantizesWhole)
+    for (auto [block, parts] : llvm::zip_equal(result.blocks, result.parts))
+      parts = {{block.get(), parts.front().name, 0}};
   return result;
 }

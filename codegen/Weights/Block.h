@@ -53,6 +53,13 @@ public:
   DType dtype = DType::F32; ///< the element type that holds every value exactly
 };
 
+/// Rows of a block that are made from one tensor, or family of tensors.
+struct BlockPart {
+  const Block *block; ///< these rows alone
+  std::string name;   ///< of the tensor; the first of those of a stored weight
+  int64_t row;        ///< where they begin
+};
+
 /// What a recipe gives before its last, target-specific packing step.
 struct RecipeBlocks {
   /// One, or two that are packed side by side (gate, up).
@@ -63,8 +70,9 @@ struct RecipeBlocks {
   mlir::moe::QuantizeAttr quantize;
   /// They are stored so, and hold codes.
   bool hasCodes = false;
-  /// The tensor, or family of tensors, that each block is made from, and which members of it; empty: all.
-  std::vector<std::string> names;
+  /// Of each block, in order: its parts, which are quantized by themselves. One is the block, if nothing joined it.
+  std::vector<std::vector<BlockPart>> parts;
+  /// Which members of families the matrices are; empty: all.
   std::vector<int64_t> members;
 };
 

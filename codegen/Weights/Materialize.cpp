@@ -12,6 +12,7 @@
 #include "dialects/Moe/Recipe.h"
 #include "runtime/Support/Text.h"
 
+#include "llvm/ADT/STLExtras.h"
 #include "llvm/ADT/ScopeExit.h"
 
 #include <algorithm>
@@ -73,10 +74,13 @@ public:
     MOEC_TRY(RecipeBlocks recipe, buildRecipe(job.sources, job.recipe, from, moments));
     WeightWriter writer(job, number, std::move(recipe));
     if (writer.recipe.quantize && !writer.recipe.hasCodes)
-      for (size_t b = 0; b < writer.recipe.blocks.size(); ++b) {
-        MOEC_TRY(auto quantizer, Quantizer::open(writer.recipe.quantize, writer.recipe.names[b], writer.recipe.members,
-                                                 *writer.recipe.blocks[b], moments));
-        writer.quantizers.push_back(std::move(quantizer));
+      for (const auto &parts : writer.recipe.parts) {
+        auto &quantizers = writer.quantizers.emplace_back();
+        for (const BlockPart &part : parts) {
+          MOEC_TRY(auto quantizer,
+                   Quantizer::open(writer.recipe.quantize, part.name, writer.recipe.members, *part.block, moments));
+          quantizers.push_back(std::move(quantizer));
+        }
       }
     MOEC_CHECK(writer.checkShape());
     return writer;
@@ -93,8 +97,9 @@ public:
       sourceRows += unitRows * block->cols * byteSize(block->dtype);
     int64_t tile = packsInt4() ? kInt4Rows * int4TileColumns() : 2 * unitRows * (recipe.quantize ? cols : tileCols);
     int64_t shared = 0;
-    for (const auto &quantizer : quantizers)
-      shared += quantizer->sharedBytes();
+    for (const auto &ofBlock : quantizers)
+      for (const auto &quantizer : ofBlock)
+        shared += quantizer->sharedBytes();
     return unitBytes() + tile * static_cast<int64_t>(sizeof(float)) + sourceRows + shared;
   }
 
@@ -155,20 +160,26 @@ private:
     return matrix * (unitsPerMatrix * plainRows - recipe.blocks.front()->rows) * cols * byteSize(job.dtype);
   }
 
-  /// The first tensor that a matrix of a block is made from, for messages.
-  std::string sourceOf(size_t block, int64_t matrix) const {
-    return steps::memberOf(job.sources[block * job.sources.size() / recipe.blocks.size()],
-                           recipe.members.empty() ? matrix : recipe.members[matrix]);
+  /// The part that a row of a block is from, for messages.
+  const BlockPart &partOf(size_t block, int64_t row) const {
+    const std::vector<BlockPart> &parts = recipe.parts[block];
+    return *std::prev(std::ranges::upper_bound(parts, row, {}, &BlockPart::row));
+  }
+  /// The first tensor that a row of a matrix is made from.
+  std::string sourceOf(size_t block, int64_t matrix, int64_t row) const {
+    return steps::memberOf(partOf(block, row).name, recipe.members.empty() ? matrix : recipe.members[matrix]);
   }
 
   /// Scales that are packed beside their codes are used as they are: a hole in a file must not become zero weights.
   Status checkScales(size_t block, int64_t matrix, int64_t row, int64_t col, int64_t width,
                      std::span<const float> scales) const {
     for (size_t i = 0; i < scales.size(); ++i)
-      if (!(scales[i] > 0) || !std::isfinite(scales[i]))
-        return Error{"tensor '" + sourceOf(block, matrix) + "' holds the scale " + numberText(scales[i]) + " at [" +
-                     std::to_string(row + static_cast<int64_t>(i) / width) + ", " +
+      if (!(scales[i] > 0) || !std::isfinite(scales[i])) {
+        int64_t at = row + static_cast<int64_t>(i) / width;
+        return Error{"tensor '" + sourceOf(block, matrix, at) + "' holds the scale " + numberText(scales[i]) + " at [" +
+                     std::to_string(at - partOf(block, at).row) + ", " +
                      std::to_string(col + static_cast<int64_t>(i) % width) + "], expected a positive number"};
+      }
     return success();
   }
 
@@ -271,16 +282,20 @@ private:
   Status makeCodes(int64_t matrix, int64_t index, std::vector<std::byte> &bytes) const {
     const int64_t lanes = lanesPerBlock();
     for (size_t b = 0; b < recipe.blocks.size(); ++b) {
-      const Quantizer &quantizer = *quantizers[b];
       int64_t row = index * lanes, present = std::clamp<int64_t>(outputRows - row, 0, lanes);
       std::vector<RowCodes> rows(present);
-      MOEC_CHECK(quantizer.quantize(matrix, row, present, rows.data()));
+      for (auto [part, quantizer] : llvm::zip_equal(recipe.parts[b], quantizers[b])) {
+        int64_t first = std::max(row, part.row), end = std::min(row + present, part.row + part.block->rows);
+        if (first < end)
+          MOEC_CHECK(quantizer->quantize(matrix, first - part.row, end - first, &rows[first - row]));
+      }
+      const Quantizer &last = *quantizers[b].back();
       if (present < lanes) {
-        MOEC_TRY(RowCodes zeros, quantizer.zeros(matrix));
+        MOEC_TRY(RowCodes zeros, last.zeros(matrix));
         rows.resize(lanes, zeros);
       }
       for (int64_t lane = 0; lane < lanes; ++lane)
-        placeRow(quantizer.format(), rows[lane], unitRows, static_cast<int64_t>(b) * lanes + lane, bytes.data());
+        placeRow(last.format(), rows[lane], unitRows, static_cast<int64_t>(b) * lanes + lane, bytes.data());
     }
     return success();
   }
@@ -306,7 +321,7 @@ private:
     for (int64_t r = 0; r < rect.rows; ++r)
       MOEC_CHECK(block.read({rect.batch, rect.row + r, 1, rect.col, rect.cols}, &lines[r * rect.cols]));
     if (!packInt4(int4, StoredRows::of(lines.data(), rect.cols), rect.cols, lane, groups))
-      return scaleError(sourceOf(b, rect.batch), int4.scale, lines.data(), kInt4Rows * rect.cols);
+      return scaleError(sourceOf(b, rect.batch, rect.row), int4.scale, lines.data(), kInt4Rows * rect.cols);
     return success();
   }
 
@@ -339,9 +354,10 @@ private:
   int64_t batch = 1, cols = 1;
   int64_t unitRows = plainRows; ///< output rows (lanes) of a unit
   int64_t unitsPerMatrix = 1;
-  int64_t outputRows = 0;                             ///< rows of each packed matrix before padding to whole panels
-  Int4Panel int4;                                     ///< where `packsInt4`
-  std::vector<std::unique_ptr<Quantizer>> quantizers; ///< of each block whose values are quantized
+  int64_t outputRows = 0; ///< rows of each packed matrix before padding to whole panels
+  Int4Panel int4;         ///< where `packsInt4`
+  /// Of the parts of each block, where values are quantized.
+  std::vector<std::vector<std::unique_ptr<Quantizer>>> quantizers;
 };
 
 /// What the threads share.

@@ -286,6 +286,23 @@ def Moe_HeadRowsAttr : Moe_StepAttr<"HeadRows", "head_rows"> {
   let genVerifyDecl = 1;
 }
 
+def Moe_ConcatAttr : Moe_StepAttr<"Concat", "concat"> {
+  let summary = "[R0, C], [R1, C], .. -> [R0 + R1 + .., C]: the rows of all tensors, one after the other";
+  let description = [{
+    Makes one matrix of the whole list, whose tensors have one element type and as many rows as `rows` says:
+    `y[R0 + .. + R(i - 1) + j, c] = x_i[j, c]`. Codes and scales of quantized parts stay what they are.
+
+    - (C1) `rows` are two or more positive numbers.
+
+    ```mlir
+    func.func private @joined() attributes {both = #moe.concat<[1536, 576]>}
+    ```
+  }];
+  let parameters = (ins ArrayRefParameter<"int64_t">:$rows);
+  let assemblyFormat = "`<` `[` $rows `]` `>`";
+  let genVerifyDecl = 1;
+}
+
 def Moe_TransposeAttr : Moe_StepAttr<"Transpose", "transpose"> {
   let summary = "Swap the last two dimensions";
   let description = [{

@@ -217,6 +217,16 @@ LogicalResult StackAttr::verify(EmitError emitError, int64_t count, DenseI64Arra
   return members ? checkMembers(emitError, members) : success(); // C2
 }
 
+LogicalResult ConcatAttr::verify(EmitError emitError, ArrayRef<int64_t> rows) {
+  // C1
+  if (rows.size() < 2)
+    return emitError() << "rows has " << rows.size() << " elements, expected two or more";
+  for (int64_t count : rows)
+    if (failed(checkPositive(emitError, "rows", count)))
+      return failure();
+  return success();
+}
+
 LogicalResult DequantAttr::verify(EmitError emitError, StoredFormat format, int64_t rows, int64_t cols, int64_t bits,
                                   bool symmetric, bool zeros, bool indexed, Type scale, Type type) {
   FormatFields fields = fieldsOf(format);

@@ -43,8 +43,8 @@ def Moe_WeightOp : Moe_Op<"weight", [Pure, DeclareOpInterfaceMethods<OpAsmOpInte
     ```
     A recipe works on a list of tensors. `dequant`, where there is one, comes first and makes one
     tensor of all those that a stored weight has; `stack` stacks every family of the list;
-    `head_rows`, `transpose`, `cast`, `pad` and `quantize` act on each tensor; `pack_panels`,
-    `pack_block_scales` and `pack_groups` consume one or two tensors and give one. A source whose
+    `head_rows`, `transpose`, `cast`, `pad` and `quantize` act on each tensor; `concat` makes one of all,
+    and `pack_panels`, `pack_block_scales` and `pack_groups` consume one or two tensors and give one. A source whose
     name holds `{e}` is a family of tensors, one for each expert.
 
     The types of the sources are in the checkpoint, not in the IR: the verifier checks what the
@@ -62,7 +62,8 @@ def Moe_WeightOp : Moe_Op<"weight", [Pure, DeclareOpInterfaceMethods<OpAsmOpInte
     - (C8) The element type of the result is the one of the last `cast` or `dequant`; it
       is f32 after `quantize` and i8 after `pack_groups`.
     - (C9) What `pack_groups` finds was quantized, or stored in int4 groups; after that it was at most
-      stacked or cut by heads.
+      stacked, cut by heads, and in the end joined by `concat` with others in the same format.
+    - (C10) `concat` finds as many tensors as it has `rows`, no family among them.
 
     ```mlir
     func.func @weights() -> (tensor<576x2048xbf16>, tensor<64x1408x2048xbf16>, tensor<16x128x512xbf16>) {

@@ -8,6 +8,8 @@
 #include "llvm/ADT/StringExtras.h"
 #include "llvm/ADT/TypeSwitch.h"
 
+#include <numeric>
+
 using namespace mlir;
 using namespace mlir::moe;
 
@@ -43,6 +45,7 @@ struct Tensor {
   bool family = false;          ///< one tensor per expert, not stacked yet
   Type element;                 ///< null: whatever the checkpoint has
   QuantizeAttr codes = nullptr; ///< its values are codes and scales of this kind
+  bool joined = false;          ///< of several
 };
 
 /// The last dimensions of a tensor, as far as the result tells; kDynamic where it does not.
@@ -125,11 +128,13 @@ private:
     }
     if (isa<PackPanelsAttr, PackBlockScalesAttr, PackGroupsAttr>(step)) // C5
       return pack(index, widthOf(step));
-    if (isa<HeadRowsAttr>(step))
-      return success();
-    if (isa<TransposeAttr, PadAttr>(step)) {
+    if (auto concat = dyn_cast<ConcatAttr>(step)) // C10
+      return join(index, concat);
+    if (isa<HeadRowsAttr, TransposeAttr, PadAttr>(step)) {
+      // Groups no longer lie along the rows, or are not whole; heads may lie across the parts of a joined matrix.
       for (Tensor &tensor : list)
-        tensor.codes = nullptr; // groups no longer lie along the rows, or are not whole
+        if (tensor.joined || !isa<HeadRowsAttr>(step))
+          tensor.codes = nullptr;
       return success();
     }
     return stepError(index) << "is not a step of a recipe"; // C2
@@ -150,6 +155,21 @@ private:
       results.push_back({list[i].family, step.getType(), step.getInt4Groups()});
     }
     list = std::move(results);
+    return success();
+  }
+
+  LogicalResult join(size_t index, ConcatAttr step) {
+    if (list.size() != step.getRows().size())
+      return stepError(index) << "joins " << step.getRows().size() << " tensors, but finds " << list.size();
+    const Tensor &first = list.front();
+    bool alike = true;
+    for (const Tensor &tensor : list) {
+      if (tensor.family)
+        return stepError(index) << "joins tensors that no earlier step has stacked";
+      alike &= tensor.codes == first.codes;
+    }
+    Tensor all = {/*family=*/false, first.element, alike ? first.codes : nullptr, /*joined=*/true};
+    list.assign(1, all);
     return success();
   }
 
@@ -210,6 +230,15 @@ private:
       if (differ(dims[1], rows))
         return sizeError(index, shape, 1, rows);
       shape = {{ShapedType::kDynamic, dims[2]}};
+      return success();
+    }
+    if (auto concat = dyn_cast<ConcatAttr>(step)) {
+      if (dims.size() != 2)
+        return rankError(index, shape, "two dimensions");
+      int64_t rows = std::accumulate(concat.getRows().begin(), concat.getRows().end(), int64_t(0));
+      if (differ(dims[0], rows))
+        return sizeError(index, shape, 0, rows);
+      shape = {{ShapedType::kDynamic, dims[1]}};
       return success();
     }
     if (isa<TransposeAttr>(step)) {

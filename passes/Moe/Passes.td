@@ -65,6 +65,28 @@ def FuseGateUpPass : InterfacePass<"moe-fuse-gate-up", "::mlir::FunctionOpInterf
   let statistics = [Statistic<"numFused", "num-fused", "Pairs of projections joined">];
 }
 
+def FuseProjectionsPass : InterfacePass<"moe-fuse-projections", "::mlir::FunctionOpInterface"> {
+  let summary = "Join projections of one input, so that one GEMM reads it once";
+  let description = [{
+    ```
+    %q = moe.linear %x, %q_a : tensor<?x7168xf32>, tensor<1536x7168xbf16> -> tensor<?x1536xf32>
+    %k = moe.linear %x, %kv_a : tensor<?x7168xf32>, tensor<576x7168xbf16> -> tensor<?x576xf32>
+    ->
+    %w = moe.weight [sources of %q_a, sources of %kv_a] recipe [.., #moe.concat<[1536, 576]>] : tensor<2112x7168xbf16>
+    %y = moe.linear %x, %w : tensor<?x7168xf32>, tensor<2112x7168xbf16> -> tensor<?x2112xf32>
+    %q, %k = moe.split %y : tensor<?x2112xf32> -> tensor<?x1536xf32>, tensor<?x576xf32>
+    ```
+
+    Weights must be `moe.weight`s that are made in one way, of one element type, and read by nothing
+    else. Blocks of FP8 rows stay whole, so that the joined weight can be kept as it is stored: a weight
+    whose rows are no whole blocks comes last, and a second one is left out. Left alone are projections
+    that add a residual or whose result a `moe.add` takes (`moe-fuse-residual` is for those), gives
+    expert scores to `moe.route` or is returned. Run it after `moe-quantize` and `moe-fuse-gate-up`,
+    before `moe-fuse-residual`. Results do not change.
+  }];
+  let statistics = [Statistic<"numFused", "num-fused", "Projections joined with others">];
+}
+
 def FuseResidualPass : InterfacePass<"moe-fuse-residual", "::mlir::FunctionOpInterface"> {
   let summary = "Let a projection or the experts add the residual as they store";
   let description = [{

@@ -199,6 +199,37 @@ TEST_F(MoeReferenceRecipe, HeadRowsTransposePad) {
   EXPECT_EQ(values(R"(["m"])", "[#moe.pad<3>]"), Tensor<float>({2, 3}, {0, 1, 2, 3, 4, 5}));
 }
 
+TEST_F(MoeReferenceRecipe, ConcatPutsRowsBelowRows) {
+  addCounting("a", {2, 3});
+  addCounting("b", {1, 3}, 6);
+  addCounting("c", {3, 3}, 9);
+  Tensor<float> expected({6, 3});
+  for (int i = 0; i < 18; ++i)
+    expected.data[i] = i;
+  EXPECT_EQ(values(R"(["a", "b", "c"])", "[#moe.concat<[2, 1, 3]>]"), expected);
+}
+
+TEST_F(MoeReferenceRecipe, ConcatOfWhatWasQuantizedKeepsTheCodesOfEach) {
+  // Each part has scales of its own, be they of blocks of rows or of the whole matrix.
+  Random random(5);
+  source.add("a", random.tensor<float>({20, 64}));
+  source.add("b", random.tensor<float>({12, 64}));
+  for (const char *format : {"int4, group = 32, scale = f16", "f8e4m3, group = 32, scale = f32 rows 16",
+                             "f4e2m1, group = 16, scale = f8E4M3FN"}) {
+    std::string step = "#moe.quantize<" + std::string(format) + ">";
+    std::vector<float> expected = values(R"(["a"])", "[" + step + "]").data;
+    for (float value : values(R"(["b"])", "[" + step + "]").data)
+      expected.push_back(value);
+    EXPECT_EQ(values(R"(["a", "b"])", "[" + step + ", #moe.concat<[20, 12]>]").data, expected) << format;
+    // Both have whole panels of 4 rows.
+    std::string pack = ", #moe.pack_groups<4>]";
+    std::vector<float> panels = values(R"(["a"])", "[" + step + pack).data;
+    for (float byte : values(R"(["b"])", "[" + step + pack).data)
+      panels.push_back(byte);
+    EXPECT_EQ(values(R"(["a", "b"])", "[" + step + ", #moe.concat<[20, 12]>" + pack).data, panels) << format;
+  }
+}
+
 TEST_F(MoeReferenceRecipe, PackPanels) {
   addCounting("w", {3, 2}, 1); // rows 1 2, 3 4, 5 6
   EXPECT_EQ(values(R"(["w"])", "[#moe.pack_panels<2>]"), Tensor<float>({1, 2, 2, 2}, {1, 3, 2, 4, 5, 0, 6, 0}));
@@ -283,6 +314,11 @@ TEST_F(MoeReferenceRecipe, RefusalsAreSentences) {
   EXPECT_EQ(message(R"(["m"])", "[7]"), "the recipe step 7 : i64 is not known");
   EXPECT_EQ(message(R"(["e{e}"])", "[]"), "source 'e{e}' is a family, but the recipe has no "
                                           "#moe.stack");
+  EXPECT_EQ(message(R"(["m", "n"])", "[#moe.concat<[4, 4]>]"),
+            "#moe.concat<[4, 4]>: 'n' is F32 [3, 6], expected F32 [4, 6]");
+  EXPECT_EQ(message(R"(["v", "v"])", "[#moe.concat<[4, 4]>]"),
+            "#moe.concat<[4, 4]>: 'v' is F32 [4], expected F32 [4, 4]");
+  EXPECT_EQ(message(R"(["m"])", "[#moe.concat<[4, 3]>]"), "#moe.concat<[4, 3]> takes 2 tensors, but the recipe has 1");
   EXPECT_EQ(message(R"(["m"])", "[#moe.stack<2>]"), "#moe.stack<2> finds no source with '{e}' in its name");
   EXPECT_EQ(message(R"(["e{e}"])", "[#moe.stack<2>]"), "#moe.stack<2>: 'e{e}' is F32 [2, 3] for {e} = 1, "
                                                        "expected F32 [2, 2] as for {e} = 0");

@@ -153,6 +153,7 @@ def test_what_was_fused_and_what_not(explained):
     outcome = {(fusion["pass"], fusion["op"]): (fusion["fused"], fusion["text"]) for fusion in report["fusions"]}
     assert outcome["moe-fuse-mla", "layers.3.self_attn.attention"] == (True, "into moe.mla_attention")
     assert outcome["moe-fuse-gate-up", "layers.0.mlp.act_fn"] == (True, "into moe.gate_up")
+    assert outcome["moe-fuse-projections", "layers.2.self_attn.q_a_proj"][0]
     fused, why = outcome["moe-fuse-residual", "layers.1.mlp.add"]
     assert not fused and "moe.experts adds a residual already" in why
     layers = [fusion["op"].partition(".self_attn")[0].partition(".mlp")[0] for fusion in report["fusions"]]

@@ -11,6 +11,9 @@ moe.cache @kv.0 width 40
 //   CHECK-NOT: moe.attention
 //       CHECK: %[[X:.+]] = moe.embed
 //       CHECK: %[[N:.+]] = moe.rms_norm %[[X]],
+//       CHECK: moe.weight ["q_proj.weight", "kv_a_proj.weight"] recipe [#moe.concat<[96, 40]>]
+//       CHECK: %[[P:.+]] = moe.linear %[[N]],
+//       CHECK: moe.split %[[P]] : tensor<?x136xf32> -> tensor<?x96xf32>, tensor<?x40xf32>
 //       CHECK: %[[O:.+]] = moe.mla_attention @kv.0
 //       CHECK: %[[F:.+]] = moe.reshape %[[O]] : tensor<?x4x12xf32> -> tensor<?x48xf32>
 //       CHECK: %[[X1:.+]] = moe.linear %[[F]], %{{[a-z0-9_]+}} add %[[X]] :

@@ -144,8 +144,9 @@ def test_verify():
     report = moec.verify(TINY, tokens=[0, 5, 6], layers=[0, 3], experts="int4")
     assert report["holds"] and report["tokens"] == 3
     names = [step["name"] for step in report["steps"]]
-    assert names == ["moe-fuse-mla", "moe-choose-mla", "moe-quantize", "moe-fuse-gate-up", "moe-fuse-residual", "artifact"]
-    assert report["steps"][3]["max_abs"] == 0 and report["steps"][2]["kld_mean"] > 0
+    fusions = ["moe-fuse-gate-up", "moe-fuse-projections", "moe-fuse-residual"]
+    assert names == ["moe-fuse-mla", "moe-choose-mla", "moe-quantize", *fusions, "artifact"]
+    assert report["steps"][2]["kld_mean"] > 0 and report["steps"][3]["max_abs"] == 0
     assert moec.verify(TINY, count=2, artifact=False)["steps"][-1]["name"] == "moe-fuse-residual"
     with pytest.raises(ValueError, match="token 1280 is not in the vocabulary"):
         moec.verify(TINY, tokens=[1280])

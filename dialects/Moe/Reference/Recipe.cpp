@@ -15,6 +15,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <string>
 
 using moec::DType;
@@ -204,6 +205,45 @@ static Result<StoredTensor> apply(PadAttr step, const std::string &name, const S
   return StoredTensor{in.dtype, std::move(values)};
 }
 
+static Result<StoredTensor> apply(ConcatAttr step, llvm::ArrayRef<Item> list) {
+  llvm::ArrayRef<int64_t> rows = step.getRows();
+  if (list.size() != rows.size())
+    return Error{print(step) + " takes " + std::to_string(rows.size()) + " tensors, but the recipe has " +
+                 std::to_string(list.size())};
+  const StoredTensor &first = list.front().members.front();
+  for (auto [item, count] : llvm::zip_equal(list, rows)) {
+    const StoredTensor &tensor = item.members.front();
+    const Shape expected = {count, first.values.shape.empty() ? 1 : first.values.shape.back()};
+    if (tensor.dtype != first.dtype || tensor.values.shape != expected)
+      return stepError(step, item.name,
+                       "is " + print(tensor.dtype) + " " + print(tensor.values.shape) + ", expected " +
+                           print(first.dtype) + " " + print(expected));
+  }
+  auto joined = [&](llvm::function_ref<const Tensor<float> &(const StoredTensor &)> part) -> Result<Tensor<float>> {
+    const int64_t all = std::accumulate(rows.begin(), rows.end(), int64_t(0)), width = part(first).shape.back();
+    MOEC_TRY(Tensor<float> values, zeros(step, list.front().name, {all, width}));
+    float *next = values.data.data();
+    for (const Item &item : list)
+      next = llvm::copy(part(item.members.front()).data, next);
+    return values;
+  };
+  StoredTensor result;
+  result.dtype = first.dtype;
+  MOEC_TRY(result.values, joined([](const StoredTensor &t) -> const Tensor<float> & { return t.values; }));
+  bool alike = llvm::all_of(list, [&](const Item &item) {
+    const std::optional<Codes> &codes = item.members.front().quantized;
+    return codes && first.quantized && codes->format == first.quantized->format;
+  });
+  if (alike) {
+    result.quantized.emplace(first.quantized->format, result.values.shape);
+    for (Tensor<float> Codes::*part : Codes::parts) {
+      MOEC_TRY((*result.quantized).*part,
+               joined([&](const StoredTensor &t) -> const Tensor<float> & { return (*t.quantized).*part; }));
+    }
+  }
+  return result;
+}
+
 /// Where the lanes of panels come from: one tensor fills them all, of two (gate, up) each fills one half.
 struct Lanes {
   int64_t width;       ///< lanes of a panel
@@ -301,10 +341,12 @@ static Result<StoredTensor> apply(PackGroupsAttr step, llvm::ArrayRef<Item> list
         for (uint8_t bits : bytesOf(type, scale))
           *byte++ = bits;
       };
-      // A row of zeros has the matrix's global scale.
+      // A row of zeros has the global scale of the last one.
       if (scaleType == DType::F8E4M3)
-        for (int64_t lane = 0; lane < width; ++lane)
-          put(DType::F32, list[lanes.sourceOf(lane)].members.front().quantized->globals.data[b * n]);
+        for (int64_t lane = 0; lane < width; ++lane) {
+          int64_t row = std::min(lanes.rowOf(panel, lane), n - 1);
+          put(DType::F32, list[lanes.sourceOf(lane)].members.front().quantized->globals.data[b * n + row]);
+        }
       auto codeAt = [&](int64_t lane, int64_t col) {
         return byteOf(format.getCodes(), col < k ? at(&Codes::codes, lane, col, k, 0) : 0);
       };
@@ -456,7 +498,8 @@ Result<StoredTensor> evaluateRecipe(ArrayAttr sources, ArrayAttr recipe, const m
             .Case([&](StackAttr step) { return applyStep(step, list); })
             .Case<HeadRowsAttr, TransposeAttr, CastAttr, PadAttr>([&](auto step) { return mapEach(step, list); })
             .Case([&](QuantizeAttr step) { return quantizeEach(step, stackOf(recipe), list, moments); })
-            .Case<PackPanelsAttr, PackBlockScalesAttr, PackGroupsAttr>([&](auto step) { return reduce(step, list); })
+            .Case<ConcatAttr, PackPanelsAttr, PackBlockScalesAttr, PackGroupsAttr>(
+                [&](auto step) { return reduce(step, list); })
             .Default([](Attribute step) { return Error{"the recipe step " + print(step) + " is not known"}; });
     if (!status)
       return status.takeError();

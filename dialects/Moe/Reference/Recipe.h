@@ -47,6 +47,7 @@ struct StoredTensor {
 ///   dequant            the first step: the sources of each stored weight become one tensor, rounded once
 ///   stack              each family becomes one tensor; other tensors are left
 ///   head_rows, transpose, cast, pad, quantize      act on each tensor
+///   concat             makes one tensor of the whole list
 ///   pack_panels, pack_block_scales, pack_groups    make one tensor of the whole list of one or two
 /// In the end one tensor must be left. What a step's own verifier promises is taken for granted; what its tensors must
 /// be is checked. Fails with a sentence that names the tensor or step, what was found and what

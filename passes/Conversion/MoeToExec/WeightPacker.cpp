@@ -45,19 +45,35 @@ static std::string nameOf(moe::WeightOp weight, StringRef suffix = "") {
   return name;
 }
 
-/// The dequantisation of FP8 in blocks, if that and stacking is all that the recipe does to one weight.
+/// The step that joins several tensors, if that is the last one, which is then taken off `recipe`.
+static moe::ConcatAttr takeConcat(ArrayRef<Attribute> &recipe) {
+  auto concat = recipe.empty() ? nullptr : dyn_cast<moe::ConcatAttr>(recipe.back());
+  if (concat)
+    recipe = recipe.drop_back();
+  return concat;
+}
+
+/// The dequantisation of FP8 in blocks, if that, stacking and joining whole blocks is all that the recipe does to one
+/// weight.
 static moe::DequantAttr fp8Blocks(moe::WeightOp weight) {
   ArrayRef<Attribute> recipe = weight.getRecipe().getValue();
+  moe::ConcatAttr concat = takeConcat(recipe);
+  size_t joined = concat ? concat.getRows().size() : 1;
   if (recipe.empty() || !llvm::all_of(recipe.drop_front(), llvm::IsaPred<moe::StackAttr>))
     return nullptr;
   auto stored = dyn_cast<moe::DequantAttr>(recipe[0]);
   bool blocks = stored && stored.getFormat() == moe::StoredFormat::Fp8 && stored.getRows() > 0 && stored.getCols() > 0;
-  return blocks && weight.getSources().size() == 2 ? stored : nullptr;
+  if (!blocks || weight.getSources().size() != 2 * joined)
+    return nullptr;
+  bool whole =
+      !concat || llvm::all_of(concat.getRows().drop_back(), [&](int64_t rows) { return rows % stored.getRows() == 0; });
+  return whole ? stored : nullptr;
 }
 
 /// The groups in which the recipe's codes lie, if they do: it quantizes in the end, or takes what is stored so and at
-/// most stacks it.
+/// most stacks it; what it joins then has such groups each.
 static moe::QuantizeAttr groupsOf(ArrayRef<Attribute> recipe) {
+  takeConcat(recipe);
   if (recipe.empty())
     return nullptr;
   if (auto quantize = dyn_cast<moe::QuantizeAttr>(recipe.back()))
@@ -107,6 +123,11 @@ FailureOr<WeightPacker::Panels> WeightPacker::pack(Operation *user, ValueRange t
                  .attachNote(part.getLoc())
              << "second weight is here";
 
+  ArrayRef<Attribute> steps = first.getRecipe().getValue();
+  moe::ConcatAttr joins = takeConcat(steps);
+  if (parts.size() > 1 && joins)
+    return user->emitOpError("packs two weights side by side, each joined of several");
+
   // Shapes: [(B,) N, K] -> [B, panels, K, width].
   int64_t batch = type.getRank() == 3 ? type.getDimSize(0) : 1;
   int64_t n = type.getDimSize(type.getRank() - 2), k = type.getDimSize(type.getRank() - 1);
@@ -126,11 +147,15 @@ FailureOr<WeightPacker::Panels> WeightPacker::pack(Operation *user, ValueRange t
   bool sameBlocks = llvm::all_of(parts, [&](moe::WeightOp part) { return fp8Blocks(part) == blocks; });
   if (blocks && sameBlocks && !transposed && target.hasGemm(DType::F8E4M3)) {
     SmallVector<Attribute> weightSources, scaleSources;
-    for (moe::WeightOp part : parts) {
-      weightSources.push_back(part.getSources()[0]);
-      scaleSources.push_back(part.getSources()[1]);
+    for (moe::WeightOp part : parts)
+      for (auto [index, source] : llvm::enumerate(part.getSources()))
+        (index % 2 == 0 ? weightSources : scaleSources).push_back(source);
+    SmallVector<Attribute> weightRecipe(steps.drop_front()), scaleRecipe = weightRecipe;
+    if (joins) {
+      auto blocksOf = [&](int64_t rows) -> int64_t { return llvm::divideCeil(rows, blocks.getRows()); };
+      weightRecipe.push_back(joins);
+      scaleRecipe.push_back(moe::ConcatAttr::get(context, llvm::map_to_vector(joins.getRows(), blocksOf)));
     }
-    SmallVector<Attribute> weightRecipe(first.getRecipe().getValue().drop_front()), scaleRecipe = weightRecipe;
     weightRecipe.push_back(moe::PackPanelsAttr::get(context, width));
     scaleRecipe.push_back(moe::PackBlockScalesAttr::get(context, width, n, blocks.getRows()));
     result.type = DType::F8E4M3;

@@ -416,6 +416,57 @@ TEST_F(MaterializeTest, HeadsCutAcrossBlocks) {
   expectSame({"q", "s"}, "[" + dequant + ", #moe.head_rows<3, 12, 22>, #moe.pack_panels<32>]");
 }
 
+TEST_F(MaterializeTest, RowsOfSeveralTensors) {
+  // Parts begin within panels, groups of four rows and blocks.
+  source.add("a", DType::BF16, {150, 192});
+  source.add("b", DType::BF16, {7, 192});
+  source.add("c", DType::BF16, {35, 192});
+  std::string join = "#moe.concat<[150, 7, 35]>";
+  expectSame({"a", "b", "c"}, "[" + join + "]");
+  expectSame({"a", "b", "c"}, "[" + join + ", #moe.pack_panels<32>]");
+  expectSame({"a", "b", "c"}, "[" + join + ", #moe.cast<f32>, #moe.transpose, #moe.pack_panels<32>]");
+  expectSame({"a", "b", "c"}, "[" + join + ", #moe.head_rows<3, 40, 60>, #moe.pack_panels<32>]");
+  static const RandomMoments inputs;
+  moments = &inputs;
+  for (const char *format :
+       {"int4, group = 32, scale = f16", "int4, group = 64, scale = f8E8M0FNU", "int4_zero, group = 32, scale = bf16",
+        "f4e2m1, group = 16, scale = f8E4M3FN", "int8, group = 192, scale = f32",
+        "f8e4m3, group = 128, scale = f32 rows 128", "f8e4m3, group = 128, scale = f32 rows 128 rounding feedback",
+        "int4, group = 32, scale = f16 rounding importance", "int4_zero, group = 64, scale = f16 rounding feedback"}) {
+    std::string quantize = "#moe.quantize<" + std::string(format) + ">";
+    expectSame({"a", "b", "c"}, "[" + quantize + ", " + join + "]");
+    expectSame({"a", "b", "c"}, "[" + quantize + ", " + join + ", #moe.pack_groups<32>]");
+    expectSame({"a", "b", "c"}, "[" + join + ", " + quantize + ", #moe.pack_groups<32>]");
+  }
+}
+
+TEST_F(MaterializeTest, StoredRowsOfSeveralTensors) {
+  source.add("q", DType::F8E4M3, {64, 64});
+  source.addScales("q.s", {2, 2});
+  source.add("k", DType::F8E4M3, {40, 64});
+  source.addScales("k.s", {2, 2});
+  expectSame({"q", "q.s", "k", "k.s"}, "[#moe.dequant<fp8 32x32, bf16>, #moe.concat<[64, 40]>, #moe.pack_panels<32>]");
+  expectSame({"q", "k"}, "[#moe.concat<[64, 40]>, #moe.pack_panels<32>]");
+  expectSame({"q.s", "k.s"}, "[#moe.concat<[2, 2]>, #moe.pack_block_scales<32, 104, 32>]");
+  for (int64_t rows : {42, 11}) {
+    std::string name = "c" + std::to_string(rows);
+    source.addWords(name, DType::I32, {rows, 128 / 8});
+    source.addScales(name + ".s", {rows, 4}, DType::BF16);
+    source.addWords(name + ".h", DType::I64, {2}, std::vector<int64_t>{rows, 128});
+  }
+  for (const char *last : {"#moe.pack_panels<32>", "#moe.pack_groups<32>"})
+    expectSame({"c42", "c42.s", "c42.h", "c11", "c11.s", "c11.h"},
+               "[#moe.dequant<packed 1x32 bits 4 scale bf16, f32>, #moe.concat<[42, 11]>, " + std::string(last) + "]");
+  source.addScales("bad", {2, 2});
+  float infinity = std::numeric_limits<float>::infinity();
+  std::memcpy(&source.bytes("bad")[3 * sizeof(float)], &infinity, sizeof(float));
+  auto packed = make(
+      job({"q.s", "bad"}, "[#moe.concat<[2, 2]>, #moe.pack_block_scales<32, 104, 32>]", DType::F32, {1, 4, 2, 32}));
+  EXPECT_THAT(packed.message(), HasSubstr("tensor 'bad' holds the scale inf at [1, 1], expected a positive number"));
+  auto shapes = make(job({"q", "k"}, "[#moe.concat<[64, 41]>]", DType::F8E4M3, {105, 64}));
+  EXPECT_THAT(shapes.message(), HasSubstr("tensor 'k' is [40, 64] F8_E4M3, but should be joined as [41, 64] F8_E4M3"));
+}
+
 TEST_F(MaterializeTest, ScalesBesidePanels) {
   source.addScales("s", {2, 3}); // 200 rows in blocks of 128
   expectSame({"s"}, "[#moe.pack_block_scales<32, 200, 128>]");

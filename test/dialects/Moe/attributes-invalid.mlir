@@ -120,6 +120,16 @@ func.func private @head_rows_c2_negative() attributes {a = #moe.head_rows<4, -1,
 
 // -----
 
+// expected-error@+1 {{rows has 1 elements, expected two or more}}
+func.func private @concat_c1_one() attributes {a = #moe.concat<[16]>}
+
+// -----
+
+// expected-error@+1 {{rows is 0, expected a positive number}}
+func.func private @concat_c1_empty() attributes {a = #moe.concat<[16, 0]>}
+
+// -----
+
 // expected-error@+1 {{element type is 'i32', expected f32, bf16 or f16}}
 func.func private @cast_c1() attributes {a = #moe.cast<i32>}
 

@@ -328,3 +328,44 @@ func.func @weight_c9_zero_points() {
   %0 = moe.weight ["c", "s", "z", "h"] recipe [#moe.dequant<packed 1x32 bits 4 zeros scale bf16, f32>, #moe.pack_groups<32>] : tensor<1x1x576xi8>
   return
 }
+
+// -----
+
+func.func @weight_c7_concat() {
+  // expected-error@+1 {{recipe[0] '#moe.concat<[8, 16]>' gives 24 along dimension 0, but the result is 'tensor<25x32xf32>'}}
+  %0 = moe.weight ["a", "b"] recipe [#moe.concat<[8, 16]>] : tensor<25x32xf32>
+  return
+}
+
+// -----
+
+func.func @weight_c7_concat_rank() {
+  // expected-error@+1 {{recipe[0] '#moe.concat<[8, 16]>' gives two dimensions, but the result is 'tensor<2x12x32xf32>'}}
+  %0 = moe.weight ["a", "b"] recipe [#moe.concat<[8, 16]>] : tensor<2x12x32xf32>
+  return
+}
+
+// -----
+
+// Heads of a joined matrix may begin in one part and end in the next.
+func.func @weight_c9_heads_of_joined() {
+  // expected-error@+1 {{recipe[3] '#moe.pack_groups<32>' packs codes and scales, but finds a tensor that no earlier step quantizes}}
+  %0 = moe.weight ["a", "b"] recipe [#moe.quantize<int4, group = 32, scale = f16>, #moe.concat<[16, 16]>, #moe.head_rows<4, 0, 4>, #moe.pack_groups<32>] : tensor<4x1x576xi8>
+  return
+}
+
+// -----
+
+func.func @weight_c10_number() {
+  // expected-error@+1 {{recipe[0] '#moe.concat<[8, 16]>' joins 2 tensors, but finds 3}}
+  %0 = moe.weight ["a", "b", "c"] recipe [#moe.concat<[8, 16]>] : tensor<24x32xf32>
+  return
+}
+
+// -----
+
+func.func @weight_c10_family() {
+  // expected-error@+1 {{recipe[0] '#moe.concat<[8, 16]>' joins tensors that no earlier step has stacked}}
+  %0 = moe.weight ["a", "b.{e}"] recipe [#moe.concat<[8, 16]>, #moe.stack<2>] : tensor<2x24x32xf32>
+  return
+}

@@ -58,6 +58,17 @@ func.func @quantized() {
   return
 }
 
+// CHECK-LABEL: @joined
+//       CHECK: recipe [#moe.dequant<fp8 128x128, bf16>, #moe.concat<[1536, 576]>] : tensor<2112x64xbf16>
+//       CHECK: recipe [#moe.quantize<int4, group = 64, scale = f16>, #moe.concat<[40, 8]>, #moe.pack_groups<32>] : tensor<1x2x2176xi8>
+func.func @joined() {
+  %0 = moe.weight ["q_a", "q_a.scale", "kv_a", "kv_a.scale"]
+      recipe [#moe.dequant<fp8 128x128, bf16>, #moe.concat<[1536, 576]>] : tensor<2112x64xbf16>
+  %1 = moe.weight ["q_a", "kv_a"]
+      recipe [#moe.quantize<int4, group = 64, scale = f16>, #moe.concat<[40, 8]>, #moe.pack_groups<32>] : tensor<1x2x2176xi8>
+  return
+}
+
 // CHECK-LABEL: @stored
 //       CHECK: recipe [#moe.dequant<fp8 ?x?, f32>] : tensor<8x64xf32>
 //       CHECK: recipe [#moe.dequant<fp8 1x32, bf16>] : tensor<8x64xbf16>

@@ -38,3 +38,29 @@ func.func @step(%tokens: tensor<?xi32>, %positions: tensor<?xi32>, %slots: tenso
   %r = moe.gather_rows %y[%rows] : tensor<?x200xf32>, tensor<?xi32> -> tensor<?x200xf32>
   return %r : tensor<?x200xf32>
 }
+
+// -----
+
+// Joined weights are kept too if each block has rows of one alone; parts of the product are views of it. Blocks cut in
+// two are dequantised.
+
+// CHECK: exec.weight @a ["a.weight", "b.weight"] recipe [#moe.concat<[64, 40]>, #moe.pack_panels<32>] : memref<1x4x200x32xf8E4M3FN>
+// CHECK: exec.weight @a.scales ["a.weight_scale_inv", "b.weight_scale_inv"] recipe [#moe.concat<[2, 2]>, #moe.pack_block_scales<32, 104, 32>] : memref<1x4x4x32xf32>
+// CHECK: exec.weight @c ["c.weight", "c.weight_scale_inv", "d.weight", "d.weight_scale_inv"] recipe [#moe.dequant<fp8 32x64, bf16>, #moe.concat<[40, 64]>, #moe.pack_panels<32>] : memref<1x4x64x32xbf16>
+// CHECK: exec.launch @gemm_f8e4m3_n104_k200(%{{.+}}, %{{.+}}, %{{.+}}, %[[Y:.+]]) grid
+// CHECK: %[[B:.+]] = exec.view %[[Y]] : memref<?x104xf32> to memref<?x64xf32, strided<[104, 1]>>
+// CHECK: exec.launch @gemm_bf16_n104_k64(%[[B]],
+func.func @step(%tokens: tensor<?xi32>, %positions: tensor<?xi32>, %slots: tensor<?xi32>, %rows: tensor<?xi32>) -> tensor<?x64xf32> {
+  %table = moe.weight ["table"] : tensor<100x200xf32>
+  %wab = moe.weight ["a.weight", "a.weight_scale_inv", "b.weight", "b.weight_scale_inv"]
+      recipe [#moe.dequant<fp8 32x64, bf16>, #moe.concat<[64, 40]>] : tensor<104x200xbf16>
+  %wcd = moe.weight ["c.weight", "c.weight_scale_inv", "d.weight", "d.weight_scale_inv"]
+      recipe [#moe.dequant<fp8 32x64, bf16>, #moe.concat<[40, 64]>] : tensor<104x64xbf16>
+  %t = moe.embed %tokens in %table : tensor<?xi32>, tensor<100x200xf32> -> tensor<?x200xf32>
+  %ab = moe.linear %t, %wab : tensor<?x200xf32>, tensor<104x200xbf16> -> tensor<?x104xf32>
+  %a, %b = moe.split %ab : tensor<?x104xf32> -> tensor<?x64xf32>, tensor<?x40xf32>
+  %cd = moe.linear %a, %wcd : tensor<?x64xf32>, tensor<104x64xbf16> -> tensor<?x104xf32>
+  %c, %d = moe.split %cd : tensor<?x104xf32> -> tensor<?x40xf32>, tensor<?x64xf32>
+  %r = moe.gather_rows %d[%rows] : tensor<?x64xf32>, tensor<?xi32> -> tensor<?x64xf32>
+  return %r : tensor<?x64xf32>
+}

@@ -128,3 +128,16 @@ func.func @step(%tokens: tensor<?xi32>, %positions: tensor<?xi32>, %slots: tenso
   %r = moe.gather_rows %x[%rows] : tensor<4x8xf32>, tensor<?xi32> -> tensor<?x8xf32>
   return %r : tensor<?x8xf32>
 }
+
+// -----
+
+func.func @step(%tokens: tensor<?xi32>, %positions: tensor<?xi32>, %slots: tensor<?xi32>, %rows: tensor<?xi32>) -> tensor<?x12xf32> {
+  %table = moe.weight ["table"] : tensor<100x8xf32>
+  %g = moe.weight ["a", "b"] recipe [#moe.concat<[4, 8]>] : tensor<12x8xf32>
+  %u = moe.weight ["c", "d"] recipe [#moe.concat<[4, 8]>] : tensor<12x8xf32>
+  %x = moe.embed %tokens in %table : tensor<?xi32>, tensor<100x8xf32> -> tensor<?x8xf32>
+  // expected-error@+1 {{packs two weights side by side, each joined of several}}
+  %y = moe.gate_up %x, %g, %u : tensor<?x8xf32>, tensor<12x8xf32>, tensor<12x8xf32> -> tensor<?x12xf32>
+  %r = moe.gather_rows %y[%rows] : tensor<?x12xf32>, tensor<?xi32> -> tensor<?x12xf32>
+  return %r : tensor<?x12xf32>
+}
