@@ -89,6 +89,23 @@ def test_size_budget(compiled, moec, calibration, divergence, tmp_path):
         assert sum(int(count) for count in re.findall(r"(\d+) (?:int|keep)", row)) == 2 * 16
 
 
+@pytest.mark.parametrize("name", ["tiny-shakespeare", "tiny-shakespeare-fp8"])
+def test_report(name, compiled, moec, text, tmp_path):
+    """Bytes are those of the artifact, and the rules make the same one again, also where FP8 blocks are kept."""
+    model = MODEL.parent / name
+    moec.run("calibrate", compiled(model), "--file", text, "-o", tmp_path / "calibration")
+    budget = bytes_of(moec, compiled(model)) * 97 // 100
+    arguments = ("compile", model, "--calibration", tmp_path / "calibration")
+    shown = moec.run(*arguments, "-o", tmp_path / "mix", "--size-budget", budget, "--json").stdout.decode()
+    report = json.loads(shown[shown.index("{") :])
+    assert report["bytes"] == bytes_of(moec, tmp_path / "mix") <= budget
+    assert any("keep" in layer["gate_up"] or "keep" in layer["down"] for layer in report["layers"])
+    rules = [word for rule in report["formats"].splitlines() for word in ("--format", rule)]
+    moec.run(*arguments, "-o", tmp_path / "again", *rules)
+    made, again = (json.loads((tmp_path / one / "manifest.json").read_text()) for one in ("mix", "again"))
+    assert made["weights"] == again["weights"]
+
+
 def test_error_budget(compiled, moec, calibration, tmp_path):
     """A stricter budget takes more bytes, and what is achieved is within it."""
     sizes = []

@@ -107,6 +107,8 @@ public:
     Family family;
     for (mlir::Attribute source : weight.getSources())
       family.names.push_back(mlir::cast<mlir::StringAttr>(source).str());
+    if (!weight.getRecipe().empty())
+      family.stored = mlir::dyn_cast<mlir::moe::DequantAttr>(weight.getRecipe()[0]);
     MOEC_TRY(family.recipe, buildRecipe(family.names, weight.getRecipe(), from, /*moments=*/nullptr));
     return family;
   }
@@ -133,8 +135,24 @@ public:
     return all;
   }
 
+  /// Bytes of `rows` rows of a member in panels, quantized by `step`, or as they are kept if it is null.
+  uint64_t packedBytes(int64_t rows, mlir::Attribute step) const {
+    const int64_t cols = block().cols, panels = (rows + kPanelWidth - 1) / kPanelWidth;
+    auto quantize = mlir::dyn_cast_or_null<mlir::moe::QuantizeAttr>(step);
+    if (!quantize && stored)
+      quantize = stored.getInt4Groups();
+    if (quantize)
+      return panels * quantize.packedBytes(kPanelWidth, cols);
+    if (stored && stored.getFormat() == mlir::moe::StoredFormat::Fp8 && stored.getRows() > 0 && stored.getCols() > 0) {
+      int64_t scales = (cols + stored.getCols() - 1) / stored.getCols();
+      return panels * kPanelWidth * (cols + scales * static_cast<int64_t>(sizeof(float)));
+    }
+    return panels * kPanelWidth * cols * byteSize(block().dtype);
+  }
+
 private:
   std::vector<std::string> names;
+  mlir::moe::DequantAttr stored; ///< how the checkpoint has it, if it is quantized there
   RecipeBlocks recipe;
 };
 
@@ -171,13 +189,6 @@ public:
   }
 
 private:
-  /// Bytes of `rows` rows in panels of this target.
-  static uint64_t packedBytes(int64_t rows, int64_t cols, mlir::Attribute step, DType stored) {
-    int64_t panels = (rows + kPanelWidth - 1) / kPanelWidth;
-    auto quantize = mlir::dyn_cast_or_null<mlir::moe::QuantizeAttr>(step);
-    return panels * (quantize ? quantize.packedBytes(kPanelWidth, cols) : kPanelWidth * cols * byteSize(stored));
-  }
-
   Status measureExpert(const std::vector<Family> &families, const CalibrationInput &inputs, int64_t expert,
                        Layer &layer) {
     std::vector<int64_t> choices, rows = inputs.rowsOf(expert, &choices);
@@ -226,7 +237,7 @@ private:
         return !step || (quantize && quantize.divides(cols));
       };
       if (fits(first, gate.cols)) {
-        Choice choice{f, packedBytes(2 * gate.rows, gate.cols, first, gate.dtype), 0};
+        Choice choice{f, families[0].packedBytes(2 * gate.rows, first), 0};
         if (auto step = mlir::dyn_cast_or_null<mlir::moe::QuantizeAttr>(first)) {
           MOEC_TRY(std::vector<float> roundedGate, families[0].rounded(step, expert, calibration));
           MOEC_TRY(std::vector<float> roundedUp, families[1].rounded(step, expert, calibration));
@@ -238,7 +249,7 @@ private:
         gateUp.push_back(choice);
       }
       if (fits(second, down.cols)) {
-        Choice choice{f, packedBytes(down.rows, down.cols, second, down.dtype), 0};
+        Choice choice{f, families[2].packedBytes(down.rows, second), 0};
         if (auto step = mlir::dyn_cast_or_null<mlir::moe::QuantizeAttr>(second)) {
           MOEC_TRY(std::vector<float> roundedDown, families[2].rounded(step, expert, calibration));
           multiply(roundedDown, hidden, down.rows, down.cols, other);

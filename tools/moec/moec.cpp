@@ -394,6 +394,8 @@ int main(int argc, char **argv) {
           "--base", arguments.base,
           "artifact that was calibrated: what a budget achieved is measured against it, on the calibration's text")
       ->group("Formats of weights");
+  compileCommand->add_flag("--json", arguments.json, "print what a budget chose, and its --format rules, as JSON")
+      ->group("Formats of weights");
   compileCommand->add_option("--max-memory", arguments.maxMemory, "bound on the memory that making weights takes")
       ->capture_default_str();
   compileCommand
