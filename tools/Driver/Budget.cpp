@@ -49,6 +49,7 @@ struct Item {
 struct Layer {
   std::string name;
   std::array<std::string, 3> sources; ///< gate, up, down: families
+  std::vector<std::string> tensors;   ///< these and what belongs to them: scales
   double sensitivity = 0, tipping = 0;
   std::vector<Item> items;
 
@@ -114,6 +115,8 @@ public:
   }
   const Block &block() const { return *recipe.blocks.front(); }
   const std::string &name() const { return names.front(); }
+  /// All that the family is made from.
+  const std::vector<std::string> &sources() const { return names; }
   Result<std::vector<float>> values(int64_t expert) const {
     std::vector<float> all(block().rows * block().cols);
     MOEC_CHECK(block().read({expert, 0, block().rows, 0, block().cols}, all.data()));
@@ -172,6 +175,7 @@ public:
     layer.name = families[0].name().substr(0, families[0].name().find(".{e}"));
     for (size_t i = 0; i < families.size(); ++i) {
       layer.sources[i] = families[i].name();
+      llvm::append_range(layer.tensors, families[i].sources());
       MOEC_CHECK(calibration.check(families[i].name(), families[i].block().cols));
     }
     const CalibrationInput &inputs = *calibration.find(families[0].name());
@@ -325,7 +329,7 @@ Result<uint64_t> bytesBeside(const BudgetOptions &options, const std::vector<Lay
   uint64_t bytes = 0;
   for (auto weight : compilation->program().getOps<mlir::exec::WeightOp>()) {
     mlir::StringRef source = mlir::cast<mlir::StringAttr>(weight.getSources()[0]).getValue();
-    if (llvm::any_of(layers, [&](const Layer &layer) { return llvm::is_contained(layer.sources, source.str()); }))
+    if (llvm::any_of(layers, [&](const Layer &layer) { return llvm::is_contained(layer.tensors, source.str()); }))
       continue;
     MOEC_TRY(WeightJob job, WeightJob::from(weight));
     bytes += job.bytes();
