@@ -376,7 +376,9 @@ private:
     if (plan.hasHeaders) {
       MOEC_TRY(source.inventory, hf::Inventory::check(plan.config, checkpoint.tensors(), options.model));
     }
-    if (expertFormat && mlir::moe::WeightFormat::parse(options.experts))
+    // A stream of codes counts as int4 below; the bytes of other codes are forecast.
+    constexpr std::array<std::string_view, 4> told = {"f32", "f16", "bf16", "int4"};
+    if (std::ranges::find(told, options.experts) != told.end())
       compile.experts = options.experts;
     MOEC_TRY(auto compilation, Compilation::of(compile, std::move(source)));
     MOEC_CHECK(compilation->optimize());
