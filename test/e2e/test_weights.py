@@ -131,7 +131,7 @@ def test_progress_on_a_terminal(large, moec, tmp_path):
     lines = [line for line in text.split("\r\x1b[K") if line]
     assert lines, "nothing was shown"
     for line in lines:
-        assert line.startswith("weights ") and " of 163.6 MiB  " in line and "/s  " in line
+        assert line.startswith("weights ") and " of 163.7 MiB  " in line and "/s  " in line
     done = [int(line.split()[1]) for line in lines]
     assert done == sorted(done) and done[-1] <= 100
 
