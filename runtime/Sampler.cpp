@@ -3,6 +3,8 @@
 
 #include "runtime/Sampler.h"
 
+#include "runtime/Support/SplitMix.h"
+
 #include <algorithm>
 #include <bit>
 #include <cassert>
@@ -12,12 +14,9 @@
 namespace moec {
 
 Random::Random(uint64_t seed) {
-  for (uint64_t &word : state) { // splitmix64
-    seed += 0x9e3779b97f4a7c15u;
-    uint64_t mixed = seed;
-    mixed = (mixed ^ (mixed >> 30)) * 0xbf58476d1ce4e5b9u;
-    mixed = (mixed ^ (mixed >> 27)) * 0x94d049bb133111ebu;
-    word = mixed ^ (mixed >> 31);
+  for (uint64_t &word : state) {
+    word = splitMix(seed);
+    seed += kSplitMixStep;
   }
 }
 

@@ -48,9 +48,7 @@ int64_t Quantizer::sharedBytes() const {
   return 2 * floats * static_cast<int64_t>(sizeof(float));
 }
 
-std::string Quantizer::nameOf(int64_t batch) const {
-  return mlir::moe::memberOf(source, members.empty() ? batch : members[batch]);
-}
+std::string Quantizer::nameOf(int64_t batch) const { return mlir::moe::memberOf(source, memberAt(batch)); }
 
 Result<std::shared_ptr<const Quantizer::Shared>> Quantizer::makeShared(int64_t batch) const {
   auto shared = std::make_shared<Shared>();
@@ -79,12 +77,11 @@ Result<std::shared_ptr<const Quantizer::Shared>> Quantizer::makeShared(int64_t b
       shared->blocks.clear();
   }
   if (step.getRounding() != Rounding::Nearest) {
-    int64_t member = members.empty() ? batch : members[batch];
     if (step.getRounding() == Rounding::Feedback) {
-      MOEC_TRY(SecondMoment moment, moments->moment(source, member));
+      MOEC_TRY(SecondMoment moment, moments->moment(source, memberAt(batch)));
       shared->feedback.emplace(std::move(moment));
     } else {
-      MOEC_TRY(shared->importance, moments->importance(source, member));
+      MOEC_TRY(shared->importance, moments->importance(source, memberAt(batch)));
     }
   }
   return std::shared_ptr<const Shared>(std::move(shared));

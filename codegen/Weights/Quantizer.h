@@ -45,6 +45,8 @@ private:
       : step(step), groups(step.getFormat()), source(std::move(source)), members(std::move(members)), block(block),
         moments(moments) {}
 
+  /// Which member of the family a matrix is.
+  int64_t memberAt(int64_t batch) const { return members.empty() ? batch : members[batch]; }
   std::string nameOf(int64_t batch) const;
   Result<std::shared_ptr<const Shared>> sharedOf(int64_t batch) const;
   Result<std::shared_ptr<const Shared>> makeShared(int64_t batch) const;

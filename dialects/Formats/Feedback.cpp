@@ -71,8 +71,7 @@ class Rows {
 public:
   static constexpr int64_t lanes = Feedback::lanes;
 
-  Rows(const GroupFormat &format, int64_t cols, float global, int64_t count, RowCodes *out)
-      : format(format), cols(cols), global(global), count(count), out(out) {
+  Rows(const GroupFormat &format, int64_t cols, float global, int64_t count, RowCodes *out) : format(format), out(out) {
     for (int64_t r = 0; r < count; ++r) {
       out[r].codes.assign(cols, 0);
       out[r].scales.assign(format.groups(cols), 0);
@@ -97,9 +96,6 @@ public:
   }
 
   const GroupFormat &format;
-  int64_t cols;
-  float global;
-  int64_t count;
   RowCodes *out;
 };
 

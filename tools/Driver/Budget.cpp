@@ -276,16 +276,13 @@ private:
 
 /// A layer on its way from the smallest formats to the most exact ones: after how many steps which bytes and cost.
 struct Path {
-  struct Step {
-    size_t item;
-  };
   struct Stop {
     uint64_t bytes;
     double cost;
     size_t steps; ///< taken until here
   };
-  std::vector<Step> steps; ///< each takes an item to its next choice, the best one first
-  std::vector<Stop> stops; ///< those that a whole way may end at, and the first one
+  std::vector<size_t> steps; ///< items, each of which takes its next choice, the best one first
+  std::vector<Stop> stops;   ///< those that a whole way may end at, and the first one
 };
 
 Path pathOf(const Layer &layer) {
@@ -312,7 +309,7 @@ Path pathOf(const Layer &layer) {
     const std::vector<Choice> &hull = layer.items[move.item].hull;
     bytes += hull[move.to].bytes - hull[move.to - 1].bytes;
     noise = std::max(0.0, noise - (hull[move.to - 1].noise - hull[move.to].noise));
-    path.steps.push_back({move.item});
+    path.steps.push_back(move.item);
     all.push_back({bytes, layer.cost(noise), path.steps.size()});
   }
   path.stops = lowerHull(all, [](const Path::Stop &stop) { return stop.cost; });
@@ -365,7 +362,18 @@ std::string rulesOf(const std::vector<Layer> &layers, const std::vector<std::str
 
 } // namespace
 
-Result<BudgetReport> moec::chooseFormats(const BudgetOptions &options) {
+/// Of each layer what its experts cost, and the bytes of all other weights.
+struct Budget::Measured {
+  std::vector<std::string> formats;
+  std::vector<Layer> layers;
+  uint64_t beside = 0;
+};
+
+Budget::Budget(std::unique_ptr<const Measured> measured) : measured(std::move(measured)) {}
+Budget::Budget(Budget &&) noexcept = default;
+Budget::~Budget() = default;
+
+Result<Budget> Budget::measure(const BudgetOptions &options) {
   if (options.compile.calibration.empty())
     return Error{"a budget needs a calibration, a file that moec calibrate made"};
   MOEC_TRY(Calibration calibration, Calibration::open(options.compile.calibration));
@@ -375,14 +383,20 @@ Result<BudgetReport> moec::chooseFormats(const BudgetOptions &options) {
   imported->program().walk([&](ExpertsOp op) { ops.push_back(op); });
   if (ops.empty())
     return Error{options.compile.model + " has no routed experts to choose formats for"};
-  std::vector<Layer> layers;
+  auto measured = std::make_unique<Measured>();
+  measured->formats = options.formats;
   LayerMeasure measure(options, imported->program().getContext(), calibration);
   for (ExpertsOp op : ops) {
     MOEC_TRY(Layer layer, measure.measure(op, source.checkpoint));
-    layers.push_back(std::move(layer));
+    measured->layers.push_back(std::move(layer));
   }
-  MOEC_TRY(uint64_t beside, bytesBeside(options, layers));
+  MOEC_TRY(measured->beside, bytesBeside(options, measured->layers));
+  return Budget(std::move(measured));
+}
 
+Result<BudgetReport> Budget::choose(std::optional<uint64_t> budgetBytes, std::optional<double> divergence) const {
+  std::vector<Layer> layers = measured->layers; // what is chosen is noted in these
+  const uint64_t beside = measured->beside;
   // From the least bytes up: of all layers the segment that avoids most divergence for a byte comes next.
   struct Segment {
     size_t layer;
@@ -404,16 +418,16 @@ Result<BudgetReport> moec::chooseFormats(const BudgetOptions &options) {
       segments.push_back({l, stops[i - 1], stops[i]});
   }
   llvm::stable_sort(segments, [](const Segment &a, const Segment &b) { return a.gain() > b.gain(); });
-  if (options.bytes && bytes > *options.bytes)
-    return Error{"a size budget of " + sizeText(*options.bytes) + " cannot be met: the smallest formats make " +
+  if (budgetBytes && bytes > *budgetBytes)
+    return Error{"a size budget of " + sizeText(*budgetBytes) + " cannot be met: the smallest formats make " +
                  sizeText(bytes) + ", of which " + sizeText(beside) + " are no routed experts"};
   for (const Segment &segment : segments) {
-    if (options.divergence && cost <= *options.divergence)
+    if (divergence && cost <= *divergence)
       break;
     if (ended[segment.layer])
       continue;
     uint64_t more = segment.to.bytes - segment.from.bytes;
-    if (!options.bytes || bytes + more <= *options.bytes) {
+    if (!budgetBytes || bytes + more <= *budgetBytes) {
       taken[segment.layer] = segment.to.steps;
       bytes += more;
       cost -= segment.from.cost - segment.to.cost;
@@ -424,11 +438,11 @@ Result<BudgetReport> moec::chooseFormats(const BudgetOptions &options) {
     Layer &layer = layers[segment.layer];
     std::vector<size_t> at(layer.items.size(), 0);
     for (size_t step = 0; step < segment.to.steps; ++step) {
-      size_t item = paths[segment.layer].steps[step].item;
+      size_t item = paths[segment.layer].steps[step];
       const std::vector<Choice> &hull = layer.items[item].hull;
       if (step >= segment.from.steps) {
         uint64_t one = hull[at[item] + 1].bytes - hull[at[item]].bytes;
-        if (bytes + one > *options.bytes)
+        if (bytes + one > *budgetBytes)
           break;
         bytes += one;
         taken[segment.layer] = step + 1;
@@ -441,11 +455,11 @@ Result<BudgetReport> moec::chooseFormats(const BudgetOptions &options) {
   for (size_t l = 0; l < layers.size(); ++l) {
     Layer &layer = layers[l];
     for (size_t step = 0; step < taken[l]; ++step)
-      ++layer.items[paths[l].steps[step].item].chosen;
+      ++layer.items[paths[l].steps[step]].chosen;
     LayerFormats formats{layer.name, 0, {}, {}, 0, 0, 0};
     for (const Item &item : layer.items) {
       const Choice &choice = item.hull[item.chosen];
-      ++(item.isDown ? formats.down : formats.gateUp)[options.formats[choice.format]];
+      ++(item.isDown ? formats.down : formats.gateUp)[measured->formats[choice.format]];
       formats.experts += item.isDown;
       formats.bytes += choice.bytes;
       formats.noise += choice.noise;
@@ -456,11 +470,11 @@ Result<BudgetReport> moec::chooseFormats(const BudgetOptions &options) {
     report.layers.push_back(std::move(formats));
   }
   report.bytes += beside;
-  if (options.divergence && report.divergence > *options.divergence)
-    return Error{"an error budget of " + numberText(static_cast<float>(*options.divergence)) +
+  if (divergence && report.divergence > *divergence)
+    return Error{"an error budget of " + numberText(static_cast<float>(*divergence)) +
                  " nats cannot be met: the most exact formats are predicted to make " +
                  numberText(static_cast<float>(report.divergence))};
-  report.formats = rulesOf(layers, options.formats);
+  report.formats = rulesOf(layers, measured->formats);
   return report;
 }
 

@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -22,10 +23,6 @@ namespace moec {
 struct BudgetOptions {
   /// With a calibration; what it says of experts is replaced, all other formats count as they are.
   CompileOptions compile;
-  /// Exactly one: bytes of all weights of the artifact, or mean KLD in nats per token from the model that was
-  /// calibrated.
-  std::optional<uint64_t> bytes;
-  std::optional<double> divergence;
   /// Formats to choose from.
   std::vector<std::string> formats = {"int4:g128", "int4", "int4:zero", "int8:weights", "keep"};
 };
@@ -51,14 +48,27 @@ struct BudgetReport {
   Json json() const;
 };
 
-/// Chooses formats. The error of a format is measured: each expert runs on what the calibration saw it read, with each
+/// What formats cost the experts of a model, and the choice of formats by that. The error of a format is measured, once
+/// for any number of choices: each expert runs on what the calibration saw it read, with each
 /// format of its projections, and the squares of the differences, times those of the router's weights, are the noise
 /// that it adds to the layer's output. What noise of mean square E costs follows from the layer's calibration:
 /// `sensitivity * E + tipping * sqrt(E)`. Bytes go first where they avoid most divergence.
-///
-/// Errors: no calibration, or one without sensitivities or of another model; experts that it never saw; a budget that
-/// cannot be met, with the best that can be had.
-Result<BudgetReport> chooseFormats(const BudgetOptions &options);
+class Budget {
+public:
+  /// Errors: no calibration, or one without sensitivities or of another model; experts that it never saw.
+  static Result<Budget> measure(const BudgetOptions &options);
+  Budget(Budget &&) noexcept;
+  ~Budget();
+
+  /// Exactly one is given: bytes of all weights of the artifact, or mean KLD in nats per token from the model that was
+  /// calibrated. Errors: it cannot be met, with the best that can be had.
+  Result<BudgetReport> choose(std::optional<uint64_t> bytes, std::optional<double> divergence) const;
+
+private:
+  struct Measured;
+  explicit Budget(std::unique_ptr<const Measured> measured);
+  std::unique_ptr<const Measured> measured;
+};
 
 /// Mean KLD in nats per token of the artifact `artifact` from `base` over `tokens`, in chunks as `moe-run perplexity`
 /// reads them. Errors: as of loading both.

@@ -8,6 +8,7 @@
 #include "runtime/Support/DType.h"
 #include "runtime/Support/File.h"
 #include "runtime/Support/Safetensors.h"
+#include "runtime/Support/SplitMix.h"
 #include "runtime/Support/Text.h"
 #include "tools/Driver/Text.h"
 
@@ -16,6 +17,7 @@
 #include <map>
 #include <set>
 #include <tuple>
+#include <utility>
 
 using namespace moec;
 
@@ -368,21 +370,13 @@ private:
     const auto step = static_cast<float>(share * std::sqrt(squares / static_cast<double>(out.width)));
     for (int64_t i = 0; i < out.width; ++i) {
       if (i % 64 == 0)
-        signs = next();
+        signs = splitMix(std::exchange(seed, seed + kSplitMixStep));
       const float before = row[i];
       row[i] += (signs >> (i % 64)) & 1 ? step : -step;
       const double added = static_cast<double>(row[i]) - before;
       sum += added * added;
     }
   }
-  /// SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA 2014).
-  uint64_t next() {
-    uint64_t z = seed += 0x9e3779b97f4a7c15;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
-    return z ^ (z >> 31);
-  }
-
   const Matrix &out;
   double share;
   uint64_t seed, signs = 0;

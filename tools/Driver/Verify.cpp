@@ -7,6 +7,7 @@
 #include "passes/Pipelines.h"
 #include "runtime/Model.h"
 #include "runtime/Sampler.h"
+#include "runtime/Support/SplitMix.h"
 #include "runtime/Support/Text.h"
 #include "tools/Driver/Text.h"
 
@@ -62,14 +63,6 @@ struct Sketch {
   }
 };
 
-/// Well mixed bits (Steele, Lea and Flood 2014, SplitMix).
-uint64_t mix(uint64_t x) {
-  x += 0x9E3779B97F4A7C15;
-  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9;
-  x = (x ^ (x >> 27)) * 0x94D049BB133111EB;
-  return x ^ (x >> 31);
-}
-
 template <typename T> void describe(llvm::ArrayRef<T> data, Sketch &sketch) {
   sketch.count = data.size();
   sketch.hash = llvm::xxh3_64bits({reinterpret_cast<const uint8_t *>(data.data()), data.size() * sizeof(T)});
@@ -77,7 +70,7 @@ template <typename T> void describe(llvm::ArrayRef<T> data, Sketch &sketch) {
   for (size_t i = 0; i < data.size(); ++i) {
     auto value = static_cast<double>(data[i]);
     squares += value * value;
-    uint64_t signs = mix(i);
+    uint64_t signs = splitMix(i);
     for (size_t k = 0; k < Sketch::kSums; ++k)
       sketch.sums[k] += signs >> k & 1 ? value : -value;
   }
@@ -353,7 +346,7 @@ Result<VerifyReport> moec::verify(const VerifyOptions &options) {
   std::vector<int32_t> tokens = options.tokens;
   if (tokens.empty())
     for (int64_t i = 0; i < options.count; ++i)
-      tokens.push_back(static_cast<int32_t>(mix(options.seed + mix(i)) % vocab));
+      tokens.push_back(static_cast<int32_t>(splitMix(options.seed + splitMix(i)) % vocab));
   if (tokens.empty())
     return Error{"there is no token to run the model on"};
   for (int32_t token : tokens)

@@ -197,12 +197,14 @@ Result<double> parseErrorBudget(std::string_view text) {
 
 /// Chooses the experts' formats by a budget, compiles, and measures what came of it.
 Status compileWithinBudget(Arguments &arguments) {
-  BudgetOptions budget;
-  budget.compile = arguments.compile;
+  BudgetOptions options;
+  options.compile = arguments.compile;
+  std::optional<uint64_t> bytes;
+  std::optional<double> allowed;
   if (!arguments.sizeBudget.empty()) {
-    MOEC_TRY(budget.bytes, parseSize(arguments.sizeBudget));
+    MOEC_TRY(bytes, parseSize(arguments.sizeBudget));
   } else {
-    MOEC_TRY(budget.divergence, parseErrorBudget(arguments.errorBudget));
+    MOEC_TRY(allowed, parseErrorBudget(arguments.errorBudget));
   }
   std::vector<int32_t> text;
   if (!arguments.base.empty()) {
@@ -212,10 +214,11 @@ Status compileWithinBudget(Arguments &arguments) {
   }
   // Predictions are rough: where what is achieved costs more than allowed, less is aimed at.
   constexpr int attempts = 4;
-  const std::optional<double> allowed = budget.divergence;
+  std::optional<double> aim = allowed;
+  MOEC_TRY(Budget budget, Budget::measure(options));
   for (int attempt = 1;; ++attempt) {
-    MOEC_TRY(BudgetReport report, chooseFormats(budget));
-    arguments.compile.formats = report.formats + budget.compile.formats;
+    MOEC_TRY(BudgetReport report, budget.choose(bytes, aim));
+    arguments.compile.formats = report.formats + options.compile.formats;
     MOEC_CHECK(compileOnce(arguments));
     if (!arguments.base.empty() && arguments.emit.empty()) {
       MOEC_TRY(report.achieved,
@@ -223,7 +226,7 @@ Status compileWithinBudget(Arguments &arguments) {
     }
     if (!allowed || !report.achieved || *report.achieved <= *allowed || attempt == attempts)
       return writeText("-", arguments.json ? report.json().dump() + "\n" : report.text());
-    *budget.divergence *= 0.95 * *allowed / *report.achieved;
+    *aim *= 0.95 * *allowed / *report.achieved;
   }
 }
 

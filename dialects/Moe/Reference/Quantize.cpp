@@ -23,7 +23,7 @@ namespace mlir::moe::reference {
 
 using Shape = std::vector<int64_t>;
 
-static Error stepError(Attribute step, const std::string &name, const std::string &problem) {
+Error stepError(Attribute step, const std::string &name, const std::string &problem) {
   std::string text;
   llvm::raw_string_ostream(text) << step << ": '" << name << "' " << problem;
   return Error{text};

@@ -19,6 +19,9 @@ moec::Result<StoredTensor> quantize(QuantizeAttr step, const std::string &name, 
                                     llvm::function_ref<int64_t(int64_t matrix)> memberOfMatrix,
                                     const moec::MomentSource *moments);
 
+/// How a step says what is wrong with the tensor `name`: "#moe.stack<2>: 'name' problem".
+moec::Error stepError(Attribute step, const std::string &name, const std::string &problem);
+
 /// The byte that stores a code, which is told by what it stands for.
 int byteOf(CodeFormat codes, float value);
 

@@ -92,10 +92,6 @@ struct Item {
   std::vector<StoredTensor> members;
 };
 
-static Error stepError(Attribute step, const std::string &name, const std::string &problem) {
-  return Error{print(step) + ": '" + name + "' " + problem};
-}
-
 /// Zeros of `shape`, or a sentence where that is absurdly large.
 static Result<Tensor<float>> zeros(Attribute step, const std::string &name, const Shape &shape) {
   int64_t count = 1;
