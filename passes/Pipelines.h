@@ -35,12 +35,11 @@ struct MoePipelineOptions : PassPipelineOptions<MoePipelineOptions> {
 
 /// Optimizes a model, as `moe-optimize`. Each level has the passes of those below it:
 ///
-/// | level | passes | results |
-/// | --- | --- | --- |
-/// | 0 | what lowering needs: latent attention over its cache in the asked form, the asked formats of weights | rounded
-/// | | 1 | canonicalize, cse, and fusions that leave every bit of the results as it is | those of 0 | | 2 | all
-/// fusions, those that round otherwise too | rounded | | 3 | what takes long to compile, or changes more than the last
-/// bits of sums | rounded |
+/// - 0: what lowering needs, that is latent attention over its cache in the asked form, and the asked formats of
+///   weights. Attention rounds otherwise than the plain form, formats make another model.
+/// - 1: canonicalize, cse, and the fusions of gate and up and of residuals. Every bit stays as it is from here on.
+/// - 2: and projections of one input as one.
+/// - 3: what takes long to compile, or changes more than the last bits of sums: nothing so far.
 ///
 /// A level that no pass begins at equals the one below it; `moec verify -O<level>` proves each.
 /// In: a module of `moe` and `func`, in the plain form that importers give; `options.level` is 0 to 3.

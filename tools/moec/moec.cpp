@@ -331,12 +331,14 @@ std::vector<CLI::Option *> addFormats(CLI::App &command, CompileOptions &options
                           },
                           "REGEX=FORMAT: the format of weights whose name in the checkpoint matches; the first match "
                           "decides, before the options above")
+                      ->excludes("--pass-pipeline")
                       ->group("Formats of weights"));
   added.push_back(command
                       .add_option("--rounding", options.rounding,
                                   "how codes are chosen: nearest, or by a calibration: importance (of columns, for "
                                   "better scales), feedback (of errors: GPTQ)")
                       ->check(CLI::IsMember({"nearest", "importance", "feedback"}))
+                      ->excludes("--pass-pipeline")
                       ->capture_default_str()
                       ->group("Formats of weights"));
   added.push_back(command.add_option("--calibration", options.calibration, "file that moec calibrate made")
@@ -386,11 +388,13 @@ int main(int argc, char **argv) {
               "--size-budget", arguments.sizeBudget,
               "choose a format for each projection of each routed expert so that all weights fit into so much, "
               "such as 9GiB, at the least error; takes --calibration")
+          ->excludes("--pass-pipeline")
           ->group("Formats of weights");
   compileCommand
       ->add_option("--error-budget", arguments.errorBudget,
                    "the same for the least bytes at no more than this mean divergence, such as kld=0.01")
       ->excludes(sizeBudget)
+      ->excludes("--pass-pipeline")
       ->group("Formats of weights");
   compileCommand
       ->add_option(
