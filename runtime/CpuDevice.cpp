@@ -111,7 +111,7 @@ Status CpuDevice::loadCode(const std::string &forcedLevel) {
     std::optional<CpuLevel> parsed = cpuLevelFromString(code.level);
     if (!parsed)
       return Error{artifact.directory() + ": has code for '" + code.level +
-                   "', expected one of x86-64, x86-64-v2, x86-64-v3, x86-64-v4"};
+                   "', expected one of x86-64, x86-64-v2, x86-64-v3, x86-64-v4, x86-64-v4-vnni"};
     levels.push_back(*parsed);
   }
   MOEC_TRY(size_t choice, chooseCpuLevel(levels, machineCpuLevel(), forcedLevel, artifact.directory()));

@@ -23,14 +23,17 @@ std::string_view toString(CpuLevel level) {
     return "x86-64-v3";
   case CpuLevel::V4:
     return "x86-64-v4";
+  case CpuLevel::V4Vnni:
+    return "x86-64-v4-vnni";
   }
   return "?";
 }
 
 std::optional<CpuLevel> cpuLevelFromString(std::string_view name) {
-  for (CpuLevel level : {CpuLevel::V1, CpuLevel::V2, CpuLevel::V3, CpuLevel::V4}) {
-    std::string shortName = "v" + std::to_string(static_cast<int>(level) + 1);
-    if (name == toString(level) || name == shortName)
+  constexpr std::string_view family = "x86-64-";
+  for (CpuLevel level : {CpuLevel::V1, CpuLevel::V2, CpuLevel::V3, CpuLevel::V4, CpuLevel::V4Vnni}) {
+    std::string_view full = toString(level);
+    if (name == full || name == (full.size() > family.size() ? full.substr(family.size()) : "v1"))
       return level;
   }
   return std::nullopt;
@@ -39,8 +42,10 @@ std::optional<CpuLevel> cpuLevelFromString(std::string_view name) {
 std::optional<CpuLevel> machineCpuLevel() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("x86-64-v4"))
-    return CpuLevel::V4;
+  if (__builtin_cpu_supports("x86-64-v4")) {
+    bool dots = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+    return dots ? CpuLevel::V4Vnni : CpuLevel::V4;
+  }
   if (__builtin_cpu_supports("x86-64-v3"))
     return CpuLevel::V3;
   if (__builtin_cpu_supports("x86-64-v2"))
@@ -65,8 +70,8 @@ Result<size_t> chooseCpuLevel(std::span<const CpuLevel> levels, std::optional<Cp
     std::optional<CpuLevel> wanted = cpuLevelFromString(forced);
     if (!wanted)
       return Error{"MOEC_CPU is '" + std::string(forced) +
-                   "', expected one of v1, v2, v3, v4, x86-64, x86-64-v2, "
-                   "x86-64-v3, x86-64-v4"};
+                   "', expected one of v1, v2, v3, v4, v4-vnni, x86-64, x86-64-v2, "
+                   "x86-64-v3, x86-64-v4, x86-64-v4-vnni"};
     auto found = std::find(levels.begin(), levels.end(), *wanted);
     if (found == levels.end())
       return Error{what + ": MOEC_CPU asks for " + std::string(toString(*wanted)) + ", but there is code for " +

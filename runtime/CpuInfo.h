@@ -16,11 +16,12 @@
 
 namespace moec {
 
-/// The micro-architecture levels of the x86-64 psABI, least first.
-enum class CpuLevel { V1, V2, V3, V4 };
+/// The micro-architecture levels of the x86-64 psABI, least first, and above them
+/// what has AVX512_VNNI and AVX512_BF16 as well.
+enum class CpuLevel { V1, V2, V3, V4, V4Vnni };
 
-/// "x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v4"; the short forms "v1" to
-/// "v4" are understood as well.
+/// "x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v4", "x86-64-v4-vnni"; the short
+/// forms "v1" to "v4-vnni" are understood as well.
 std::string_view toString(CpuLevel level);
 std::optional<CpuLevel> cpuLevelFromString(std::string_view name);
 

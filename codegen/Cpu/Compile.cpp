@@ -40,9 +40,15 @@ namespace moec::cpu {
 
 llvm::ArrayRef<Level> levels() {
   // v4 has 32 registers of one vector, v3 16 of half a vector.
+  const Tiles wide{.gemmRows = 8, .gemmAccumulators = 16, .scoreRows = 4, .latentVectors = 4};
   static const Level all[] = {
-      {"x86-64-v4", {.gemmRows = 8, .gemmAccumulators = 16, .scoreRows = 4, .latentVectors = 4}},
-      {"x86-64-v3", {.gemmRows = 6, .gemmAccumulators = 6, .scoreRows = 1, .latentVectors = 1}},
+      {"x86-64-v4-vnni", "x86-64-v4", "+avx512vnni,+avx512bf16", Isa::Avx512Dot, wide},
+      {"x86-64-v4", "x86-64-v4", "", Isa::Avx512, wide},
+      {"x86-64-v3",
+       "x86-64-v3",
+       "",
+       Isa::Avx2,
+       {.gemmRows = 6, .gemmAccumulators = 6, .scoreRows = 1, .latentVectors = 1}},
   };
   return all;
 }
@@ -219,7 +225,7 @@ mlir::OwningOpRef<mlir::ModuleOp> emitModule(mlir::MLIRContext &context, llvm::A
                                              const Level &level) {
   loadKernelDialects(context);
   mlir::OwningOpRef<mlir::ModuleOp> module = mlir::ModuleOp::create(mlir::UnknownLoc::get(&context));
-  KernelBuilder builder(*module);
+  KernelBuilder builder(*module, level.isa);
   for (const Kernel &kernel : kernels)
     std::visit([&](const auto &spec) { emit(builder, kernel.symbol, spec, level.tiles); }, kernel.spec);
   return module;
@@ -266,9 +272,8 @@ Result<std::unique_ptr<llvm::TargetMachine>> targetMachine(const Level &level) {
     return Error{"this LLVM cannot generate x86-64 code: " + message};
   llvm::TargetOptions options;
   options.AllowFPOpFusion = llvm::FPOpFusion::Strict;
-  return std::unique_ptr<llvm::TargetMachine>(target->createTargetMachine(triple, level.name, /*Features=*/"", options,
-                                                                          llvm::Reloc::PIC_, std::nullopt,
-                                                                          llvm::CodeGenOptLevel::Aggressive));
+  return std::unique_ptr<llvm::TargetMachine>(target->createTargetMachine(
+      triple, level.cpu, level.features, options, llvm::Reloc::PIC_, std::nullopt, llvm::CodeGenOptLevel::Aggressive));
 }
 
 void optimize(llvm::Module &module, llvm::TargetMachine &machine) {
@@ -311,7 +316,8 @@ Result<std::string> generate(mlir::ModuleOp module, const Level &level, Output o
   for (llvm::Function &function : *code) {
     if (function.isDeclaration())
       continue;
-    function.addFnAttr("target-cpu", level.name);
+    function.addFnAttr("target-cpu", level.cpu);
+    function.addFnAttr("target-features", level.features);
     function.addFnAttr("prefer-vector-width", "512");
     function.addFnAttr("no-builtins");
     function.addFnAttr(llvm::Attribute::NoUnwind);

@@ -12,6 +12,7 @@
 #define MOEC_CODEGEN_CPU_COMPILE_H
 
 #include "codegen/Common/KernelSpec.h"
+#include "codegen/Cpu/KernelBuilder.h"
 #include "runtime/Support/Result.h"
 
 #include "mlir/IR/OwningOpRef.h"
@@ -36,11 +37,15 @@ struct Tiles {
 
 /// A set of instructions that code may use.
 struct Level {
-  llvm::StringRef name; ///< also LLVM's name of the CPU
+  llvm::StringRef name;
+  llvm::StringRef cpu;      ///< LLVM's name of the CPU
+  llvm::StringRef features; ///< what it has beside, in LLVM's form
+  Isa isa;
   Tiles tiles;
 };
 
 /// All levels, best first. What a machine must have:
+/// - x86-64-v4-vnni: all of v4, AVX512_VNNI (CPUID leaf 7.0 ECX bit 11) and AVX512_BF16 (leaf 7.1 EAX bit 5).
 /// - x86-64-v4: all of v3, AVX512F, AVX512BW, AVX512CD, AVX512DQ, AVX512VL (CPUID leaf 7.0 EBX bits
 ///   16, 30, 28, 17, 31), and XCR0 bits 1, 2, 5, 6, 7.
 /// - x86-64-v3: AVX2, BMI1, BMI2 (leaf 7.0 EBX bits 5, 3, 8), FMA, MOVBE, OSXSAVE, AVX, F16C, POPCNT, SSE4.2

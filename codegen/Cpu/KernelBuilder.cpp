@@ -118,9 +118,9 @@ void Ptr::store(Val value, Val mask) const {
   LLVM::MaskedStoreOp::create(*base.builder, value.value, base.value, mask.value, alignmentOf(element));
 }
 
-KernelBuilder::KernelBuilder(ModuleOp module)
-    : ImplicitLocOpBuilder(module.getLoc(), module.getContext()), i1(getI1Type()), i8(getI8Type()), i16(getI16Type()),
-      i32(getI32Type()), i64(getI64Type()), f16(getF16Type()), f32(getF32Type()), f64(getF64Type()),
+KernelBuilder::KernelBuilder(ModuleOp module, Isa isa)
+    : ImplicitLocOpBuilder(module.getLoc(), module.getContext()), instructions(isa), i1(getI1Type()), i8(getI8Type()),
+      i16(getI16Type()), i32(getI32Type()), i64(getI64Type()), f16(getF16Type()), f32(getF32Type()), f64(getF64Type()),
       ptr(LLVM::LLVMPointerType::get(module.getContext())) {
   setInsertionPointToEnd(module.getBody());
 }
@@ -321,6 +321,38 @@ void KernelBuilder::ifThen(Val condition, llvm::function_ref<void()> body) {
   OpBuilder::InsertionGuard guard(*this);
   setInsertionPointToStart(ifOp.thenBlock());
   body();
+}
+
+Val KernelBuilder::call(StringRef intrinsic, Type result, ArrayRef<Val> operands) {
+  SmallVector<Value> values(operands.begin(), operands.end());
+  return wrap(LLVM::CallIntrinsicOp::create(*this, result, getStringAttr(intrinsic), values).getResult(0));
+}
+
+Val KernelBuilder::dotBytes(Val sums, Val a, Val b, int64_t largest) {
+  assert(largest <= 255);
+  if (instructions == Isa::Avx512Dot)
+    return call("llvm.x86.avx512.vpdpbusd.512", vec(i32),
+                {sums, bitcast(a, vec(i8, 4 * kLanes)), bitcast(b, vec(i8, 4 * kLanes))});
+  // Sums of neighbours among i16 products, over registers of what width there is.
+  auto addPairs = [&](Val x, Val y) {
+    if (instructions == Isa::Avx512)
+      return call("llvm.x86.avx512.pmaddw.d.512", vec(i32), {x, y});
+    Vals halves;
+    for (int64_t half = 0; half < 2; ++half) {
+      SmallVector<int64_t> lanes(kLanes);
+      std::iota(lanes.begin(), lanes.end(), half * kLanes);
+      halves.push_back(
+          call("llvm.x86.avx2.pmadd.wd", vec(i32, kLanes / 2), {shuffle(x, x, lanes), shuffle(y, y, lanes)}));
+    }
+    SmallVector<int64_t> lanes(kLanes);
+    std::iota(lanes.begin(), lanes.end(), 0);
+    return shuffle(halves[0], halves[1], lanes);
+  };
+  Type words = vec(i16, 2 * kLanes);
+  // Two products of i16 hold the even bytes' and the odd bytes'.
+  Val evenA = bitcast(a & 0x00FF00FF, words), oddA = bitcast((a >> 8) & 0x00FF00FF, words);
+  Val evenB = (bitcast(b, words) << 8) >> 8, oddB = bitcast(b, words) >> 8;
+  return sums + addPairs(evenA, evenB) + addPairs(oddA, oddB);
 }
 
 Ptr KernelBuilder::scratch(Type element, int64_t count) {

@@ -31,6 +31,13 @@ namespace moec::cpu {
 /// Lanes of every f32 vector.
 inline constexpr int64_t kLanes = 16;
 
+/// The instructions that a builder may ask for by name.
+enum class Isa {
+  Avx2,
+  Avx512,
+  Avx512Dot, ///< and AVX512_VNNI, AVX512_BF16: products of bytes and of bf16, summed up in one instruction
+};
+
 class KernelBuilder;
 
 template <typename T>
@@ -114,7 +121,9 @@ struct Ptr {
 /// Builds kernels into a module; one at a time.
 class KernelBuilder : public mlir::ImplicitLocOpBuilder {
 public:
-  explicit KernelBuilder(mlir::ModuleOp module);
+  KernelBuilder(mlir::ModuleOp module, Isa isa);
+
+  const Isa instructions;
 
   mlir::Type i1, i8, i16, i32, i64, f16, f32, f64, ptr;
   mlir::Type vec(mlir::Type element, int64_t lanes = kLanes);
@@ -176,6 +185,10 @@ public:
   void vectors(int64_t width, llvm::function_ref<void(Val offset, Val mask)> body);
   void ifThen(Val condition, llvm::function_ref<void()> body);
 
+  /// Lane l of `sums` (i32) with the products of the four bytes of word l of `a`, unsigned and at most `largest`, and
+  /// those of word l of `b`, signed. Exact as long as the sum is.
+  Val dotBytes(Val sums, Val a, Val b, int64_t largest);
+
   /// Stack memory of the kernel, 64-byte aligned, uninitialised.
   Ptr scratch(mlir::Type element, int64_t count);
 
@@ -187,6 +200,7 @@ public:
   mlir::Type storage(DType type);
 
 private:
+  Val call(llvm::StringRef intrinsic, mlir::Type result, llvm::ArrayRef<Val> operands);
   Val stepField(int64_t index);
 
   mlir::Block *entry = nullptr;

@@ -49,7 +49,7 @@ CONFIG = {
     "bos_token_id": 100000, "eos_token_id": 100001, "torch_dtype": "bfloat16",
 }  # fmt: skip
 
-CPU_LEVELS = ("x86-64-v4", "x86-64-v3")
+CPU_LEVELS = ("x86-64-v4-vnni", "x86-64-v4", "x86-64-v3")
 
 
 def layer_tensors(layer: int) -> dict[str, tuple[int, ...]]:

@@ -117,7 +117,7 @@ def test_levels_agree(artifact, moe_run, tmp_path):
     """AVX2 and AVX-512 code give the same bits: vectors are 16 wide in the definition of each kernel."""
     tokens = ",".join(map(str, sequence(1, LENGTH)))
     results = []
-    for level in ("v3", None):
+    for level in ("v3", "v4", None):
         env = dict(os.environ)
         env.pop("MOEC_CPU", None)
         if level:
@@ -125,7 +125,7 @@ def test_levels_agree(artifact, moe_run, tmp_path):
         out = tmp_path / f"{level}.safetensors"
         moe_run.run("logits", artifact, "--tokens", tokens, "-o", out, env=env)
         results.append(load_file(out)["logits"].tobytes())
-    assert results[0] == results[1]
+    assert results[0] == results[1] == results[2]
 
 
 def test_context_limit(compiled):

@@ -280,9 +280,11 @@ TEST_F(ModelStep, ArtifactsForOtherMachinesAreRefused) {
   EXPECT_EQ(message("x86-64", "v1"), "x86-64");
   EXPECT_EQ(message("x86-64", "v3"), dir.path() + ": MOEC_CPU asks for x86-64-v3, but there is code for x86-64 only");
   EXPECT_EQ(message("x86-64", "amd"),
-            "MOEC_CPU is 'amd', expected one of v1, v2, v3, v4, x86-64, x86-64-v2, x86-64-v3, x86-64-v4");
+            "MOEC_CPU is 'amd', expected one of v1, v2, v3, v4, v4-vnni, x86-64, x86-64-v2, x86-64-v3, x86-64-v4, "
+            "x86-64-v4-vnni");
   EXPECT_EQ(message("z15", ""),
-            dir.path() + ": has code for 'z15', expected one of x86-64, x86-64-v2, x86-64-v3, x86-64-v4");
+            dir.path() +
+                ": has code for 'z15', expected one of x86-64, x86-64-v2, x86-64-v3, x86-64-v4, x86-64-v4-vnni");
   tiny.manifest["target"] = "nvptx";
   EXPECT_EQ(message("x86-64", ""), dir.path() + ": is compiled for the target 'nvptx', but this device is a cpu");
 }
@@ -292,6 +294,11 @@ TEST(CpuLevels, TheFirstThatRunsHereIsTaken) {
   EXPECT_EQ(*chooseCpuLevel(both, CpuLevel::V4, "", "a"), 0u);
   EXPECT_EQ(*chooseCpuLevel(both, CpuLevel::V3, "", "a"), 1u);
   EXPECT_EQ(*chooseCpuLevel(both, CpuLevel::V4, "v3", "a"), 1u);
+  const CpuLevel three[] = {CpuLevel::V4Vnni, CpuLevel::V4, CpuLevel::V3};
+  EXPECT_EQ(*chooseCpuLevel(three, CpuLevel::V4, "", "a"), 1u);
+  EXPECT_EQ(*chooseCpuLevel(three, CpuLevel::V4Vnni, "", "a"), 0u);
+  EXPECT_EQ(*chooseCpuLevel(three, CpuLevel::V4Vnni, "v4", "a"), 1u);
+  EXPECT_EQ(*chooseCpuLevel(three, CpuLevel::V4Vnni, "v4-vnni", "a"), 0u);
   EXPECT_EQ(*chooseCpuLevel(both, CpuLevel::V4, "x86-64-v3", "a"), 1u);
   EXPECT_EQ(chooseCpuLevel(both, CpuLevel::V3, "v4", "a").message(),
             "a: MOEC_CPU asks for x86-64-v4, but this machine supports x86-64-v3 at most");

@@ -214,7 +214,7 @@ Result<double> measureArithmetic(ThreadPool &pool) {
   double seconds = leastSeconds(0.3, [&] {
     pool.parallelFor(tasks, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task)
-        perRound = multiplyAdd(level == CpuLevel::V4, rounds);
+        perRound = multiplyAdd(level >= CpuLevel::V4, rounds);
     });
   });
   return static_cast<double>(tasks) * rounds * static_cast<double>(perRound.load()) / seconds;

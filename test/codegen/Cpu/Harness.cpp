@@ -4,6 +4,7 @@
 #include "Harness.h"
 
 #include "codegen/Common/KernelSignature.h"
+#include "runtime/CpuInfo.h"
 
 #include "mlir/IR/MLIRContext.h"
 
@@ -88,7 +89,7 @@ moe_kernel Library::symbol(const std::string &name) const {
 std::vector<const Level *> hostLevels() {
   std::vector<const Level *> found;
   for (const Level &level : levels())
-    if (level.name == "x86-64-v4" ? __builtin_cpu_supports("x86-64-v4") : __builtin_cpu_supports("x86-64-v3"))
+    if (cpuLevelFromString(level.name.str()) <= machineCpuLevel())
       found.push_back(&level);
   return found;
 }

@@ -19,7 +19,7 @@ std::unique_ptr<Library> compile(const Level &level, llvm::function_ref<void(Ker
   mlir::MLIRContext context(mlir::MLIRContext::Threading::DISABLED);
   loadKernelDialects(context);
   mlir::OwningOpRef<mlir::ModuleOp> module = mlir::ModuleOp::create(mlir::UnknownLoc::get(&context));
-  KernelBuilder b(*module);
+  KernelBuilder b(*module, level.isa);
   b.kernel("function", [&] { emit(b); });
   auto objects = [&]() -> Result<std::vector<std::string>> {
     MOEC_CHECK(lowerToLlvm(*module));
@@ -113,6 +113,41 @@ TEST(Math, SinAndCos) {
     }
     // Half an ulp is the rounding to f32.
     EXPECT_LE(worst, 0.5001) << level->name.str();
+  }
+}
+
+TEST(Math, DotBytes) {
+  // Every byte of either kind, in words of four; the largest sums are at the ends.
+  for (int64_t largest : {15, 255}) {
+    std::vector<uint8_t> a(4 * kLanes * 256);
+    std::vector<int8_t> w(a.size());
+    std::vector<int32_t> expected(a.size() / 4);
+    for (size_t i = 0; i < a.size(); ++i) {
+      a[i] = i % (largest + 1);
+      w[i] = i < 64 ? (i < 32 ? -128 : 127) : (i * 89 + i / 64) % 256;
+      if (i < 64)
+        a[i] = largest;
+      expected[i / 4] += a[i] * w[i];
+    }
+    for (size_t i = 0; i < expected.size(); ++i)
+      expected[i] += static_cast<int32_t>(i) - 100;
+    for (const Level *level : hostLevels()) {
+      auto library = compile(*level, [&](KernelBuilder &b) {
+        Ptr x = b.arg(0, b.i32), y = b.arg(1, b.i32), sums = b.arg(2, b.i32);
+        b.tasks([&](Val task) {
+          Ptr to = sums + task * kLanes;
+          to.store(
+              b.dotBytes(to.load(kLanes), (x + task * kLanes).load(kLanes), (y + task * kLanes).load(kLanes), largest));
+        });
+      });
+      std::vector<int32_t> sums(expected.size());
+      for (size_t i = 0; i < sums.size(); ++i)
+        sums[i] = static_cast<int32_t>(i) - 100;
+      void *args[] = {a.data(), w.data(), sums.data()};
+      moe_step step{};
+      library->symbol("function")(args, &step, 0, static_cast<int64_t>(sums.size() / kLanes));
+      EXPECT_EQ(sums, expected) << level->name.str();
+    }
   }
 }
 
