@@ -5,6 +5,7 @@
 
 #include "runtime/Hash.h"
 #include "runtime/KernelAbi.h"
+#include "runtime/Support/Text.h"
 
 #include <algorithm>
 #include <cassert>
@@ -361,6 +362,50 @@ Status Artifact::readSources(const JsonObject &manifest) {
   return success();
 }
 
+std::string_view toString(WorkUnit unit) {
+  switch (unit) {
+  case WorkUnit::F32:
+    return "f32";
+  case WorkUnit::BF16:
+    return "bf16";
+  case WorkUnit::Int8:
+    return "int8";
+  }
+  return "?";
+}
+
+static Result<WorkInfo> readWork(const JsonObject &json) {
+  constexpr int64_t most = int64_t(1) << 48;
+  WorkInfo work;
+  MOEC_TRY(const std::string unit, json.stringOr("unit", "f32"));
+  const auto *known = std::ranges::find(workUnits, unit, [](WorkUnit unit) { return toString(unit); });
+  if (known == std::end(workUnits))
+    return Error{at(json, "unit") + " is " + quote(unit) + ", expected one of f32, bf16, int8"};
+  work.unit = *known;
+  if (json.has("flops")) {
+    MOEC_TRY(JsonObject flops, json.object("flops"));
+    MOEC_TRY(work.perToken, flops.integerOr("token", 0, most, 0));
+    MOEC_TRY(work.perRow, flops.integerOr("row", 0, most, 0));
+    MOEC_TRY(work.perPair, flops.integerOr("pair", 0, most, 0));
+    MOEC_TRY(work.perEntry, flops.integerOr("entry", 0, most, 0));
+    MOEC_TRY(work.perChoice, flops.integerOr("choice", 0, most, 0));
+  }
+  if (json.has("token_bytes")) {
+    MOEC_TRY(work.tokenBytes, json.integer("token_bytes", 0, most));
+  }
+  if (json.has("experts")) {
+    MOEC_TRY(JsonObject object, json.object("experts"));
+    WorkInfo::Experts experts;
+    MOEC_TRY(experts.count, object.integer("count", 1, maxCount));
+    MOEC_TRY(experts.offsets, object.integer("offsets", 0, maxCount));
+    MOEC_TRY(experts.active, object.integer("active", 0, maxCount));
+    work.experts = experts;
+  } else if (work.perChoice != 0) {
+    return Error{json.what() + " has operations for each 'choice', but no 'experts'"};
+  }
+  return work;
+}
+
 Status Artifact::readKernels(const JsonObject &manifest) {
   return forEachObject(manifest, "kernels", [&](const JsonObject &json) -> Status {
     KernelInfo kernel;
@@ -370,6 +415,11 @@ Status Artifact::readKernels(const JsonObject &manifest) {
     MOEC_TRY(kernel.kind, json.string("kind"));
     MOEC_TRY(JsonObject spec, json.object("spec"));
     kernel.spec = spec.json();
+    if (json.has("work")) {
+      MOEC_TRY(JsonObject work, json.object("work"));
+      MOEC_TRY(kernel.work, readWork(work));
+      worksKnown = true;
+    }
     kernelInfos.push_back(std::move(kernel));
     return success();
   });
@@ -458,6 +508,23 @@ Result<ArgInfo> Artifact::readArg(const Json &json, const std::string &what) con
   return arg;
 }
 
+/// A tool that counts the experts of a launch reads them where its kernel's `work` says.
+Status Artifact::checkExperts(const LaunchInfo &launch, const std::string &what) const {
+  const KernelInfo &kernel = kernelInfos[launch.kernel];
+  if (!kernel.work.experts)
+    return success();
+  const uint64_t needed = (kernel.work.experts->count + 1) * sizeof(int32_t);
+  for (size_t position : {kernel.work.experts->offsets, kernel.work.experts->active}) {
+    const ArgInfo *arg = position < launch.args.size() ? &launch.args[position] : nullptr;
+    if (!arg || arg->kind != ArgInfo::Kind::Buffer || arg->offset % sizeof(int32_t) != 0 ||
+        bufferInfos[arg->index].offset % sizeof(int32_t) != 0 || bufferInfos[arg->index].bytes - arg->offset < needed)
+      return Error{what + " has as argument " + std::to_string(position) + " no buffer of " + std::to_string(needed) +
+                   " bytes, where the work of its kernel " + quote(kernel.symbol) + " counts " +
+                   std::to_string(kernel.work.experts->count) + " experts"};
+  }
+  return success();
+}
+
 Status Artifact::readLaunch(const JsonObject &json) {
   using Kind = ArgInfo::Kind;
   LaunchInfo launch;
@@ -499,6 +566,7 @@ Status Artifact::readLaunch(const JsonObject &json) {
     return Error{json.what() + " has both 'run_from' and 'run_below'"};
   MOEC_TRY(launch.runFrom, json.integerOr("run_from", 1, maxCount, launch.runFrom));
   MOEC_TRY(launch.runBelow, json.integerOr("run_below", 1, maxCount, launch.runBelow));
+  MOEC_CHECK(checkExperts(launch, json.what()));
   launchInfos.push_back(std::move(launch));
   return success();
 }

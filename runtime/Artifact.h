@@ -17,7 +17,9 @@
 #include <limits>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace moec {
@@ -59,9 +61,35 @@ struct CodeFile {
   std::string xxh3;
 };
 
+/// What a kernel multiplies in: elements of products, before they are summed.
+enum class WorkUnit { F32, BF16, Int8 };
+inline constexpr WorkUnit workUnits[] = {WorkUnit::F32, WorkUnit::BF16, WorkUnit::Int8};
+/// "f32", "bf16", "int8"
+std::string_view toString(WorkUnit unit);
+
+/// What one launch of a kernel computes and reads at least. A multiplication and an addition are two operations.
+struct WorkInfo {
+  WorkUnit unit = WorkUnit::F32;
+  int64_t perToken = 0;  ///< operations for each token of the step
+  int64_t perRow = 0;    ///< ... for each row of logits
+  int64_t perPair = 0;   ///< ... for each token and entry of the context that it attends to
+  int64_t perEntry = 0;  ///< ... for each entry of the context of a run
+  int64_t perChoice = 0; ///< ... for each expert that a token is given to
+  /// Bytes of its weights that each token reads; unset: a launch reads them all, of experts those that are chosen.
+  std::optional<int64_t> tokenBytes;
+  /// Weights are `count` equal parts; arguments hold the first choice of each, i32[count + 1], and how many are chosen,
+  /// followed by which, i32[count + 1].
+  struct Experts {
+    int64_t count = 0;
+    size_t offsets = 0, active = 0; ///< positions of arguments
+  };
+  std::optional<Experts> experts;
+};
+
 struct KernelInfo {
   std::string symbol, kind;
   Json spec;
+  WorkInfo work;
 };
 
 struct CacheInfo {
@@ -148,6 +176,8 @@ public:
   const std::vector<WeightFile> &weightFiles() const { return weightFileInfos; }
   const std::vector<WeightInfo> &weights() const { return weightInfos; }
   const std::vector<KernelInfo> &kernels() const { return kernelInfos; }
+  /// Whether the manifest says what work kernels are; those of an earlier moec do not.
+  bool hasWork() const { return worksKnown; }
   const std::vector<CacheInfo> &caches() const { return cacheInfos; }
   const std::vector<BufferInfo> &buffers() const { return bufferInfos; }
   const std::vector<LaunchInfo> &launches() const { return launchInfos; }
@@ -171,6 +201,7 @@ private:
   Status readBuffers(const JsonObject &program);
   Status readLaunch(const JsonObject &json);
   Result<ArgInfo> readArg(const Json &json, const std::string &what) const;
+  Status checkExperts(const LaunchInfo &launch, const std::string &what) const;
 
   std::string dir, compilerName, targetName;
   ModelInfo modelInfo;
@@ -180,6 +211,7 @@ private:
   std::vector<WeightInfo> weightInfos;
   std::map<std::string, size_t> weightIndex;
   std::vector<KernelInfo> kernelInfos;
+  bool worksKnown = false;
   std::vector<CacheInfo> cacheInfos;
   std::vector<BufferInfo> bufferInfos;
   std::vector<LaunchInfo> launchInfos;

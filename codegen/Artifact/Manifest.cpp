@@ -3,6 +3,7 @@
 
 #include "codegen/Artifact/Manifest.h"
 
+#include "codegen/Artifact/KernelWork.h"
 #include "codegen/Common/KernelSignature.h"
 #include "dialects/Exec/ExecDialect.h"
 #include "dialects/Moe/MoeDialect.h"
@@ -132,6 +133,8 @@ LogicalResult ProgramWriter::writeKernels() {
     kernelIndex.try_emplace(kernel.getSymName(), kernels.size(), *spec);
     kernels.push_back(
         {{"symbol", kernel.getSymName().str()}, {"kind", kernel.getKind().str()}, {"spec", std::move(*json)}});
+    if (Json work = workOf(*spec); !work.empty())
+      kernels.back()["work"] = std::move(work);
   }
   return mlir::success();
 }

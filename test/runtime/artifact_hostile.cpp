@@ -251,7 +251,17 @@ INSTANTIATE_TEST_SUITE_P(
                     Mutation{"/kernels/0/symbol", "\"nothing\"", "has no kernel 'nothing', which the manifest names"},
                     Mutation{"/kernels/0/symbol", "\"\"", "which is no symbol"},
                     Mutation{"/kernels/0/symbol", "\"tiny_embed\\u0000\"", "which is no symbol"},
-                    Mutation{"/kernels/0/kind", gone, "kind"}, Mutation{"/kernels/0/spec", "3", "spec"}));
+                    Mutation{"/kernels/0/kind", gone, "kind"}, Mutation{"/kernels/0/spec", "3", "spec"},
+                    Mutation{"/kernels/0/work", "3", "work"},
+                    Mutation{"/kernels/0/work", R"({"unit": "i4"})", "is 'i4', expected one of f32, bf16, int8"},
+                    Mutation{"/kernels/0/work", R"({"flops": {"token": -1}})", "token"},
+                    Mutation{"/kernels/0/work", R"({"flops": {"choice": 8}})", "but no 'experts'"},
+                    Mutation{"/kernels/0/work", R"({"experts": {"count": 8, "offsets": 3, "active": 4}})",
+                             "has as argument 4 no buffer of 36 bytes"},
+                    Mutation{"/kernels/0/work", R"({"experts": {"count": 8, "offsets": 0, "active": 3}})",
+                             "has as argument 0 no buffer of 36 bytes"},
+                    Mutation{"/kernels/0/work", R"({"experts": {"count": 300, "offsets": 3, "active": 3}})",
+                             "has as argument 3 no buffer of 1204 bytes, where the work of its kernel 'tiny_embed'"}));
 INSTANTIATE_TEST_SUITE_P(
     Memory, HostileManifest,
     testing::Values(

@@ -74,6 +74,7 @@ struct TinyArtifact {
     manifest["target"] = "cpu";
     for (const char *symbol : {"tiny_embed", "tiny_append", "tiny_mix", "tiny_clear", "tiny_head"})
       manifest["kernels"].push_back(Json{{"symbol", symbol}, {"kind", "test"}, {"spec", Json::object()}});
+    manifest["kernels"][0]["work"] = Json{{"token_bytes", D * 4}};
     manifest["program"] = program;
   }
 

@@ -86,9 +86,12 @@ TEST_F(ManifestTest, AProgramBecomesItsParts) {
   EXPECT_EQ((*json)["model"],
             Json::parse(R"({"eos": [1, 2], "layers": 2, "theta": 10000.0, "tied": false, "type": "deepseek_v3"})"));
   ASSERT_EQ((*json)["kernels"].size(), 3u);
-  EXPECT_EQ(
-      (*json)["kernels"][0],
-      Json::parse(R"({"symbol": "embed", "kind": "embed", "spec": {"out_stride": 8, "table": "f32", "width": 8}})"));
+  EXPECT_EQ((*json)["kernels"][0],
+            Json::parse(R"({"symbol": "embed", "kind": "embed", "spec": {"out_stride": 8, "table": "f32", "width": 8},
+                      "work": {"token_bytes": 32}})"));
+  EXPECT_EQ((*json)["kernels"][1]["work"], Json::parse(R"({"unit": "f32", "flops": {"choice": 640},
+                                                           "experts": {"count": 4, "offsets": 3, "active": 4}})"));
+  EXPECT_FALSE((*json)["kernels"][2].contains("work"));
   EXPECT_EQ((*json)["sources"], Json::parse(R"({"w": ["experts.{e}.w"]})"));
   EXPECT_EQ((*json)["program"], Json::parse(R"({
     "max_tokens": 16, "arena_bytes": 8192,
