@@ -19,6 +19,8 @@ namespace moec {
 
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
 /// IEEE defaults while kernels run: a caller that flushes denormals would get other bits.
 class DefaultFloatEnvironment {
 public:
@@ -59,6 +61,7 @@ public:
   void clearPage(int32_t page) override;
   Status run(const DeviceStep &step) override;
   void setObserver(LaunchObserver observer) override { this->observer = std::move(observer); }
+  void setTaskObserver(TaskObserver observer) override { taskObserver = std::move(observer); }
 
 private:
   struct BoundLaunch {
@@ -84,6 +87,7 @@ private:
   std::vector<BoundLaunch> launches;
   std::vector<Patch> logitsPatches, pageTablePatches;
   LaunchObserver observer;
+  TaskObserver taskObserver;
 };
 
 /// The longest and the shortest run of neighbouring tokens of one slot.
@@ -223,11 +227,21 @@ Status CpuDevice::run(const DeviceStep &step) {
     const LaunchInfo &info = artifact.launches()[i];
     if (runs.longest < info.runFrom || runs.shortest >= info.runBelow)
       continue;
-    int64_t tasks = info.tasks(shape.tokens, shape.rows);
-    pool->parallelFor(std::max<int64_t>(tasks, 0),
-                      [&](int64_t begin, int64_t end) { launch.kernel(launch.args.data(), &shape, begin, end); });
+    const int64_t tasks = std::max<int64_t>(info.tasks(shape.tokens, shape.rows), 0);
+    const auto runTasks = [&](int64_t begin, int64_t end) { launch.kernel(launch.args.data(), &shape, begin, end); };
+    if (!observer && !taskObserver) {
+      pool->parallelFor(tasks, runTasks);
+      continue;
+    }
+    const Clock::time_point start = Clock::now();
+    pool->parallelFor(tasks, [&](int64_t begin, int64_t end) {
+      const Clock::time_point taskStart = Clock::now();
+      runTasks(begin, end);
+      if (taskObserver)
+        taskObserver({i, taskStart, Clock::now()});
+    });
     if (observer)
-      observer({i, shape.tokens, shape.rows, launch.args});
+      observer({i, shape.tokens, shape.rows, launch.args, start, Clock::now()});
   }
   return success();
 }

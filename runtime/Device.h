@@ -10,6 +10,7 @@
 #include "runtime/Artifact.h"
 #include "runtime/Support/Result.h"
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -38,10 +39,19 @@ struct LaunchView {
   /// included; null for the logits of a run that has none. What launches write
   /// may be written, weights and inputs not.
   std::span<void *const> args;
+  std::chrono::steady_clock::time_point start, finish; ///< of all its tasks
+};
+
+/// Some tasks of a launch that have just finished, one after another on one thread.
+struct TaskView {
+  size_t launch = 0;
+  std::chrono::steady_clock::time_point start, finish;
 };
 
 /// Called between launches, by the thread that runs the step, while no kernel runs. Must not call the model.
 using LaunchObserver = std::function<void(const LaunchView &)>;
+/// Called during launches, by the threads that ran the tasks, several at a time. Must not call the model.
+using TaskObserver = std::function<void(const TaskView &)>;
 
 /// A chip that holds one artifact's code, weights, scratch memory and cache
 /// pages, and runs its launch list. Used by one thread at a time.
@@ -61,6 +71,8 @@ public:
   virtual Status run(const DeviceStep &step) = 0;
   /// For tools: `observer` is told of every launch of the next runs, in their order; empty: of none, at no cost.
   virtual void setObserver(LaunchObserver observer) = 0;
+  /// The same for the tasks of launches.
+  virtual void setTaskObserver(TaskObserver observer) = 0;
 };
 
 struct CpuDeviceOptions {

@@ -61,6 +61,11 @@ void Model::setObserver(LaunchObserver observer) {
   device->setObserver(std::move(observer));
 }
 
+void Model::setTaskObserver(TaskObserver observer) {
+  std::lock_guard lock(mutex);
+  device->setTaskObserver(std::move(observer));
+}
+
 Status Model::step(std::span<const int32_t> tokens, std::span<const int32_t> positions, std::span<const int32_t> slots,
                    std::span<const int32_t> rows, std::span<float> logits) {
   const size_t count = tokens.size();

@@ -61,6 +61,7 @@ public:
   /// For tools that look at, or change, what is computed on the way: see
   /// `LaunchView`. A step that is cut into several runs tells of each.
   void setObserver(LaunchObserver observer);
+  void setTaskObserver(TaskObserver observer);
 
   /// Tokens held in a slot.
   Result<int64_t> length(int64_t slot) const;

@@ -4,16 +4,11 @@
 #include "tools/Driver/Chips.h"
 
 #include "runtime/CpuInfo.h"
-#include "runtime/Support/File.h"
+#include "runtime/MachineRates.h"
 #include "runtime/ThreadPool.h"
-#include "tools/Driver/Text.h"
 
 #include <algorithm>
-#include <atomic>
-#include <chrono>
-#include <new>
-#include <sys/mman.h>
-#include <unistd.h>
+#include <cctype>
 #include <vector>
 
 using namespace moec;
@@ -89,11 +84,6 @@ std::string moec::chipNames() {
 // This machine
 //===----------------------------------------------------------------------===//
 
-uint64_t moec::machineMemory() {
-  long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
-  return pages > 0 && size > 0 ? static_cast<uint64_t>(pages) * static_cast<uint64_t>(size) : 0;
-}
-
 Chip moec::thisMachine() {
   Chip chip;
   chip.name = "cpu";
@@ -103,134 +93,13 @@ Chip moec::thisMachine() {
   return chip;
 }
 
-namespace {
-
-double secondsSince(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-/// The least time of one call of `body`, of as many as fit into `budget` seconds.
-template <typename Body> double leastSeconds(double budget, Body &&body) {
-  auto start = std::chrono::steady_clock::now();
-  double least = 1e9;
-  do {
-    auto begin = std::chrono::steady_clock::now();
-    body();
-    least = std::min(least, secondsSince(begin));
-  } while (secondsSince(start) < budget);
-  return least;
-}
-
-/// Pages that are not the file cache's and not the allocator's, gone with this.
-class Pages {
-public:
-  explicit Pages(uint64_t size) : size(size) {
-    void *address = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    words = address == MAP_FAILED ? nullptr : static_cast<uint64_t *>(address);
-    if (words)
-      madvise(words, size, MADV_HUGEPAGE);
-  }
-  Pages(const Pages &) = delete;
-  ~Pages() {
-    if (words)
-      munmap(words, size);
-  }
-
-  uint64_t size;
-  uint64_t *words;
-};
-
-/// The sum of `count` words, a multiple of 8. Eight sums, so that no add waits for another.
-uint64_t sumWords(const uint64_t *words, uint64_t count) {
-  uint64_t sums[8] = {};
-  for (uint64_t i = 0; i < count; i += 8)
-    for (unsigned lane = 0; lane < 8; ++lane)
-      sums[lane] += words[i + lane];
-  uint64_t sum = 0;
-  for (uint64_t part : sums)
-    sum += part;
-  return sum;
-}
-
-/// Bytes/s of reading memory that no cache holds.
-Result<double> measureBandwidth(ThreadPool &pool) {
-  // Larger than the caches of the largest servers, and no burden on small machines.
-  uint64_t share = std::clamp<uint64_t>(uint64_t(pool.threads()) * (64u << 20), 512u << 20, 4ull << 30);
-  share = std::min(share, machineMemory() / 8);
-  // One contiguous stretch for each thread and turn.
-  constexpr uint64_t stretch = 8u << 20;
-  uint64_t stretches = std::max<uint64_t>(share / stretch, 1);
-  Pages pages(stretches * stretch);
-  if (!pages.words)
-    return Error{"no " + sizeText(stretches * stretch) + " of memory for measuring how fast it is read"};
-  constexpr uint64_t words = stretch / sizeof(uint64_t);
-  // Written first: pages never written are all one page of zeros.
-  pool.parallelFor(static_cast<int64_t>(stretches), [&](int64_t begin, int64_t end) {
-    std::fill(pages.words + begin * words, pages.words + end * words, uint64_t(begin) + 1);
-  });
-  // An atomic store is a use that the compiler must keep.
-  std::atomic<uint64_t> sink = 0;
-  double seconds = leastSeconds(0.4, [&] {
-    pool.parallelFor(static_cast<int64_t>(stretches), [&](int64_t begin, int64_t end) {
-      sink += sumWords(pages.words + begin * words, static_cast<uint64_t>(end - begin) * words);
-    });
-  });
-  return static_cast<double>(pages.size) / seconds;
-}
-
-#if defined(__x86_64__)
-// Twelve independent chains of multiply-adds keep two units of four cycles' latency busy. Assembly, so that nothing
-// is elided or spilled whatever the compiler's options; all registers are zero, and no product is denormal.
-#define MOEC_FMA_LOOP(CLEAR, STEP)                                                                                     \
-  asm volatile(".irp r,0,1,2,3,4,5,6,7,8,9,10,11,12,13\n\t" CLEAR "\n\t.endr\n"                                        \
-               "1:\n\t.irp r,0,1,2,3,4,5,6,7,8,9,10,11\n\t" STEP "\n\t.endr\n\t"                                       \
-               "decq %0\n\tjnz 1b"                                                                                     \
-               : "+r"(count)                                                                                           \
-               :                                                                                                       \
-               : "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10",        \
-                 "xmm11", "xmm12", "xmm13")
-
-constexpr int64_t chains = 12;
-
-/// Runs `count` rounds and returns the f32 operations of one.
-int64_t multiplyAdd(bool wide, int64_t count) {
-  if (wide)
-    MOEC_FMA_LOOP("vxorps %%xmm\\r, %%xmm\\r, %%xmm\\r", "vfmadd231ps %%zmm12, %%zmm13, %%zmm\\r");
-  else
-    MOEC_FMA_LOOP("vxorps %%xmm\\r, %%xmm\\r, %%xmm\\r", "vfmadd231ps %%ymm12, %%ymm13, %%ymm\\r");
-  asm volatile("vzeroupper" ::: "memory");
-  return chains * (wide ? 16 : 8) * 2;
-}
-
-/// f32 operations/s of all threads.
-Result<double> measureArithmetic(ThreadPool &pool) {
-  const CpuLevel level = machineCpuLevel().value_or(CpuLevel::V1);
-  if (level < CpuLevel::V3)
-    return Error{"this machine is " + std::string(toString(level)) + ", but moec makes code for x86-64-v3 and better"};
-  // A task is about 30 us, short beside a time slice and long beside handing it out.
-  constexpr int64_t rounds = 20'000;
-  const int64_t tasks = int64_t(pool.threads()) * 64;
-  std::atomic<int64_t> perRound = 0;
-  double seconds = leastSeconds(0.3, [&] {
-    pool.parallelFor(tasks, [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task)
-        perRound = multiplyAdd(level >= CpuLevel::V4, rounds);
-    });
-  });
-  return static_cast<double>(tasks) * rounds * static_cast<double>(perRound.load()) / seconds;
-}
-#else
-Result<double> measureArithmetic(ThreadPool &) {
-  return Error{"arithmetic is measured on x86-64 only, give a chip with --target"};
-}
-#endif
-
-} // namespace
-
 Result<Chip> moec::measureThisMachine() {
   Chip chip = thisMachine();
   MOEC_TRY(auto pool, ThreadPool::create(std::clamp(availableCores(), 1, ThreadPool::maxThreads)));
-  MOEC_TRY(chip.bandwidth, measureBandwidth(*pool));
-  MOEC_TRY(chip.bf16, measureArithmetic(*pool));
+  MOEC_TRY(ReadProbe memory, ReadProbe::create(*pool));
+  chip.bandwidth = memory.measure(*pool, 0.4);
+  chip.bf16 = measureArithmetic(*pool, WorkUnit::F32, 0.3);
+  if (chip.bf16 == 0)
+    return Error{"this machine has no AVX2, but moec makes code for x86-64-v3 and better; give a chip with --target"};
   return chip;
 }

@@ -43,8 +43,6 @@ const Chip *findChip(std::string_view name);
 /// "A100, H100, ..."
 std::string chipNames();
 
-/// Bytes of this machine's memory.
-uint64_t machineMemory();
 /// This machine as a chip without rates.
 Chip thisMachine();
 /// This machine, its read bandwidth and f32 rate measured with all its cores; takes about a second. Other work on the
