@@ -16,6 +16,7 @@
 #include "runtime/Support/Text.h"
 #include "runtime/Tokenizer/ChatTemplate.h"
 #include "runtime/Tokenizer/Tokenizer.h"
+#include "tools/moe-run/Bench.h"
 
 #include <CLI/CLI.hpp>
 
@@ -488,6 +489,40 @@ struct Tokenize {
   }
 };
 
+struct BenchCommand {
+  BenchOptions options;
+  bool json = false, markdown = false;
+
+  void add(CLI::App &app) {
+    const auto list = [&](const char *names, auto &values, const char *what) {
+      app.add_option(names, values, what)->delimiter(',')->type_name("N,...")->allow_extra_args(false);
+    };
+    app.add_option("artifact", options.artifact, "Directory made by `moec compile`")->required()->type_name("ART");
+    list("-p,--prompt", options.prompts, "Tokens of the prompts to read; 0: none (default: 512)");
+    list("-n,--predict", options.decodes, "Tokens to decode; 0: none (default: 64)");
+    list("-d,--depth", options.depths, "Tokens in the cache before decoding begins (default: 0)");
+    list("--sequences", options.sequences, "Sequences to decode together (default: 1)");
+    list("-t,--threads", options.threads, "Threads to use (default: 0, the physical cores available)");
+    app.add_option("-r,--repetitions", options.repetitions, "Repetitions of each test, in turn (default: 5)")
+        ->type_name("N");
+    auto *asJson = app.add_flag("--json", json, "Print a JSON object");
+    app.add_flag("--markdown", markdown, "Print Markdown tables")->excludes(asJson);
+    app.add_flag("--profile", options.profile, "Also say where the time of one more run goes, kernel by kernel");
+    app.add_option("--trace", options.trace, "Write when each launch ran, for https://ui.perfetto.dev")
+        ->type_name("FILE");
+    app.footer(
+        "Prints medians. Tests are called pp512 (a prompt of 512 tokens), tg64@d4096 (64 tokens decoded after 4096) "
+        "and tg64x8 (by 8 sequences together: the rate is that of all). Tokens are random, the same each time. "
+        "Beside each test are the bytes and operations that the program needs at least, as shares of what this "
+        "machine reads from memory and multiplies, measured before each round of tests with as many threads.");
+  }
+  Result<int> run() {
+    MOEC_TRY(const BenchReport report, runBench(options));
+    MOEC_CHECK(print(json ? toJson(report) : toText(report, markdown ? TableStyle::Markdown : TableStyle::Plain)));
+    return 0;
+  }
+};
+
 /// Adds a subcommand; the one that the user names leaves its result in `outcome`.
 template <typename Command>
 void addCommand(CLI::App &app, Command &command, const char *name, const char *what,
@@ -513,10 +548,12 @@ int run(int argc, char **argv) {
   Logits logits;
   Perplexity perplexity;
   Tokenize tokenize;
+  BenchCommand bench;
   addCommand(app, generate, "generate", "Continue a prompt", outcome);
   addCommand(app, chat, "chat", "Talk with a model, turn by turn", outcome);
   addCommand(app, logits, "logits", "Write a model's logits for given tokens", outcome);
   addCommand(app, perplexity, "perplexity", "Measure how well a model predicts a text", outcome);
+  addCommand(app, bench, "bench", "Measure how fast a model runs, and how fast it could", outcome);
   addCommand(app, tokenize, "tokenize", "Print the ids of a text", outcome);
   try {
     app.parse(argc, argv);
