@@ -12,7 +12,7 @@ using namespace moec;
 
 namespace {
 
-/// What all kernels multiply in today.
+/// What kernels multiply in that take rows as they are.
 constexpr const char *unit = "f32";
 
 int64_t positionOf(ArrayRef<KernelArg> signature, StringRef name) {
@@ -26,6 +26,7 @@ int64_t positionOf(ArrayRef<KernelArg> signature, StringRef name) {
 Json work(const EmbedSpec &s) { return {{"token_bytes", s.width * byteSize(s.table)}}; }
 Json work(const GemmSpec &s) {
   const int64_t matrices = s.epilogue == Epilogue::Swiglu ? 2 : 1, perRow = 2 * s.n * s.k * matrices;
+  const char *unit = s.xCodes ? "int8" : ::unit;
   if (s.routing == Routing::None)
     return {{"unit", unit}, {"flops", {{s.rows == Rows::R ? "row" : "token", perRow * s.batch}}}};
   const SmallVector<KernelArg> signature = argumentsOf(s);
@@ -55,6 +56,7 @@ Json work(const DispatchSpec &) { return Json::object(); }
 Json work(const CombineSpec &) { return Json::object(); }
 Json work(const ElementwiseSpec &) { return Json::object(); }
 Json work(const FakeQuantizeSpec &) { return Json::object(); }
+Json work(const QuantizeRowsSpec &) { return Json::object(); }
 
 } // namespace
 

@@ -53,6 +53,7 @@ template <Is<GemmSpec> S> void forEachField(S &s, auto field) {
   field("group", s.group);
   field("codes", s.codes);
   field("group_scale", s.groupScale);
+  field("x_codes", s.xCodes);
   field("x_stride", s.xStride);
   field("x_batch", s.xBatch);
   field("y_stride", s.yStride);
@@ -164,13 +165,23 @@ template <Is<FakeQuantizeSpec> S> void forEachField(S &s, auto field) {
   field("rows", s.rows);
 }
 
+template <Is<QuantizeRowsSpec> S> void forEachField(S &s, auto field) {
+  field("width", s.width);
+  field("scale_cols", s.scaleCols);
+  field("x_stride", s.xStride);
+  field("out_stride", s.outStride);
+  field("offset", s.offset);
+  field("rows_per_token", s.rowsPerToken);
+  field("rows", s.rows);
+}
+
 //===----------------------------------------------------------------------===//
 // Kinds, in the order of the variant
 //===----------------------------------------------------------------------===//
 
-constexpr StringLiteral kinds[] = {"embed",    "gather_rows",  "rms_norm",      "gemm",         "rope_angles",
-                                   "rope",     "cache_append", "mla_attention", "mla_expanded", "route",
-                                   "dispatch", "combine",      "elementwise",   "fake_quantize"};
+constexpr StringLiteral kinds[] = {"embed",    "gather_rows",  "rms_norm",      "gemm",          "rope_angles",
+                                   "rope",     "cache_append", "mla_attention", "mla_expanded",  "route",
+                                   "dispatch", "combine",      "elementwise",   "fake_quantize", "quantize_rows"};
 static_assert(std::size(kinds) == std::variant_size_v<KernelSpec>);
 
 /// The default spec of the alternative `index`.
@@ -325,7 +336,8 @@ void describe(const GemmSpec &s, Symbol &symbol) {
   symbol.tag("n", s.n).tag("k", s.k);
   if (s.batch != 1)
     symbol.tag(s.routing == Routing::None ? "h" : "e", s.batch);
-  symbol.tagIf(s.routing != Routing::None, nameOf(s.routing))
+  symbol.tagIf(s.xCodes, "x8")
+      .tagIf(s.routing != Routing::None, nameOf(s.routing))
       .tagIf(s.epilogue != Epilogue::None, nameOf(s.epilogue))
       .tagIf(s.rows == Rows::R, "rows");
 }
@@ -351,6 +363,10 @@ void describe(const ElementwiseSpec &s, Symbol &symbol) { symbol.tag("d", s.widt
 
 void describe(const FakeQuantizeSpec &s, Symbol &symbol) {
   symbol.tag(nameOf(s.codes)).tag("d", s.width).tagIf(s.rows == Rows::R, "rows");
+}
+
+void describe(const QuantizeRowsSpec &s, Symbol &symbol) {
+  symbol.tag("d", s.width).tag("plus", s.offset).tagIf(s.rows == Rows::R, "rows");
 }
 
 } // namespace

@@ -72,8 +72,25 @@ enum class Epilogue {
   Swiglu, ///< panels hold 16 gate rows then 16 up rows: y = silu(gate) * up
 };
 
+/// Rows rounded to int8, as `moe.fake_quantize` rounds them, in the form that GEMM kernels with `xCodes` read: for each
+/// 32 columns a record of their codes, their scale f32, and `-offset` times the sum of the codes, i32. args: x, out
+/// u8[rows * rowsPerToken, outStride]. Grid: rows * rowsPerToken.
+struct QuantizeRowsSpec {
+  int64_t width = 0;      ///< a multiple of `group`
+  int64_t scaleCols = 32; ///< columns that share a scale, which all of their records have; a multiple of `group`
+  int64_t xStride = 0, outStride = 0;
+  int64_t offset = 0; ///< what the weights' codes are stored plus
+  int64_t rowsPerToken = 1;
+  Rows rows = Rows::T;
+
+  static constexpr int64_t group = 32;
+  static constexpr int64_t scaleAt = group, sumAt = group + 4, recordBytes = group + 8;
+  static constexpr int64_t rowBytes(int64_t width) { return width / group * recordBytes; }
+};
+
 /// y[t, b, n] = epilogue(sum_k x[t, b, k] * w[b, n, k]), f32 sums in order of k
 /// (with `scaleCols` or `group`, per block of columns: sum of the block's products, times its scale).
+/// With `xCodes`, products of codes are summed up as integers over each 32 columns, and times both scales in f32.
 /// args: x, w, [scales], [residual], y, [offsets i32[E+1], active i32[E+1], order i32[T*topk]].
 /// Grid: Routing::None: batch * panels * ceil(rows / tokenBlock), task = (block * batch + b) * panels + p;
 ///       else: min(batch, T * topk) * panels, task = a * panels + p for the a-th active expert.
@@ -86,6 +103,7 @@ struct GemmSpec {
   int64_t group = 0; ///< U8: columns that share a scale; 4-bit codes have whole units of them
   CodeKind codes = CodeKind::Int4; ///< U8: what the codes are
   DType groupScale = DType::F16;   ///< U8: what scales are stored as
+  bool xCodes = false; ///< x is rows of QuantizeRowsSpec, u8, whose strides count bytes; weights are Int4 or Int8
   int64_t xStride = 0, xBatch = 0, yStride = 0, yBatch = 0, residualStride = 0;
   Epilogue epilogue = Epilogue::None;
   Routing routing = Routing::None;
@@ -95,6 +113,14 @@ struct GemmSpec {
   static constexpr int64_t tokenBlock = 64;
   /// U8: how the weights are stored.
   GroupFormat format() const { return {codes, /*rows=*/1, group, groupScale}; }
+  /// Whether there are kernels with `xCodes` for rows of `k` codes of `format`, and what is then added to codes to make
+  /// them unsigned.
+  static bool takesCodes(const GroupFormat &format, int64_t k) {
+    bool blocks = format.group == k || format.group % QuantizeRowsSpec::group == 0;
+    return (format.codes == CodeKind::Int4 || format.codes == CodeKind::Int8) && format.rows == 1 && blocks &&
+           k % QuantizeRowsSpec::group == 0;
+  }
+  static int64_t offsetOf(CodeKind codes) { return codes == CodeKind::Int4 ? 8 : 128; }
   int64_t panels() const {
     int64_t width = epilogue == Epilogue::Swiglu ? kPanelWidth / 2 : kPanelWidth;
     return (n + width - 1) / width;
@@ -204,7 +230,7 @@ struct FakeQuantizeSpec {
 
 using KernelSpec = std::variant<EmbedSpec, GatherRowsSpec, RmsNormSpec, GemmSpec, RopeAnglesSpec, RopeSpec,
                                 CacheAppendSpec, MlaAttentionSpec, MlaExpandedSpec, RouteSpec, DispatchSpec,
-                                CombineSpec, ElementwiseSpec, FakeQuantizeSpec>;
+                                CombineSpec, ElementwiseSpec, FakeQuantizeSpec, QuantizeRowsSpec>;
 
 /// "embed", "gather_rows", "rms_norm", "gemm", ...
 llvm::StringRef kindOf(const KernelSpec &spec);

@@ -26,6 +26,7 @@
 #include "llvm/IR/Module.h"
 #include "llvm/MC/TargetRegistry.h"
 #include "llvm/Passes/PassBuilder.h"
+#include "llvm/Support/CommandLine.h"
 #include "llvm/Support/TargetSelect.h"
 #include "llvm/Target/TargetMachine.h"
 #include "llvm/Target/TargetOptions.h"
@@ -40,7 +41,7 @@ namespace moec::cpu {
 
 llvm::ArrayRef<Level> levels() {
   // v4 has 32 registers of one vector, v3 16 of half a vector.
-  const Tiles wide{.gemmRows = 8, .gemmAccumulators = 16, .scoreRows = 4, .latentVectors = 4};
+  const Tiles wide{.gemmRows = 8, .gemmAccumulators = 16, .dotRows = 16, .scoreRows = 4, .latentVectors = 4};
   static const Level all[] = {
       {"x86-64-v4-vnni", "x86-64-v4", "+avx512vnni,+avx512bf16", Isa::Avx512Dot, wide},
       {"x86-64-v4", "x86-64-v4", "", Isa::Avx512, wide},
@@ -48,7 +49,7 @@ llvm::ArrayRef<Level> levels() {
        "x86-64-v3",
        "",
        Isa::Avx2,
-       {.gemmRows = 6, .gemmAccumulators = 6, .scoreRows = 1, .latentVectors = 1}},
+       {.gemmRows = 6, .gemmAccumulators = 6, .dotRows = 4, .scoreRows = 1, .latentVectors = 1}},
   };
   return all;
 }
@@ -122,10 +123,12 @@ struct Checker {
     require(llvm::is_contained(scales, spec.groupScale),
             "scales of groups cannot be " + llvm::Twine(llvm::StringRef(toString(spec.groupScale))));
     positive("batch", spec.batch);
-    stride("xStride", spec.xStride, spec.k);
+    stride("xStride", spec.xStride, spec.xCodes ? QuantizeRowsSpec::rowBytes(spec.k) : spec.k);
     stride("yStride", spec.yStride, spec.n);
     require(spec.scaleCols >= 0, "scaleCols must not be negative");
     require(spec.scaleCols == 0 || spec.weight == DType::F8E4M3, "only F8_E4M3 weights have scales");
+    require(!spec.xCodes || (spec.group != 0 && GemmSpec::takesCodes(format, spec.k)),
+            "codes of x are for weights of int4 or int8 in whole groups of 32 columns");
     if (spec.epilogue == Epilogue::Add)
       stride("residualStride", spec.residualStride, spec.n);
     if (spec.routing != Routing::None)
@@ -205,6 +208,17 @@ struct Checker {
     require(spec.codes == CodeKind::Int8 || spec.codes == CodeKind::F8E4M3,
             "activations are rounded to int8 or f8e4m3");
   }
+  void operator()(const QuantizeRowsSpec &spec) {
+    positive("width", spec.width);
+    require(spec.width % QuantizeRowsSpec::group == 0,
+            "width " + llvm::Twine(spec.width) + " is no multiple of " + llvm::Twine(QuantizeRowsSpec::group));
+    positive("scaleCols", spec.scaleCols);
+    require(spec.scaleCols % QuantizeRowsSpec::group == 0, "scaleCols must be a multiple of the group");
+    positive("offset", spec.offset);
+    positive("rowsPerToken", spec.rowsPerToken);
+    stride("xStride", spec.xStride, spec.width);
+    stride("outStride", spec.outStride, QuantizeRowsSpec::rowBytes(spec.width));
+  }
   void operator()(const ElementwiseSpec &spec) {
     positive("width", spec.width);
     stride("outStride", spec.outStride, spec.width);
@@ -264,6 +278,10 @@ Result<std::unique_ptr<llvm::TargetMachine>> targetMachine(const Level &level) {
     LLVMInitializeX86Target();
     LLVMInitializeX86TargetMC();
     LLVMInitializeX86AsmPrinter();
+    // Tiles are written in the order in which they fit into registers; LLVM's scheduler makes them spill.
+    auto &&known = llvm::cl::getRegisteredOptions();
+    if (auto found = known.find("enable-misched"); found != known.end())
+      found->second->addOccurrence(0, "enable-misched", "false");
   });
   std::string message;
   llvm::Triple triple(kTriple);

@@ -31,6 +31,7 @@ namespace moec::cpu {
 struct Tiles {
   int64_t gemmRows = 1;         ///< rows of a full GEMM tile
   int64_t gemmAccumulators = 2; ///< accumulators of kLanes floats that fit beside the rest
+  int64_t dotRows = 1;          ///< rows of a full tile of integer products, one vector wide
   int64_t scoreRows = 1;        ///< attention: cache entries scored together
   int64_t latentVectors = 1;    ///< attention: vectors of the latent summed together
 };

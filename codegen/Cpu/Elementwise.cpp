@@ -91,25 +91,36 @@ Val roundToF8E4M3(KernelBuilder &b, Val x) {
 /// `x` to the nearest integer, ties to even; |x| < 2^22.
 Val roundScaled(KernelBuilder &b, Val x, Val by) { return b.fma(x, by, x.like(0x1.8p23)) - 0x1.8p23; }
 
+/// The greatest magnitude of `width` numbers.
+Val greatestOf(KernelBuilder &b, Ptr from, int64_t width) {
+  auto magnitude = [&](Val v) { return b.max(v, 0.0 - v); };
+  int64_t whole = width / kLanes * kLanes;
+  Val most = b.loop(
+      b.cI64(0), b.cI64(whole), kLanes, b.constant(b.vec(b.f32), 0.0),
+      [&](Val i, llvm::ArrayRef<Val> so) -> Vals { return {b.max(magnitude((from + i).load(kLanes)), so[0])}; })[0];
+  if (whole < width)
+    most = b.max(b.select(b.firstLanes(width - whole), magnitude((from + whole).load(kLanes)), most.like(0.0)), most);
+  return b.maxLanes(most);
+}
+
+struct Scale {
+  Val scale, inverse; ///< the inverse is 0 where it would not be finite
+};
+
+/// Of numbers whose greatest magnitude is `most`.
+Scale scaleOf(KernelBuilder &b, Val most, CodeKind codes) {
+  Val scale = most / GroupFormat{codes}.most(), inverse = 1.0 / scale;
+  return {scale, b.select(inverse <= std::numeric_limits<float>::max(), inverse, b.cF32(0))};
+}
+
 } // namespace
 
 void emit(KernelBuilder &b, llvm::StringRef symbol, const FakeQuantizeSpec &spec, const Tiles &) {
   b.kernel(symbol, [&] {
     Ptr x = b.arg(0, b.f32), out = b.arg(1, b.f32);
     auto roundGroup = [&](Ptr from, Ptr to, int64_t width) {
-      Val most = b.constant(b.vec(b.f32), 0.0);
-      auto magnitude = [&](Val v) { return b.max(v, 0.0 - v); };
-      int64_t whole = width / kLanes * kLanes;
-      most = b.loop(b.cI64(0), b.cI64(whole), kLanes, most, [&](Val i, llvm::ArrayRef<Val> so) -> Vals {
-        return {b.max(magnitude((from + i).load(kLanes)), so[0])};
-      })[0];
-      if (whole < width)
-        most =
-            b.max(b.select(b.firstLanes(width - whole), magnitude((from + whole).load(kLanes)), most.like(0.0)), most);
-      Val scale = b.maxLanes(most) / GroupFormat{spec.codes}.most();
-      Val inverse = 1.0 / scale;
-      inverse = b.splat(b.select(inverse <= std::numeric_limits<float>::max(), inverse, b.cF32(0)));
-      scale = b.splat(scale);
+      Scale found = scaleOf(b, greatestOf(b, from, width), spec.codes);
+      Val inverse = b.splat(found.inverse), scale = b.splat(found.scale);
       b.vectors(width, [&](Val i, Val mask) {
         Val v = (from + i).load(kLanes);
         Val code = spec.codes == CodeKind::Int8 ? roundScaled(b, v, inverse) : roundToF8E4M3(b, v * inverse);
@@ -122,6 +133,41 @@ void emit(KernelBuilder &b, llvm::StringRef symbol, const FakeQuantizeSpec &spec
       b.loop(b.cI64(0), b.cI64(whole), spec.group, [&](Val i) { roundGroup(from + i, to + i, spec.group); });
       if (whole < spec.width)
         roundGroup(from + whole, to + whole, spec.width - whole);
+    });
+  });
+}
+
+void emit(KernelBuilder &b, llvm::StringRef symbol, const QuantizeRowsSpec &spec, const Tiles &) {
+  constexpr int64_t group = QuantizeRowsSpec::group;
+  static_assert(group == 2 * kLanes);
+  b.kernel(symbol, [&] {
+    Ptr x = b.arg(0, b.f32), out = b.arg(1, b.i8);
+    // `columns`, whole groups, which share a scale.
+    auto roundColumns = [&](Ptr from, Ptr to, int64_t columns) {
+      Scale scale = scaleOf(b, greatestOf(b, from, columns), CodeKind::Int8);
+      b.loop(b.cI64(0), b.cI64(columns / group), 1, [&](Val index) {
+        Ptr record = to + index * QuantizeRowsSpec::recordBytes;
+        Val sum;
+        for (int64_t v = 0; v < 2; ++v) {
+          Val value = (from + (index * group + v * kLanes)).load(kLanes);
+          // An integer near 1.5 * 2^23 has its last bits where f32 has them.
+          Val code = b.bitcast(b.fma(value, scale.inverse, value.like(0x1.8p23)), b.i32) - 0x4B400000;
+          (record + v * kLanes).store(b.convert(code, b.i8));
+          sum = v ? sum + code : code;
+        }
+        Ptr{(record + QuantizeRowsSpec::scaleAt).base, b.f32}.store(scale.scale);
+        Ptr{(record + QuantizeRowsSpec::sumAt).base, b.i32}.store(b.sumLanes(sum) * -spec.offset);
+      });
+    };
+    b.tasks([&](Val t) {
+      Ptr from = x + t * spec.xStride, to = out + t * spec.outStride;
+      int64_t whole = spec.width / spec.scaleCols * spec.scaleCols;
+      b.loop(b.cI64(0), b.cI64(whole / spec.scaleCols), 1, [&](Val index) {
+        roundColumns(from + index * spec.scaleCols, to + index * QuantizeRowsSpec::rowBytes(spec.scaleCols),
+                     spec.scaleCols);
+      });
+      if (whole < spec.width)
+        roundColumns(from + whole, to + QuantizeRowsSpec::rowBytes(whole), spec.width - whole);
     });
   });
 }

@@ -28,6 +28,7 @@ void emit(KernelBuilder &b, llvm::StringRef symbol, const DispatchSpec &spec, co
 void emit(KernelBuilder &b, llvm::StringRef symbol, const CombineSpec &spec, const Tiles &tiles);
 void emit(KernelBuilder &b, llvm::StringRef symbol, const ElementwiseSpec &spec, const Tiles &tiles);
 void emit(KernelBuilder &b, llvm::StringRef symbol, const FakeQuantizeSpec &spec, const Tiles &tiles);
+void emit(KernelBuilder &b, llvm::StringRef symbol, const QuantizeRowsSpec &spec, const Tiles &tiles);
 
 } // namespace moec::cpu
 

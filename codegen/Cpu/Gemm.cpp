@@ -5,7 +5,9 @@
 /// Matrix products over weight panels. A task owns the outputs of one panel for
 /// some rows and keeps a tile of them in registers: for each k, every row's x is
 /// broadcast against the panel's 32 weights. One accumulator per output takes
-/// the products in order of k, so a row's bits do not depend on its tile.
+/// the products in order of k, so a row's bits do not depend on its tile. Where
+/// both sides are codes, their products are summed up as integers first, four
+/// columns of 16 outputs in one instruction.
 
 #include "codegen/Cpu/Emitters.h"
 #include "codegen/Cpu/Math.h"
@@ -23,7 +25,7 @@ public:
 
   void emit() {
     int64_t next = 0;
-    x = b.arg(next++, b.f32);
+    x = b.arg(next++, spec.xCodes ? b.i8 : b.f32);
     weights = b.arg(next++, b.storage(spec.weight));
     if (scaleBlocks)
       scales = b.arg(next++, b.f32);
@@ -70,7 +72,7 @@ private:
 
   /// Covers rows [begin, end) by tiles of the full height, then by smaller powers of two.
   void rowRange(Val begin, Val end, const Panel &panel) {
-    int64_t height = std::min(tiles.gemmRows, tiles.gemmAccumulators / chains());
+    int64_t height = spec.xCodes ? tiles.dotRows : std::min(tiles.gemmRows, tiles.gemmAccumulators / chains());
     Val whole = begin + (end - begin) / height * height;
     b.loop(begin, whole, height, [&](Val row) { tile(row, height, panel); });
     Val row = whole;
@@ -86,7 +88,8 @@ private:
 
   void tile(Val row, int64_t height, const Panel &panel) {
     // As wide as registers allow; narrow tiles walk over the panel once per vector.
-    int64_t width = height * vectorsPerPanel * chains() <= tiles.gemmAccumulators ? vectorsPerPanel : 1;
+    int64_t wide = spec.xCodes ? tiles.dotRows / 4 : tiles.gemmAccumulators / (vectorsPerPanel * chains());
+    int64_t width = height <= wide ? vectorsPerPanel : 1;
     llvm::SmallVector<Ptr, 8> inputs;
     for (int64_t m = 0; m < height; ++m)
       inputs.push_back(inputRow(row, m, panel));
@@ -96,7 +99,8 @@ private:
     // sums[m][v] for the panel's vectors.
     llvm::SmallVector<Vals> sums(height);
     for (int64_t first = 0; first < vectorsPerPanel; first += width) {
-      Vals part = spec.group    ? groupedSums(inputs, panelWeights, first, width)
+      Vals part = spec.xCodes   ? dotSums(inputs, panelWeights, first, width)
+                  : spec.group  ? groupedSums(inputs, panelWeights, first, width)
                   : scaleBlocks ? scaledSums(inputs, panelWeights, panel, first, width)
                                 : plainSums(inputs, panelWeights, first, width);
       for (int64_t m = 0; m < height; ++m)
@@ -160,6 +164,72 @@ private:
         next.push_back(b.fma(sums[i], scale[i % width], totals[i]));
       return next;
     });
+  }
+
+  /// Sums of integer products over blocks of 32 columns, times the scales of both sides.
+  Vals dotSums(llvm::ArrayRef<Ptr> inputs, Ptr panelWeights, int64_t first, int64_t width) {
+    const int64_t columns = QuantizeRowsSpec::group, blocks = format.group / columns;
+    const int64_t blockBytes = columns * kPanelWidth * format.bits() / 8;
+    return b.loop(b.cI64(0), b.cI64(spec.k / format.group), 1, zeros(inputs.size() * width),
+                  [&](Val unit, llvm::ArrayRef<Val> totals) {
+                    Ptr at = panelWeights + unit * format.unitBytes(kPanelWidth);
+                    Ptr codes = at + format.scaleBytes(kPanelWidth);
+                    Vals scale;
+                    for (int64_t v = 0; v < width; ++v)
+                      scale.push_back(lanesAt(at, format.scale, first + v));
+                    if (blocks == 1)
+                      return addBlock(inputs, codes, unit, first, scale, Vals(totals));
+                    return b.loop(b.cI64(0), b.cI64(blocks), 1, totals, [&](Val block, llvm::ArrayRef<Val> sums) {
+                      return addBlock(inputs, codes + block * blockBytes, unit * blocks + block, first, scale,
+                                      Vals(sums));
+                    });
+                  });
+  }
+
+  /// `totals` ([m][v]) and the products of block `index`, whose codes lie at `codes`.
+  Vals addBlock(llvm::ArrayRef<Ptr> inputs, Ptr codes, Val index, int64_t first, const Vals &scale, Vals totals) {
+    constexpr int64_t wordColumns = GroupFormat::wordColumns, block = GroupFormat::blockColumns;
+    static_assert(QuantizeRowsSpec::group == block);
+    const bool nibbles = format.bits() == 4;
+    const int64_t width = scale.size(), words = block / wordColumns, offset = GemmSpec::offsetOf(format.codes);
+    // Codes of each four columns, unsigned, before any row needs them.
+    llvm::SmallVector<Vals> unsignedCodes(words);
+    for (int64_t word = 0; word < (nibbles ? words / 2 : words); ++word)
+      for (int64_t v = 0; v < width; ++v) {
+        Ptr at = codes + (word * kPanelWidth + (first + v) * kLanes) * wordColumns;
+        Val packed = Ptr{at.base, b.i32}.load(kLanes);
+        if (nibbles) {
+          unsignedCodes[word].push_back(packed & 0x0F0F0F0F);
+          unsignedCodes[word + words / 2].push_back((packed >> 4) & 0x0F0F0F0F);
+        } else {
+          unsignedCodes[word].push_back(packed ^ static_cast<int32_t>(0x80808080));
+        }
+      }
+    // Some rows at a time: each waits for its own last product.
+    constexpr size_t together = 8;
+    for (size_t begin = 0; begin < inputs.size(); begin += together) {
+      llvm::SmallVector<Ptr> records;
+      llvm::SmallVector<Vals> sums;
+      for (Ptr row : inputs.slice(begin).take_front(together)) {
+        records.push_back(row + index * QuantizeRowsSpec::recordBytes);
+        Ptr start{(records.back() + QuantizeRowsSpec::sumAt).base, b.i32};
+        sums.emplace_back(width, b.splat(start.load()));
+      }
+      for (int64_t word = 0; word < words; ++word)
+        for (auto [record, sum] : llvm::zip(records, sums)) {
+          Val with = b.splat(Ptr{(record + word * wordColumns).base, b.i32}.load());
+          for (int64_t v = 0; v < width; ++v)
+            sum[v] = b.dotBytes(sum[v], unsignedCodes[word][v], with, 2 * offset - 1);
+        }
+      for (auto [m, record, sum] : llvm::enumerate(records, sums)) {
+        Val by = b.splat(Ptr{(record + QuantizeRowsSpec::scaleAt).base, b.f32}.load());
+        for (int64_t v = 0; v < width; ++v) {
+          Val &total = totals[(begin + m) * width + v];
+          total = b.fma(b.convert(sum[v], b.f32), scale[v] * by, total);
+        }
+      }
+    }
+    return totals;
   }
 
   /// Sums over units of codes. Each output has two chains of products, so that a single row does not wait for its own

@@ -69,7 +69,6 @@ void addOuter(float *to, const float *by, const float *from, int64_t count) {
 /// Some rows on their way to codes: `[column][lane]`.
 class Rows {
 public:
-
   Rows(const GroupFormat &format, int64_t cols, float global, int64_t count, RowCodes *out) : format(format), out(out) {
     for (int64_t r = 0; r < count; ++r) {
       out[r].codes.assign(cols, 0);

@@ -27,7 +27,7 @@ moec::Result<WeightFormat> WeightFormat::parse(StringRef name) {
       {"f16", "f16", CodeFormat::Int4, 0, Scale::F16, {}},
       {"int8", "", CodeFormat::Int8, 0, Scale::F32, {"weights", "a32"}},
       {"fp8", "", CodeFormat::F8E4M3, fp8Block, Scale::F32, {"weights"}},
-      {"int4", "", CodeFormat::Int4, 32, Scale::F16, {"g32", "g64", "g128", "f16", "bf16", "e8m0", "zero"}},
+      {"int4", "", CodeFormat::Int4, 32, Scale::F16, {"g32", "g64", "g128", "f16", "bf16", "e8m0", "zero", "a32"}},
       {"mxfp4", "", CodeFormat::F4E2M1, 32, Scale::E8M0, {}},
       {"nvfp4", "", CodeFormat::F4E2M1, 16, Scale::E4M3, {}}};
   SmallVector<StringRef> words;
@@ -58,7 +58,7 @@ moec::Result<WeightFormat> WeightFormat::parse(StringRef name) {
     if (word == "weights")
       format.roundsActivations = false;
     else if (word == "a32")
-      format.activationGroup = 32;
+      format.activationGroup = 32, format.roundsActivations = true;
     else if (word == "zero")
       format.codes = CodeFormat::Int4Zero;
     else if (word.consume_front("g"))
@@ -94,6 +94,7 @@ Attribute WeightFormat::step(MLIRContext *context, int64_t cols, Rounding roundi
 QuantizeAttr WeightFormat::activations(MLIRContext *context, int64_t cols) const {
   if (!quantizes || !roundsActivations)
     return nullptr;
-  return QuantizeAttr::get(context, codes, activationGroup ? activationGroup : cols, Float32Type::get(context),
+  CodeFormat rounded = codes == CodeFormat::F8E4M3 ? codes : CodeFormat::Int8;
+  return QuantizeAttr::get(context, rounded, activationGroup ? activationGroup : cols, Float32Type::get(context),
                            /*rows=*/1, Rounding::Nearest);
 }

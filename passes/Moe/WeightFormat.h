@@ -20,7 +20,8 @@ namespace mlir::moe {
 ///   int8               one f32 scale for each output; activations int8, one scale for each token; with :a32 one
 ///                      for 32 columns of it, as ggml's Q8_0 has it
 ///   fp8                e4m3 with one f32 scale for 128 x 128 weights; activations e4m3, a scale for 128 of a token
-///   int4               groups of 32 columns with an f16 scale; :g64, :g128, :bf16, :e8m0, :zero (a zero point)
+///   int4               groups of 32 columns with an f16 scale; :g64, :g128, :bf16, :e8m0, :zero (a zero point); :a32
+///                      rounds activations to int8, one scale for 32 columns of a token
 ///   mxfp4, nvfp4       e2m1 in groups of 32 and 16
 /// With :weights, int8 and fp8 leave activations as they are.
 class WeightFormat {

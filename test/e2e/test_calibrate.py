@@ -329,6 +329,13 @@ def test_reads_what_is_not_utf8_as_perplexity_does(compiled, moec, moe_run, tmp_
 
 
 @pytest.mark.sanitize
+def test_refuses_rounded_activations(compiled, moec, tmp_path):
+    message = moec.refuses(
+        "calibrate", compiled(MODEL, "--experts", "int4:a32"), "--file", MODEL / "val.txt", "-o", tmp_path / "c"
+    )
+    assert "rounds its input to codes; calibrate the model compiled in a format that leaves activations" in message
+
+
 def test_refuses_bad_artifacts(compiled, moec, text, tmp_path):
     output = tmp_path / "c"
 

@@ -150,6 +150,10 @@ Status ProgramReader::readGemm(size_t launch, const Spec &spec) {
       MOEC_TRY(input.order, matrix(launch, args.size() - 1, DType::I32, perToken, 1, 1));
     }
   }
+  MOEC_TRY(const ArgInfo *argument, bufferArg(launch, 0));
+  if (artifact.buffers()[argument->index].dtype == DType::U8)
+    return Error{what(launch) + " rounds its input to codes; calibrate the model compiled in a format that leaves "
+                                "activations as they are"};
   MOEC_TRY(int64_t stride, spec.fields.integer("x_stride", width, int64_t(1) << 40));
   MOEC_TRY(input.x, matrix(launch, 0, DType::F32, perToken, width, stride));
   const std::vector<std::string> &names = artifact.weights()[args[1].index].sources;

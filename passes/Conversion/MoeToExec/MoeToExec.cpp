@@ -90,7 +90,13 @@ private:
 
   /// Finds operands and refuses rows of logits where only tokens can be.
   LogicalResult needTokens(Operation *op);
-  Value memoryOf(Value tensor) { return places.lookup(tensor).memory; }
+  /// A tensor's elements as f32. What is rounded gets a launch for that when it is asked for first.
+  Value memoryOf(Value tensor);
+  /// The input of a projection: codes of `tensor`, if it is rounded to such and the kernel takes them, else its
+  /// elements.
+  Value inputFor(Value tensor, const WeightPacker::Panels &weight);
+  Value quantizeRows(Operation *op, moe::QuantizeAttr rounding, Value x, int64_t offset, int64_t rowsPerToken,
+                     Rows rows);
   Rows rowsOf(Value tensor) { return places.lookup(tensor).rows; }
 
   Value buffer(Location loc, ArrayRef<int64_t> shape, Type element, int64_t rowsPerToken = 1, Rows rows = Rows::T);
@@ -123,6 +129,7 @@ private:
   DenseMap<Operation *, Value> refs;
   DenseMap<Attribute, KernelOp> kernels; ///< by [kind, spec]
   DenseMap<std::pair<Attribute, Value>, Value> angles;
+  DenseMap<std::pair<Value, int64_t>, Value> codes; ///< by tensor and offset
   /// offsets, active, order, by chosen experts and the members among them
   DenseMap<std::pair<Value, Attribute>, SmallVector<Value>> dispatched;
 };
@@ -246,6 +253,7 @@ LaunchOp StepLowering::gemm(Operation *op, moec::GemmSpec spec, Value x, const W
   spec.group = weight.group;
   spec.codes = weight.codes;
   spec.groupScale = weight.groupScale;
+  spec.xCodes = !cast<MemRefType>(x.getType()).getElementType().isF32();
   spec.xStride = rowStride(x);
   spec.xBatch = headStride(x);
   spec.yStride = rowStride(y);
@@ -275,7 +283,7 @@ LogicalResult StepLowering::lower(moe::LinearOp op) {
   if (residual && rowsOf(residual) != spec.rows)
     return op.emitOpError("adds rows of tokens to rows of logits");
   Value y = place(op.getResult(), spec.rows);
-  gemm(op, spec, memoryOf(op.getX()), *weight, residual ? memoryOf(residual) : Value(), y);
+  gemm(op, spec, inputFor(op.getX(), *weight), *weight, residual ? memoryOf(residual) : Value(), y);
   return success();
 }
 
@@ -288,7 +296,7 @@ LogicalResult StepLowering::lower(moe::GateUpOp op) {
   spec.k = widthOf(op.getX());
   spec.epilogue = Epilogue::Swiglu;
   spec.rows = rowsOf(op.getX());
-  gemm(op, spec, memoryOf(op.getX()), *weight, /*residual=*/nullptr, place(op.getResult(), spec.rows));
+  gemm(op, spec, inputFor(op.getX(), *weight), *weight, /*residual=*/nullptr, place(op.getResult(), spec.rows));
   return success();
 }
 
@@ -322,13 +330,55 @@ static moec::FakeQuantizeSpec roundingSpec(moe::QuantizeAttr format, Value x, Va
 }
 
 LogicalResult StepLowering::lower(moe::FakeQuantizeOp op) {
-  Value x = memoryOf(op.getX());
-  Rows rows = rowsOf(op.getX());
-  Value out = place(op.getResult(), rows);
-  moec::FakeQuantizeSpec spec = roundingSpec(op.getFormat(), x, out);
-  spec.rows = rows;
-  launch(op, spec, {x, out});
+  places[op.getResult()] = {Value(), rowsOf(op.getX())};
   return success();
+}
+
+Value StepLowering::memoryOf(Value tensor) {
+  Place found = places.lookup(tensor);
+  auto op = tensor.getDefiningOp<moe::FakeQuantizeOp>();
+  if (found.memory || !op)
+    return found.memory;
+  Value x = memoryOf(op.getX());
+  Value out = place(tensor, found.rows);
+  moec::FakeQuantizeSpec spec = roundingSpec(op.getFormat(), x, out);
+  spec.rows = found.rows;
+  launch(op, spec, {x, out});
+  return out;
+}
+
+/// Whether rows rounded so can be given to a kernel with these weights as codes.
+static bool takesCodes(moe::QuantizeAttr rounding, const WeightPacker::Panels &weight, int64_t columns) {
+  moec::GroupFormat format = rounding.getFormat();
+  return format.codes == moec::CodeKind::Int8 && rounding.getGroup() % moec::QuantizeRowsSpec::group == 0 &&
+         weight.group && moec::GemmSpec::takesCodes({weight.codes, 1, weight.group, weight.groupScale}, columns);
+}
+
+Value StepLowering::quantizeRows(Operation *op, moe::QuantizeAttr rounding, Value x, int64_t offset,
+                                 int64_t rowsPerToken, Rows rows) {
+  moec::QuantizeRowsSpec spec;
+  spec.width = widthOfMemory(x);
+  spec.xStride = rowStride(x);
+  spec.scaleCols = rounding.getGroup();
+  spec.outStride = moec::QuantizeRowsSpec::rowBytes(spec.width);
+  spec.offset = offset;
+  spec.rowsPerToken = rowsPerToken;
+  spec.rows = rows;
+  Value out = buffer(op->getLoc(), {dynamic, spec.outStride}, builder.getIntegerType(8), rowsPerToken, rows);
+  launch(op, spec, {x, out}, "quantize");
+  return out;
+}
+
+Value StepLowering::inputFor(Value tensor, const WeightPacker::Panels &weight) {
+  auto op = tensor.getDefiningOp<moe::FakeQuantizeOp>();
+  if (!op || !takesCodes(op.getFormat(), weight, widthOf(tensor)))
+    return memoryOf(tensor);
+  int64_t offset = moec::GemmSpec::offsetOf(weight.codes);
+  Value found = codes.lookup({tensor, offset});
+  if (!found)
+    found = codes[{tensor, offset}] =
+        quantizeRows(op, op.getFormat(), memoryOf(op.getX()), offset, /*rowsPerToken=*/1, rowsOf(tensor));
+  return found;
 }
 
 //===----------------------------------------------------------------------===//
@@ -588,9 +638,12 @@ LogicalResult StepLowering::lower(moe::ExpertsOp op) {
   first.epilogue = Epilogue::Swiglu;
   first.routing = Routing::Gather;
   Value hidden = buffer(loc, {dynamic, inner}, f32, topk);
-  gemm(op, first, memoryOf(op.getX()), *gateUp, /*residual=*/nullptr, hidden, lists, "gate_up");
+  gemm(op, first, inputFor(op.getX(), *gateUp), *gateUp, /*residual=*/nullptr, hidden, lists, "gate_up");
 
-  if (op.getActivations()) {
+  Value input = hidden; // of the down projection
+  if (op.getActivations() && takesCodes(*op.getActivations(), *down, inner)) {
+    input = quantizeRows(op, *op.getActivations(), hidden, moec::GemmSpec::offsetOf(down->codes), topk, Rows::T);
+  } else if (op.getActivations()) {
     moec::FakeQuantizeSpec rounding = roundingSpec(*op.getActivations(), hidden, hidden);
     rounding.rowsPerToken = topk;
     launch(op, rounding, {hidden, hidden}, "round");
@@ -602,7 +655,7 @@ LogicalResult StepLowering::lower(moe::ExpertsOp op) {
   second.epilogue = Epilogue::None;
   second.routing = Routing::Scatter;
   Value parts = buffer(loc, {dynamic, width}, f32, topk);
-  gemm(op, second, hidden, *down, /*residual=*/nullptr, parts, lists, "down");
+  gemm(op, second, input, *down, /*residual=*/nullptr, parts, lists, "down");
 
   moec::CombineSpec combine;
   combine.topk = topk;

@@ -54,7 +54,8 @@ std::vector<KernelSpec> oneOfEach() {
           DispatchSpec{2, 4, {0, 15}},
           CombineSpec{4, 256, 257, 258, 259, true, {0, 15}},
           ElementwiseSpec{true, 256, 257, 258, 259},
-          FakeQuantizeSpec{CodeKind::F8E4M3, 256, 128, 257, 258, 6, Rows::R}};
+          FakeQuantizeSpec{CodeKind::F8E4M3, 256, 128, 257, 258, 6, Rows::R},
+          QuantizeRowsSpec{256, 64, 257, 330, 8, 6, Rows::R}};
 }
 
 class KernelSpecTest : public ::testing::Test {
@@ -124,12 +125,12 @@ TEST_F(KernelSpecTest, SymbolsTellTheMainParameters) {
   std::vector<std::string> symbols;
   for (const KernelSpec &spec : oneOfEach())
     symbols.push_back(symbolFor(spec));
-  EXPECT_EQ(symbols, (std::vector<std::string>{"embed_f16_d256", "gather_rows_d256", "rms_norm_d256_rows",
-                                               "gemm_f8e4m3_n100_k64_e8_scatter_swiglu_rows", "rope_angles_d6",
-                                               "rope_h4_d32", "cache_append_c64_r16", "mla_attention_h4_c64_r16",
-                                               "mla_expanded_f16_h4_k32_v24_c64_r16", "route_sigmoid_e16_top4",
-                                               "dispatch_e2_top4_members", "combine_top4_d256_add_members",
-                                               "swiglu_d256", "fake_quantize_f8e4m3_d256_rows"}));
+  EXPECT_EQ(symbols, (std::vector<std::string>{
+                         "embed_f16_d256", "gather_rows_d256", "rms_norm_d256_rows",
+                         "gemm_f8e4m3_n100_k64_e8_scatter_swiglu_rows", "rope_angles_d6", "rope_h4_d32",
+                         "cache_append_c64_r16", "mla_attention_h4_c64_r16", "mla_expanded_f16_h4_k32_v24_c64_r16",
+                         "route_sigmoid_e16_top4", "dispatch_e2_top4_members", "combine_top4_d256_add_members",
+                         "swiglu_d256", "fake_quantize_f8e4m3_d256_rows", "quantize_rows_d256_plus8_rows"}));
 }
 
 TEST_F(KernelSpecTest, WrongDictionariesAreRefused) {

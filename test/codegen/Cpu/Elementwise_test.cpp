@@ -163,6 +163,50 @@ TEST(FakeQuantize, RoundsEachGroup) {
   }
 }
 
+TEST(QuantizeRows, GivesWhatFakeQuantizeGives) {
+  for (int64_t scaleCols : {32, 64, 96}) {
+    QuantizeRowsSpec spec;
+    spec.scaleCols = scaleCols;
+    spec.width = 96;
+    spec.xStride = 101;
+    spec.outStride = QuantizeRowsSpec::rowBytes(spec.width) + 5;
+    spec.offset = 8;
+    spec.rowsPerToken = 2;
+    FakeQuantizeSpec fake;
+    fake.width = spec.width;
+    fake.group = scaleCols;
+    fake.xStride = spec.xStride;
+    fake.outStride = spec.width;
+    fake.rowsPerToken = 2;
+    Kernels kernels({spec, fake});
+    Random random(6);
+    constexpr int64_t rows = 6;
+    Array<float> x(random.normals(rows * spec.xStride, 5)), values(rows * spec.width);
+    std::fill_n(x.begin(), scaleCols, 0.0f); // has no scale
+    Array<uint8_t> out(rows * spec.outStride, 0xEE);
+    moe_step step{3, 0, 0};
+    kernels.run(0, {&x, &out}, step, kernels.gridOf(0, step));
+    kernels.run(1, {&x, &values}, step, kernels.gridOf(1, step));
+    for (int64_t t = 0; t < rows; ++t) {
+      for (int64_t g = 0; g < spec.width / QuantizeRowsSpec::group; ++g) {
+        const uint8_t *record = out.begin() + t * spec.outStride + g * QuantizeRowsSpec::recordBytes;
+        float scale;
+        int32_t sum, expected = 0;
+        std::memcpy(&scale, record + QuantizeRowsSpec::scaleAt, 4);
+        std::memcpy(&sum, record + QuantizeRowsSpec::sumAt, 4);
+        for (int64_t i = 0; i < QuantizeRowsSpec::group; ++i) {
+          auto code = static_cast<int8_t>(record[i]);
+          expected -= spec.offset * code;
+          ASSERT_EQ(static_cast<float>(code) * scale, values[t * spec.width + g * QuantizeRowsSpec::group + i]);
+        }
+        ASSERT_EQ(sum, expected);
+      }
+      for (int64_t i = QuantizeRowsSpec::rowBytes(spec.width); i < spec.outStride; ++i)
+        ASSERT_EQ(out[t * spec.outStride + i], 0xEE);
+    }
+  }
+}
+
 TEST(RopeAngles, CosinesThenSines) {
   std::vector<KernelSpec> specs;
   for (int64_t half : {1, 8, 16, 21, 32}) {

@@ -130,6 +130,41 @@ Weights makeWeights(const GemmSpec &spec, Random &random) {
   return w;
 }
 
+/// Rows of x, as the kernel reads them and as what they stand for.
+struct Inputs {
+  Array<uint8_t> bytes;
+  std::vector<float> values;
+  int64_t rowBytes, rowValues;
+
+  const float *row(int64_t t) const { return values.data() + t * rowValues; }
+};
+
+Inputs makeInputs(const GemmSpec &spec, int64_t rows, Random &random) {
+  if (!spec.xCodes) {
+    Inputs x{Array<uint8_t>(rows * spec.xStride * 4), random.normals(rows * spec.xStride), spec.xStride * 4,
+             spec.xStride};
+    std::memcpy(x.bytes.data(), x.values.data(), x.bytes.size());
+    return x;
+  }
+  constexpr int64_t group = QuantizeRowsSpec::group;
+  Inputs x{Array<uint8_t>(rows * spec.xStride), std::vector<float>(rows * spec.k), spec.xStride, spec.k};
+  for (int64_t t = 0; t < rows; ++t)
+    for (int64_t g = 0; g < spec.k / group; ++g) {
+      uint8_t *record = &x.bytes[t * spec.xStride + g * QuantizeRowsSpec::recordBytes];
+      float scale = std::exp2(random.normal());
+      int32_t sum = 0;
+      for (int64_t i = 0; i < group; ++i) {
+        int64_t code = random.integer(-127, 127);
+        record[i] = code;
+        sum -= GemmSpec::offsetOf(spec.codes) * code;
+        x.values[t * spec.k + g * group + i] = scale * code;
+      }
+      std::memcpy(record + QuantizeRowsSpec::scaleAt, &scale, 4);
+      std::memcpy(record + QuantizeRowsSpec::sumAt, &sum, 4);
+    }
+  return x;
+}
+
 struct Sum {
   double value = 0, error = 0;
 };
@@ -164,10 +199,10 @@ void checkPlain(Kernels &kernels, size_t index, const GemmSpec &spec, int64_t to
   SCOPED_TRACE("n " + std::to_string(spec.n) + " k " + std::to_string(spec.k) + " tokens " + std::to_string(tokens) +
                " weight " + std::string(toString(spec.weight)));
   Weights w = makeWeights(spec, random);
-  Array<float> x(random.normals(tokens * spec.xStride));
+  Inputs x = makeInputs(spec, tokens, random);
   Array<float> residual(random.normals(tokens * std::max<int64_t>(spec.residualStride, 1)));
   Array<float> y(tokens * spec.yStride, kUntouched);
-  std::vector<Buffer *> args = {&x, &w.bytes};
+  std::vector<Buffer *> args = {&x.bytes, &w.bytes};
   if (spec.scaleCols)
     args.push_back(&w.scales);
   if (spec.epilogue == Epilogue::Add)
@@ -180,7 +215,7 @@ void checkPlain(Kernels &kernels, size_t index, const GemmSpec &spec, int64_t to
   for (int64_t t = 0; t < tokens; ++t)
     for (int64_t b = 0; b < spec.batch; ++b)
       for (int64_t n = 0; n < spec.n; ++n) {
-        Sum expected = expectedOutput(spec, w, b, n, &x[t * spec.xStride + b * spec.xBatch]);
+        Sum expected = expectedOutput(spec, w, b, n, x.row(t) + b * spec.xBatch);
         if (spec.epilogue == Epilogue::Add)
           expected.value += residual[t * spec.residualStride + b * spec.yBatch + n];
         size_t at = t * spec.yStride + b * spec.yBatch + n;
@@ -196,7 +231,7 @@ void checkPlain(Kernels &kernels, size_t index, const GemmSpec &spec, int64_t to
   std::fill(y.begin(), y.end(), kUntouched);
   moe_step single{1, 1, 0};
   for (int64_t t = 0; t < tokens; ++t) {
-    std::vector<void *> alone = {x.begin() + t * spec.xStride, w.bytes.data()};
+    std::vector<void *> alone = {x.bytes.begin() + t * x.rowBytes, w.bytes.data()};
     if (spec.scaleCols)
       alone.push_back(w.scales.data());
     if (spec.epilogue == Epilogue::Add)
@@ -223,6 +258,13 @@ GemmSpec grouped(int64_t n, int64_t k, int64_t group, DType scale = DType::F16, 
   spec.group = group;
   spec.codes = codes;
   spec.groupScale = scale;
+  return spec;
+}
+
+/// The same weights against rows of codes.
+GemmSpec ofCodes(GemmSpec spec) {
+  spec.xCodes = true;
+  spec.xStride = QuantizeRowsSpec::rowBytes(spec.k) + 4;
   return spec;
 }
 
@@ -275,6 +317,30 @@ TEST(Gemm, GroupsOfCodes) {
   Random random(6);
   for (size_t i = 0; i < specs.size(); ++i)
     for (int64_t tokens : {1, 2, 3, 4, 5, 7, 8, 15, 64, 67})
+      checkPlain(kernels, i, std::get<GemmSpec>(specs[i]), tokens, random);
+}
+
+TEST(Gemm, CodesAgainstCodes) {
+  std::vector<KernelSpec> specs;
+  for (auto [n, k, group] : {std::tuple{1, 32, 32}, {31, 96, 32}, {32, 128, 128}, {48, 192, 64}, {65, 192, 96}}) {
+    specs.push_back(ofCodes(grouped(n, k, group)));
+    specs.push_back(ofCodes(grouped(n, k, group, DType::F8E8M0)));
+    specs.push_back(ofCodes(grouped(n, k, group, DType::F32, CodeKind::Int8)));
+    specs.push_back(ofCodes(grouped(n, k, k, DType::F32, CodeKind::Int8)));
+  }
+  GemmSpec add = ofCodes(grouped(50, 64, 32));
+  add.epilogue = Epilogue::Add;
+  add.residualStride = 59;
+  GemmSpec swiglu = ofCodes(grouped(24, 128, 64, DType::F32, CodeKind::Int8));
+  swiglu.epilogue = Epilogue::Swiglu;
+  GemmSpec logits = ofCodes(grouped(70, 64, 32));
+  logits.rows = Rows::R;
+  specs.insert(specs.end(), {add, swiglu, logits});
+  Kernels kernels(specs);
+  Random random(7);
+  // Below, at and above the tiles of all levels and the token block.
+  for (size_t i = 0; i < specs.size(); ++i)
+    for (int64_t tokens : {1, 2, 3, 4, 5, 7, 8, 15, 16, 31, 64, 67})
       checkPlain(kernels, i, std::get<GemmSpec>(specs[i]), tokens, random);
 }
 
@@ -333,7 +399,11 @@ TEST(Gemm, Experts) {
   upCodes.topk = 3;
   upCodes.routing = Routing::Gather;
   upCodes.epilogue = Epilogue::Swiglu;
-  std::vector<KernelSpec> specs = {up, down, upCodes};
+  GemmSpec downCodes = grouped(50, 64, 64, DType::F32, CodeKind::Int8);
+  downCodes.batch = 7;
+  downCodes.topk = 3;
+  downCodes.routing = Routing::Scatter;
+  std::vector<KernelSpec> specs = {up, down, upCodes, ofCodes(upCodes), ofCodes(downCodes)};
   Kernels kernels(specs);
   Random random(4);
   for (size_t index = 0; index < specs.size(); ++index)
@@ -348,10 +418,10 @@ TEST(Gemm, Experts) {
       ExpertLists lists = sortByExpert(chosen, spec.batch);
       bool gather = spec.routing == Routing::Gather;
       Weights w = makeWeights(spec, random);
-      Array<float> x(random.normals((gather ? tokens : tokens * spec.topk) * spec.xStride));
+      Inputs x = makeInputs(spec, gather ? tokens : tokens * spec.topk, random);
       Array<float> y(tokens * spec.topk * spec.yStride, kUntouched);
       Array<int32_t> offsets(lists.offsets), active(lists.active), order(lists.order);
-      std::vector<Buffer *> args = {&x, &w.bytes};
+      std::vector<Buffer *> args = {&x.bytes, &w.bytes};
       if (spec.scaleCols)
         args.push_back(&w.scales);
       args.insert(args.end(), {&y, &offsets, &active, &order});
@@ -363,7 +433,7 @@ TEST(Gemm, Experts) {
         for (int64_t n = 0; n < spec.yStride; ++n) {
           Sum expected{kUntouched, 0};
           if (n < spec.n)
-            expected = expectedOutput(spec, w, chosen[entry], n, &x[from * spec.xStride]);
+            expected = expectedOutput(spec, w, chosen[entry], n, x.row(from));
           ASSERT_TRUE(near(y[to * spec.yStride + n], expected.value, expected.error)) << "entry " << entry;
         }
       }
