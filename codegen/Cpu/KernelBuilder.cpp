@@ -363,6 +363,20 @@ Val KernelBuilder::dotBytes(Val sums, Val a, Val b, int64_t largest) {
   return sums + addWords(evenA, evenB) + addWords(oddA, oddB);
 }
 
+Val KernelBuilder::dotBf16(Val sums, Val a, Val b) {
+  if (instructions == Isa::Avx512Dot) {
+    Type pairs = vec(getBF16Type(), 2 * kLanes);
+    return call("llvm.x86.avx512bf16.dpbf16ps.512", vec(f32), {sums, bitcast(a, pairs), bitcast(b, pairs)});
+  }
+  auto flushed = [&](Val bits) {
+    return bitcast(select((bits & 0x7F800000) == 0, bits & std::numeric_limits<int32_t>::min(), bits), f32);
+  };
+  auto add = [&](Val x, Val y, Val sum) { return bitcast(fma(flushed(x), flushed(y), flushed(sum)), i32); };
+  constexpr int32_t upper = static_cast<int32_t>(0xFFFF0000);
+  Val sum = add(a & upper, b & upper, bitcast(sums, i32));
+  return flushed(add(a << 16, b << 16, sum));
+}
+
 Ptr KernelBuilder::scratch(Type element, int64_t count) {
   // In the entry block, so that it is a fixed part of the frame.
   OpBuilder::InsertionGuard guard(*this);

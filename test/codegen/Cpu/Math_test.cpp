@@ -151,5 +151,48 @@ TEST(Math, DotBytes) {
   }
 }
 
+TEST(Math, DotBf16) {
+  // Numbers of all sizes, subnormal ones and those whose products are, infinities and NaNs.
+  Random random(8);
+  constexpr size_t count = kLanes * 20000;
+  std::vector<uint32_t> a(count), b(count), sums(count);
+  for (size_t i = 0; i < count; ++i) {
+    auto half = [&] {
+      auto bits = static_cast<uint32_t>(random.integer(0, 0xFFFF));
+      uint32_t exponent = i % 3 == 1 ? 115 + bits % 20 : i % 3 == 2 ? 50 + bits % 20 : bits >> 7 & 0xFF;
+      return (bits & 0x807F) | exponent << 7;
+    };
+    a[i] = half() << 16 | half();
+    b[i] = half() << 16 | half();
+    auto exponent = static_cast<uint32_t>(i % 3 == 1 ? random.integer(110, 140) : random.integer(0, 255));
+    sums[i] = static_cast<uint32_t>(random.integer(0, 0x7FFFFF)) | exponent << 23 | (i & 1) << 31;
+  }
+  auto flushed = [](float x) { return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(0.0f, x) : x; };
+  auto add = [&](uint32_t x, uint32_t y, float sum) {
+    return flushed(std::fma(flushed(fromBits(x)), flushed(fromBits(y)), flushed(sum)));
+  };
+  std::vector<float> expected(count);
+  for (size_t i = 0; i < count; ++i)
+    expected[i] = add(a[i] << 16, b[i] << 16, add(a[i] & 0xFFFF0000, b[i] & 0xFFFF0000, fromBits(sums[i])));
+  for (const Level *level : hostLevels()) {
+    auto library = compile(*level, [&](KernelBuilder &builder) {
+      Ptr x = builder.arg(0, builder.i32), y = builder.arg(1, builder.i32), z = builder.arg(2, builder.f32);
+      builder.tasks([&](Val task) {
+        Ptr to = z + task * kLanes;
+        to.store(builder.dotBf16(to.load(kLanes), (x + task * kLanes).load(kLanes), (y + task * kLanes).load(kLanes)));
+      });
+    });
+    std::vector<float> found(count);
+    std::memcpy(found.data(), sums.data(), count * sizeof(float));
+    void *args[] = {a.data(), b.data(), found.data()};
+    moe_step step{};
+    library->symbol("function")(args, &step, 0, static_cast<int64_t>(count / kLanes));
+    size_t wrong = 0;
+    for (size_t i = 0; i < count; ++i)
+      wrong += std::memcmp(&found[i], &expected[i], 4) != 0 && !(std::isnan(found[i]) && std::isnan(expected[i]));
+    EXPECT_EQ(wrong, 0u) << level->name.str();
+  }
+}
+
 } // namespace
 } // namespace moec::cpu
