@@ -161,9 +161,10 @@ double measureArithmetic(ThreadPool &pool, WorkUnit unit, double seconds) {
   const Chains loop = chainsOf(unit);
   if (!loop.run)
     return 0;
-  // A task is about 30 us, short beside a time slice and long beside handing it out.
+  // A task is some 70 us, long beside handing it out; a pass half a millisecond, which all threads may be given at once
+  // on a machine that is busy with other things, too.
   constexpr int64_t rounds = 20'000;
-  const int64_t tasks = static_cast<int64_t>(pool.threads()) * 64;
+  const int64_t tasks = static_cast<int64_t>(pool.threads()) * 8;
   const double least = leastSeconds(seconds, [&] {
     pool.parallelFor(tasks, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task)
