@@ -3,12 +3,16 @@
 """A random checkpoint of DeepSeek-V2-Lite's widths: write it, and measure moec on it.
 
     python test/bench/v2lite.py write --layers 4 DIR
+    python test/bench/v2lite.py gguf DIR OUT.gguf --type q4_0
     python test/bench/v2lite.py run DIR [--threads 1,2]
     python test/bench/v2lite.py compile [--repeats 3]
 
 `run` compiles with `moec compile`, then times prefill and decode through the Python module, each the
 median of several repetitions, and prints the bytes a token must read and the rate that reading them
 alone would allow, measured in the same run.
+
+`gguf` writes the same checkpoint for llama.cpp and ik_llama.cpp, for compare.py: every matrix in one type, `q4_0`, `q8_0` or
+`bf16`, norms and routers in f32, kv_b_proj split into its halves. It needs the PyPI package gguf.
 
 `compile` times what a compile does besides weights, for all 27 layers at -O3: import, passes and lowering, then
 the code of each CPU level. Its checkpoint has headers and holes and is gone afterwards.
@@ -34,7 +38,7 @@ BUILD = Path(os.environ.get("MOEC_BUILD_DIR", ROOT / "build"))
 sys.path.insert(0, str(ROOT / "test" / "e2e"))
 
 import sparse_checkpoint  # noqa: E402
-from checkpoints import to_bf16_bits  # noqa: E402
+from checkpoints import bf16_to_float, to_bf16_bits  # noqa: E402
 
 CONFIG = {
     "architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2", "vocab_size": 102400, "hidden_size": 2048,
@@ -114,6 +118,124 @@ def write(directory: Path, layers: int, seed: int) -> None:
         print(f"{name}: {offset / 2**30:.2f} GiB", flush=True)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+class Checkpoint:
+    """What `write` wrote, read tensor by tensor."""
+
+    def __init__(self, directory: Path):
+        self.places = {}
+        for file in sorted(directory.glob("*.safetensors")):
+            with open(file, "rb") as shard:
+                size = int.from_bytes(shard.read(8), "little")
+                header = json.loads(shard.read(size))
+            self.places |= {name: (file, 8 + size + t["data_offsets"][0], t["shape"]) for name, t in header.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        file, offset, shape = self.places[name]
+        return bf16_to_float(np.memmap(file, np.uint16, "r", offset, tuple(shape)))
+
+
+def gguf_tensors(config: dict, checkpoint: Checkpoint):
+    """(name in GGUF, shape, whether it is quantized, parts in order) of each tensor; parts are made when called."""
+    heads, nope, value = config["num_attention_heads"], config["qk_nope_head_dim"], config["v_head_dim"]
+    rank, hidden, experts = config["kv_lora_rank"], config["hidden_size"], config["n_routed_experts"]
+
+    def plain(name: str, source: str):
+        shape = tuple(checkpoint.places[source][2])
+        return name + ".weight", shape, len(shape) > 1 and "ffn_gate_inp" not in name, [lambda: checkpoint.read(source)]
+
+    yield plain("token_embd", "model.embed_tokens.weight")
+    yield plain("output_norm", "model.norm.weight")
+    yield plain("output", "lm_head.weight")
+    for layer in range(config["num_hidden_layers"]):
+        block, source = f"blk.{layer}.", f"model.layers.{layer}."
+        for name, of in (
+            ("attn_norm", "input_layernorm"), ("ffn_norm", "post_attention_layernorm"), ("attn_q", "self_attn.q_proj"),
+            ("attn_kv_a_mqa", "self_attn.kv_a_proj_with_mqa"), ("attn_kv_a_norm", "self_attn.kv_a_layernorm"),
+            ("attn_output", "self_attn.o_proj"),
+        ):  # fmt: skip
+            yield plain(block + name, source + of + ".weight")
+
+        def kv_b(source: str = source) -> np.ndarray:
+            return checkpoint.read(source + "self_attn.kv_b_proj.weight").reshape(heads, nope + value, rank)
+
+        yield block + "attn_k_b.weight", (heads, rank, nope), True, [lambda b=kv_b: b()[:, :nope].transpose(0, 2, 1)]
+        yield block + "attn_v_b.weight", (heads, value, rank), True, [lambda b=kv_b: b()[:, nope:]]
+        projections = ("gate", "up", "down")
+        if layer < config["first_k_dense_replace"]:
+            for projection in projections:
+                yield plain(block + "ffn_" + projection, f"{source}mlp.{projection}_proj.weight")
+            continue
+        yield plain(block + "ffn_gate_inp", source + "mlp.gate.weight")
+        for projection in projections:
+            yield plain(f"{block}ffn_{projection}_shexp", f"{source}mlp.shared_experts.{projection}_proj.weight")
+            width = config["moe_intermediate_size"]
+            shape = (experts, hidden, width) if projection == "down" else (experts, width, hidden)
+            yield f"{block}ffn_{projection}_exps.weight", shape, True, [
+                lambda name=f"{source}mlp.experts.{e}.{projection}_proj.weight": checkpoint.read(name)
+                for e in range(experts)
+            ]
+
+
+def write_gguf(directory: Path, out: Path, type_name: str) -> None:
+    import gguf
+
+    config = json.loads((directory / "config.json").read_text())
+    kind = gguf.GGMLQuantizationType[type_name.upper()]
+    file_type = {"q4_0": "MOSTLY_Q4_0", "q8_0": "MOSTLY_Q8_0", "bf16": "MOSTLY_BF16"}[type_name]
+    writer = gguf.GGUFWriter(out, "deepseek2")
+    writer.add_name(directory.name)
+    writer.add_file_type(gguf.LlamaFileType[file_type])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_leading_dense_block_count(config["first_k_dense_replace"])
+    # Attention in the absorbed form is one key-value head as wide as the latent and the rotated part.
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(1)
+    writer.add_q_lora_rank(config["q_lora_rank"] or 0)
+    writer.add_kv_lora_rank(config["kv_lora_rank"])
+    writer.add_key_length(config["kv_lora_rank"] + config["qk_rope_head_dim"])
+    writer.add_value_length(config["kv_lora_rank"])
+    writer.add_key_length_mla(config["qk_nope_head_dim"] + config["qk_rope_head_dim"])
+    writer.add_value_length_mla(config["v_head_dim"])
+    scaling = config["rope_scaling"]
+    writer.add_rope_dimension_count(config["qk_rope_head_dim"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(scaling["factor"])
+    writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
+    writer.add_rope_scaling_yarn_log_mul(0.1 * scaling["mscale_all_dim"])
+    writer.add_expert_count(config["n_routed_experts"])
+    writer.add_expert_used_count(config["num_experts_per_tok"])
+    writer.add_expert_shared_count(config["n_shared_experts"])
+    writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    writer.add_expert_weights_scale(config["routed_scaling_factor"])
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SOFTMAX)
+    writer.add_tokenizer_model("none")
+
+    float32 = gguf.GGMLQuantizationType.F32
+    tensors = list(gguf_tensors(config, Checkpoint(directory)))
+    for name, shape, quantized, _ in tensors:
+        to = kind if quantized else float32
+        row = int(np.prod(gguf.quant_shape_to_byte_shape((shape[-1],), to)))
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), int(np.prod(shape[:-1])) * row, raw_dtype=to)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for name, shape, quantized, parts in tensors:
+        to, pieces = kind if quantized else float32, []
+        for part in parts:
+            rows = part().reshape(-1, shape[-1])
+            for first in range(0, len(rows), 8192):
+                pieces.append(gguf.quantize(np.ascontiguousarray(rows[first : first + 8192]), to).reshape(-1).view(np.uint8))
+        writer.write_tensor_data(np.concatenate(pieces))
+        print(name, *shape, to.name, flush=True)
+    writer.close()
 
 
 def compile_artifact(model: Path, artifact: Path, max_memory: str) -> dict:
@@ -233,6 +355,10 @@ def main() -> None:
     writer.add_argument("directory", type=Path)
     writer.add_argument("--layers", type=int, default=4)
     writer.add_argument("--seed", type=int, default=1)
+    converter = commands.add_parser("gguf")
+    converter.add_argument("directory", type=Path)
+    converter.add_argument("out", type=Path)
+    converter.add_argument("--type", choices=("q4_0", "q8_0", "bf16"), default="q4_0")
     runner = commands.add_parser("run")
     runner.add_argument("directory", type=Path)
     runner.add_argument("--threads", default="1,2")
@@ -245,6 +371,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.command == "write":
         write(options.directory, options.layers, options.seed)
+    elif options.command == "gguf":
+        write_gguf(options.directory, options.out, options.type)
     elif options.command == "compile":
         compile_times(options.repeats)
     else:
