@@ -37,6 +37,9 @@ void moe::buildMoePipeline(OpPassManager &pm, const MoePipelineOptions &options)
   // Over the linears that are left, of which those that add a residual stay by themselves.
   from(2, function, createFuseProjectionsPass());
   from(1, function, createFuseResidualPass());
+  // After all passes that round otherwise, so that their proofs need not bear with entries that round the other way.
+  if (options.cache != "f32")
+    from(0, pm, createStoreCachePass({options.cache}));
 }
 
 void moe::buildLowerPipeline(OpPassManager &pm, const LowerPipelineOptions &options) {

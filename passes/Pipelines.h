@@ -18,11 +18,14 @@ namespace mlir::moe {
 /// The highest level of optimization.
 inline constexpr int64_t kMaxOptimization = 3;
 
-/// A level, the form of attention as `moe-choose-mla` names it, and formats of weights as `moe-quantize` does.
+/// A level, the form of attention as `moe-choose-mla` names it, the format of caches as `moe-store-cache` does, and
+/// formats of weights as `moe-quantize` does.
 struct MoePipelineOptions : PassPipelineOptions<MoePipelineOptions> {
   Option<int64_t> level{*this, "level", llvm::cl::desc("Level of optimization, 0 to 3"), llvm::cl::init(2)};
   Option<std::string> mla{*this, "mla", llvm::cl::desc("Form of latent attention: auto, absorbed or expanded"),
                           llvm::cl::init("auto")};
+  Option<std::string> cache{*this, "cache", llvm::cl::desc("Format of cache entries: f32 or bf16"),
+                            llvm::cl::init("f32")};
   Option<std::string> experts{*this, "experts", llvm::cl::desc("Format of routed experts"), llvm::cl::init("keep")};
   Option<std::string> attention{*this, "attention", llvm::cl::desc("Format of attention's projections"),
                                 llvm::cl::init("keep")};
@@ -36,7 +39,7 @@ struct MoePipelineOptions : PassPipelineOptions<MoePipelineOptions> {
 /// Optimizes a model, as `moe-optimize`. Each level has the passes of those below it:
 ///
 /// - 0: what lowering needs, that is latent attention over its cache in the asked form, and the asked formats of
-///   weights. Attention rounds otherwise than the plain form, formats make another model.
+///   caches and weights. Attention rounds otherwise than the plain form, formats make another model.
 /// - 1: canonicalize, cse, and the fusions of gate and up and of residuals. Every bit stays as it is from here on.
 /// - 2: and projections of one input as one.
 /// - 3: what takes long to compile, or changes more than the last bits of sums: nothing so far.

@@ -33,15 +33,22 @@ Args arguments(const GemmSpec &s) {
 }
 Args arguments(const RopeAnglesSpec &) { return {index("positions"), out("out")}; }
 Args arguments(const RopeSpec &) { return {in("x"), in("angles"), out("out")}; }
-Args arguments(const CacheAppendSpec &) {
-  return {in("latent"), in("rope_key"), index("positions"), index("slots"), index("page_table"), out("cache")};
+Args arguments(const CacheAppendSpec &s) {
+  return {in("latent"), in("rope_key"), index("positions"), index("slots"), index("page_table"), out("cache", s.cache)};
 }
-Args arguments(const MlaAttentionSpec &) {
-  return {in("q"), index("positions"), index("slots"), index("page_table"), in("cache"), out("out")};
+Args arguments(const MlaAttentionSpec &s) {
+  return {in("q"), index("positions"), index("slots"), index("page_table"), in("cache", s.cache), out("out")};
 }
 Args arguments(const MlaExpandedSpec &s) {
-  return {in("q"),     in("rope_q"),         index("positions"),   index("slots"), index("page_table"),
-          in("cache"), in("w_uk", s.weight), in("w_uv", s.weight), out("out")};
+  return {in("q"),
+          in("rope_q"),
+          index("positions"),
+          index("slots"),
+          index("page_table"),
+          in("cache", s.cache),
+          in("w_uk", s.weight),
+          in("w_uv", s.weight),
+          out("out")};
 }
 Args arguments(const RouteSpec &s) {
   Args args = {in("logits")};

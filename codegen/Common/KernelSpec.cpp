@@ -85,6 +85,7 @@ template <Is<CacheAppendSpec> S> void forEachField(S &s, auto field) {
   field("width", s.width);
   field("latent_stride", s.latentStride);
   field("rope_stride", s.ropeStride);
+  field("cache", s.cache);
 }
 
 template <Is<MlaAttentionSpec> S> void forEachField(S &s, auto field) {
@@ -98,6 +99,7 @@ template <Is<MlaAttentionSpec> S> void forEachField(S &s, auto field) {
   field("out_head", s.outHead);
   field("scale", s.scale);
   field("run_below", s.runBelow);
+  field("cache", s.cache);
 }
 
 template <Is<MlaExpandedSpec> S> void forEachField(S &s, auto field) {
@@ -116,6 +118,7 @@ template <Is<MlaExpandedSpec> S> void forEachField(S &s, auto field) {
   field("out_head", s.outHead);
   field("scale", s.scale);
   field("run_from", s.runFrom);
+  field("cache", s.cache);
 }
 
 template <Is<RouteSpec> S> void forEachField(S &s, auto field) {
@@ -343,12 +346,15 @@ void describe(const GemmSpec &s, Symbol &symbol) {
 }
 void describe(const RopeAnglesSpec &s, Symbol &symbol) { symbol.tag("d", 2 * static_cast<int64_t>(s.invFreq.size())); }
 void describe(const RopeSpec &s, Symbol &symbol) { symbol.tag("h", s.heads).tag("d", s.dim); }
-void describe(const CacheAppendSpec &s, Symbol &symbol) { symbol.tag("c", s.latent).tag("r", s.rope); }
+void describe(const CacheAppendSpec &s, Symbol &symbol) {
+  symbol.tag("c", s.latent).tag("r", s.rope).tagIf(s.cache != DType::F32, nameOf(s.cache));
+}
 void describe(const MlaAttentionSpec &s, Symbol &symbol) {
-  symbol.tag("h", s.heads).tag("c", s.latent).tag("r", s.rope);
+  symbol.tag("h", s.heads).tag("c", s.latent).tag("r", s.rope).tagIf(s.cache != DType::F32, nameOf(s.cache));
 }
 void describe(const MlaExpandedSpec &s, Symbol &symbol) {
-  symbol.tag(nameOf(s.weight)).tag("h", s.heads).tag("k", s.nope).tag("v", s.value).tag("c", s.latent).tag("r", s.rope);
+  symbol.tag(nameOf(s.weight)).tag("h", s.heads).tag("k", s.nope).tag("v", s.value);
+  symbol.tag("c", s.latent).tag("r", s.rope).tagIf(s.cache != DType::F32, nameOf(s.cache));
 }
 void describe(const RouteSpec &s, Symbol &symbol) {
   symbol.tag(s.sigmoid ? "sigmoid" : "softmax").tag("e", s.experts).tag("top", s.topk);

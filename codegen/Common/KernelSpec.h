@@ -142,11 +142,13 @@ struct RopeSpec {
   int64_t xStride = 0, xHead = 0, outStride = 0, outHead = 0;
 };
 
-/// Writes cache entry [latent | rope key | zeros up to width] of (slot, position).
-/// args: latent, ropeKey, positions, slots, pageTable i32[slots, pages_per_slot], cache f32[pages, 64, width]. Grid: T.
+/// Writes cache entry [latent | rope key | zeros up to width] of (slot, position), rounded once to what it is stored
+/// as. args: latent, ropeKey, positions, slots, pageTable i32[slots, pages_per_slot], cache [pages, 64, width]. Grid:
+/// T.
 struct CacheAppendSpec {
   int64_t latent = 0, rope = 0, width = 0;
   int64_t latentStride = 0, ropeStride = 0;
+  DType cache = DType::F32; ///< or BF16
 };
 
 /// Absorbed latent attention: for each head, over entries j = 0 .. position of the token's slot,
@@ -158,7 +160,8 @@ struct MlaAttentionSpec {
   int64_t heads = 0, latent = 0, rope = 0, width = 0;
   int64_t qStride = 0, qHead = 0, outStride = 0, outHead = 0;
   double scale = 1;
-  int64_t runBelow = 0; ///< 0: all tokens
+  int64_t runBelow = 0;     ///< 0: all tokens
+  DType cache = DType::F32; ///< or BF16
 
   static constexpr int64_t headBlock = 4;
 };
@@ -174,7 +177,8 @@ struct MlaExpandedSpec {
   int64_t heads = 0, nope = 0, latent = 0, rope = 0, value = 0, width = 0;
   int64_t qStride = 0, qHead = 0, ropeStride = 0, ropeHead = 0, outStride = 0, outHead = 0;
   double scale = 1;
-  int64_t runFrom = 1; ///< 1: all tokens
+  int64_t runFrom = 1;      ///< 1: all tokens
+  DType cache = DType::F32; ///< or BF16
 
   /// Tokens that share one expansion of a page.
   static constexpr int64_t tokenBlock = 512;

@@ -63,7 +63,7 @@ public:
     positions = b.arg(1, b.i32);
     slots = b.arg(2, b.i32);
     pageTable = b.arg(3, b.i32);
-    cache = b.arg(4, b.f32);
+    cache = b.arg(4, b.storage(spec.cache));
     out = b.arg(5, b.f32);
     constexpr int64_t block = MlaAttentionSpec::headBlock;
     queries = b.scratch(b.f32, block * scoredWidth);
@@ -154,7 +154,7 @@ private:
         for (int64_t h = 0; h < heads; ++h)
           query.push_back((queries + h * scoredWidth + i).load(kLanes));
         for (int64_t g = 0; g < group; ++g) {
-          Val entry = (rows + g * spec.width + i).load(kLanes);
+          Val entry = b.loadAsF32(rows + g * spec.width + i, spec.cache);
           for (int64_t h = 0; h < heads; ++h)
             next[h * group + g] = b.fma(query[h], entry, carried[h * group + g]);
         }
@@ -177,7 +177,7 @@ private:
         Ptr row = page + j * spec.width + offset;
         Vals next(carried.size()), latent;
         for (int64_t v = 0; v < width; ++v)
-          latent.push_back((row + v * kLanes).load(kLanes));
+          latent.push_back(b.loadAsF32(row + v * kLanes, spec.cache));
         for (int64_t h = 0; h < heads; ++h) {
           Val p = b.splat((scores + h * pageTokens + j).load());
           for (int64_t v = 0; v < width; ++v)

@@ -146,20 +146,22 @@ struct Checker {
     stride("xHead", spec.heads > 1 ? spec.xHead : spec.dim, spec.dim);
     stride("outHead", spec.heads > 1 ? spec.outHead : spec.dim, spec.dim);
   }
-  void cacheEntry(int64_t latent, int64_t rope, int64_t width) {
+  void cacheEntry(int64_t latent, int64_t rope, int64_t width, DType stored) {
+    require(stored == DType::F32 || stored == DType::BF16,
+            "a cache of " + llvm::Twine(llvm::StringRef(toString(stored))) + " is not supported");
     positive("latent", latent);
     require(rope >= 0, "rope must not be negative");
     require(width % kLanes == 0 && width >= latent + rope,
             "width " + llvm::Twine(width) + " must be a multiple of 16 that holds " + llvm::Twine(latent + rope));
   }
-  void operator()(const CacheAppendSpec &spec) { cacheEntry(spec.latent, spec.rope, spec.width); }
+  void operator()(const CacheAppendSpec &spec) { cacheEntry(spec.latent, spec.rope, spec.width, spec.cache); }
   void operator()(const MlaAttentionSpec &spec) {
-    cacheEntry(spec.latent, spec.rope, spec.width);
+    cacheEntry(spec.latent, spec.rope, spec.width, spec.cache);
     positive("heads", spec.heads);
     finite("scale", spec.scale);
   }
   void operator()(const MlaExpandedSpec &spec) {
-    cacheEntry(spec.latent, spec.rope, spec.width);
+    cacheEntry(spec.latent, spec.rope, spec.width, spec.cache);
     positive("heads", spec.heads);
     positive("nope", spec.nope);
     positive("value", spec.value);

@@ -284,20 +284,21 @@ void emit(KernelBuilder &b, llvm::StringRef symbol, const RopeSpec &spec, const 
 void emit(KernelBuilder &b, llvm::StringRef symbol, const CacheAppendSpec &spec, const Tiles &) {
   b.kernel(symbol, [&] {
     Ptr latent = b.arg(0, b.f32), ropeKey = b.arg(1, b.f32), positions = b.arg(2, b.i32), slots = b.arg(3, b.i32),
-        pageTable = b.arg(4, b.i32), cache = b.arg(5, b.f32);
+        pageTable = b.arg(4, b.i32), cache = b.arg(5, b.storage(spec.cache));
+    auto stored = [&](Val value) { return spec.cache == DType::BF16 ? b.toBf16(value) : value; };
     b.tasks([&](Val t) {
       Val position = b.convert((positions + t).load(), b.i64);
       Val slot = b.convert((slots + t).load(), b.i64);
       Val page = b.convert((pageTable + slot * b.pagesPerSlot() + position / MOE_PAGE_TOKENS).load(), b.i64);
       Ptr entry = cache + (page * MOE_PAGE_TOKENS + position % MOE_PAGE_TOKENS) * spec.width;
       auto copy = [&](Ptr from, int64_t at, int64_t width) {
-        b.vectors(width, [&](Val i, Val mask) { (entry + at + i).store((from + i).load(kLanes), mask); });
+        b.vectors(width, [&](Val i, Val mask) { (entry + at + i).store(stored((from + i).load(kLanes)), mask); });
       };
       copy(latent + t * spec.latentStride, 0, spec.latent);
       copy(ropeKey + t * spec.ropeStride, spec.latent, spec.rope);
       int64_t used = spec.latent + spec.rope;
       b.vectors(spec.width - used,
-                [&](Val i, Val mask) { (entry + used + i).store(b.constant(b.vec(b.f32), 0.0), mask); });
+                [&](Val i, Val mask) { (entry + used + i).store(b.constant(b.vec(cache.element), int64_t(0)), mask); });
     });
   });
 }

@@ -38,7 +38,7 @@ public:
     positions = b.arg(2, b.i32);
     slots = b.arg(3, b.i32);
     pageTable = b.arg(4, b.i32);
-    cache = b.arg(5, b.f32);
+    cache = b.arg(5, b.storage(spec.cache));
     wUk = b.arg(6, b.storage(spec.weight));
     wUv = b.arg(7, b.storage(spec.weight));
     out = b.arg(8, b.f32);
@@ -128,9 +128,9 @@ private:
   void expand(Ptr page, Val count) {
     b.loop(b.cI64(0), b.cI64(keyPanels), 1, [&](Val panel) {
       multiply(page, count, wUk + (head * keyPanels + panel) * (spec.latent * kPanelWidth), panelKeys, kPanelWidth);
-      transpose(panelKeys, kPanelWidth, keys + panel * (kPanelWidth * pageTokens), kPanelWidth);
+      transpose(panelKeys, DType::F32, kPanelWidth, keys + panel * (kPanelWidth * pageTokens), kPanelWidth);
     });
-    transpose(page + spec.latent, spec.width, keys + keyPanels * kPanelWidth * pageTokens, spec.rope);
+    transpose(page + spec.latent, spec.cache, spec.width, keys + keyPanels * kPanelWidth * pageTokens, spec.rope);
     b.loop(b.cI64(0), b.cI64(valuePanels), 1, [&](Val panel) {
       multiply(page, count, wUv + (head * valuePanels + panel) * (spec.latent * kPanelWidth),
                values + panel * kPanelWidth, valueWidth);
@@ -147,7 +147,7 @@ private:
           for (int64_t v = 0; v < expandVectors; ++v)
             w.push_back(b.loadAsF32(panel + c * kPanelWidth + column + v * kLanes, spec.weight));
           for (int64_t m = 0; m < expandRows; ++m) {
-            Val latent = b.splat((page + (j + m) * spec.width + c).load());
+            Val latent = b.splat(b.loadOneAsF32(page + (j + m) * spec.width + c, spec.cache));
             for (int64_t v = 0; v < expandVectors; ++v)
               next.push_back(b.fma(latent, w[v], carried[m * expandVectors + v]));
           }
@@ -161,10 +161,10 @@ private:
   }
 
   /// to[i][j] = from[j][i] for a whole page of j.
-  void transpose(Ptr from, int64_t stride, Ptr to, int64_t rows) {
+  void transpose(Ptr from, DType stored, int64_t stride, Ptr to, int64_t rows) {
     b.loop(b.cI64(0), b.cI64(rows), 1, [&](Val i) {
       b.loop(b.cI64(0), b.cI64(pageTokens), 1,
-             [&](Val j) { (to + i * pageTokens + j).store((from + j * stride + i).load()); });
+             [&](Val j) { (to + i * pageTokens + j).store(b.loadOneAsF32(from + j * stride + i, stored)); });
     });
   }
 

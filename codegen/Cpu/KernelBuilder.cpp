@@ -399,8 +399,11 @@ Type KernelBuilder::storage(DType type) {
   }
 }
 
-Val KernelBuilder::loadAsF32(Ptr stored, DType type, int64_t lanes) {
-  Val raw = stored.load(lanes);
+Val KernelBuilder::loadAsF32(Ptr stored, DType type, int64_t lanes) { return widen(stored.load(lanes), type); }
+
+Val KernelBuilder::loadOneAsF32(Ptr stored, DType type) { return widen(stored.load(), type); }
+
+Val KernelBuilder::widen(Val raw, DType type) {
   switch (type) {
   case DType::F32:
     return raw;
@@ -422,6 +425,15 @@ Val KernelBuilder::loadAsF32(Ptr stored, DType type, int64_t lanes) {
     return convert(bitcast(bits, f16), f32);
   }
   }
+}
+
+Val KernelBuilder::toBf16(Val a) {
+  // In integers: the instruction for it takes subnormals for zero.
+  Val bits = bitcast(a, i32);
+  Val odd = zeroExtend(convert(bits >> 16, i1), i32);
+  Val rounded = bits + (odd + 0x7FFF);
+  rounded = select(isNaN(a), bits | 0x00400000, rounded);
+  return convert(rounded >> 16, i16);
 }
 
 void loadKernelDialects(MLIRContext &context) {

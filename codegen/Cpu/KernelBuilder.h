@@ -200,6 +200,10 @@ public:
   /// `lanes` weights of a stored type as f32. F8E4M3 comes as value / 256 (a bit pattern of f16,
   /// exact for subnormals too); multiply by `weightScale`.
   Val loadAsF32(Ptr stored, DType type, int64_t lanes = kLanes);
+  /// One element, a scalar.
+  Val loadOneAsF32(Ptr stored, DType type);
+  /// The bits (i16) of f32 lanes rounded to bf16, to nearest even; a NaN stays one.
+  Val toBf16(Val a);
   static double weightScale(DType type) { return type == DType::F8E4M3 ? 256.0 : 1.0; }
   /// What lies in memory for a stored type.
   mlir::Type storage(DType type);
@@ -207,6 +211,8 @@ public:
 private:
   Val call(llvm::StringRef intrinsic, mlir::Type result, llvm::ArrayRef<Val> operands);
   Val stepField(int64_t index);
+  /// Elements of a stored type, as `storage` has them, as f32; see `loadAsF32`.
+  Val widen(Val raw, DType type);
 
   mlir::Block *entry = nullptr;
 };

@@ -100,6 +100,13 @@ void WeightOp::getAsmResultNames(OpAsmSetValueNameFn setNameFn) {
   setNameFn(getResult(), name.substr(name.rfind('.') + 1));
 }
 
+LogicalResult CacheOp::verify() {
+  // C2
+  if (std::optional<Type> element = getElementType(); element && !element->isBF16())
+    return emitOpError("has elements of ") << *element << ", expected bf16";
+  return success();
+}
+
 LogicalResult CacheAppendOp::verify() {
   // C1
   if (getParts().empty())

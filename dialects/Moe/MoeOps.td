@@ -87,17 +87,22 @@ def Moe_CacheResource : Resource<"::mlir::moe::CacheResource">;
 def Moe_CacheOp : Moe_Op<"cache", [Symbol]> {
   let summary = "The cache of one layer: one entry per past token of each sequence";
   let description = [{
-    A map from (slot, position) to `width` float32 channels, empty at first. It lives from step
+    A map from (slot, position) to `width` channels, empty at first. It lives from step
     to step; `moe.cache_append` and `moe.mla_attention` are the ops that touch it.
+    Channels are float32; with an `element_type`, entries are rounded to it as they are stored, to nearest even.
 
     - (C1) `width` is positive.
+    - (C2) `element_type`, if present, is bf16.
 
     ```mlir
     moe.cache @kv.0 width 576
+    moe.cache @kv.1 width 576 of bf16
     ```
   }];
-  let arguments = (ins SymbolNameAttr:$sym_name, ConfinedAttr<I64Attr, [IntPositive]>:$width); // C1
-  let assemblyFormat = "$sym_name `width` $width attr-dict";
+  let arguments = (ins SymbolNameAttr:$sym_name, ConfinedAttr<I64Attr, [IntPositive]>:$width, // C1
+                       OptionalAttr<TypeAttr>:$element_type);
+  let assemblyFormat = "$sym_name `width` $width (`of` $element_type^)? attr-dict";
+  let hasVerifier = 1;
 }
 
 def Moe_CacheAppendOp : Moe_Op<"cache_append", [

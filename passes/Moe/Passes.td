@@ -134,4 +134,15 @@ def QuantizePass : InterfacePass<"moe-quantize", "::mlir::FunctionOpInterface"> 
   let statistics = [Statistic<"numStored", "num-stored", "Weights that got another format">];
 }
 
+def StoreCachePass : Pass<"moe-store-cache", "::mlir::ModuleOp"> {
+  let summary = "Store the entries of caches in another format";
+  let description = [{
+    Sets the `element_type` of each `moe.cache`, so that entries are rounded as they are stored: `bf16` halves the bytes
+    of a cache and what attention reads of it. `f32` takes the type away. Results of later steps and of the same one
+    change, by what the format rounds.
+  }];
+  let options = [Option<"format", "format", "std::string", /*default=*/"\"f32\"", "f32 or bf16">];
+  let statistics = [Statistic<"numStored", "num-stored", "Caches that got another format">];
+}
+
 #endif

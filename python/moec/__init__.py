@@ -37,6 +37,7 @@ def compile(
     formats: Sequence[str] = (),
     rounding: str = "nearest",
     calibration: str | os.PathLike[str] | None = None,
+    cache: str = "f32",
     max_tokens: int = 512,
     max_memory: int = 2 << 30,
     threads: int | None = None,
@@ -60,6 +61,7 @@ def compile(
       rounding: how codes are chosen: "nearest", or by a calibration: "importance" (of columns, for better scales) or
         "feedback" (of errors, as GPTQ does).
       calibration: a file that `calibrate` made.
+      cache: format of cache entries: "f32", or "bf16" for half of the memory and of what attention reads.
       max_tokens: tokens in one run of the program; longer steps are cut.
       max_memory: bound, in bytes, on what making the weights keeps in memory.
       threads: None: one per processor.
@@ -71,7 +73,7 @@ def compile(
     Raises:
       ValueError: the checkpoint or an argument is unusable, or the disk is full; the message says which.
     """
-    asked = [experts, attention, dense, head, "\n".join(formats), rounding, os.fspath(calibration or "")]
+    asked = [experts, attention, dense, head, "\n".join(formats), rounding, os.fspath(calibration or ""), cache]
     _compile(
         os.fspath(model_dir), os.fspath(out), target, max_context or 0, mla, asked, max_tokens, max_memory, threads or 0, progress
     )
@@ -119,12 +121,13 @@ def verify(
     formats: Sequence[str] = (),
     rounding: str = "nearest",
     calibration: str | os.PathLike[str] | None = None,
+    cache: str = "f32",
     artifact: bool = True,
 ) -> dict[str, Any]:
     """Run the reference interpreter before and after each pass, then the artifact, on the same tokens.
 
     Args:
-      model_dir, mla, experts, attention, dense, head, formats, rounding, calibration: as for `compile`.
+      model_dir, mla, experts, attention, dense, head, formats, rounding, calibration, cache: as for `compile`.
       tokens: one sequence of ids; None: `count` of them, drawn with `seed`.
       layers: a slice of the model, in rising order; None: all of it.
       artifact: whether it is made and run too.
@@ -136,7 +139,7 @@ def verify(
     Raises:
       ValueError: the checkpoint or an argument is unusable.
     """
-    asked = [experts, attention, dense, head, "\n".join(formats), rounding, os.fspath(calibration or "")]
+    asked = [experts, attention, dense, head, "\n".join(formats), rounding, os.fspath(calibration or ""), cache]
     return json.loads(
         _verify(os.fspath(model_dir), list(tokens or []), count, seed, list(layers or []), mla, asked, artifact)
     )

@@ -105,14 +105,14 @@ struct PyGeneration {
   }
 };
 
-void setFormats(CompileOptions &options, const std::array<std::string, 7> &formats) {
+void setFormats(CompileOptions &options, const std::array<std::string, 8> &formats) {
   std::tie(options.experts, options.attention, options.dense, options.head, options.formats, options.rounding,
-           options.calibration) =
-      std::tie(formats[0], formats[1], formats[2], formats[3], formats[4], formats[5], formats[6]);
+           options.calibration, options.cache) =
+      std::tie(formats[0], formats[1], formats[2], formats[3], formats[4], formats[5], formats[6], formats[7]);
 }
 
 void compileModel(const std::string &model, const std::string &out, const std::string &target, int64_t maxContext,
-                  const std::string &mla, const std::array<std::string, 7> &formats, int64_t maxTokens,
+                  const std::string &mla, const std::array<std::string, 8> &formats, int64_t maxTokens,
                   uint64_t maxMemory, unsigned threads, std::function<void(uint64_t, uint64_t, std::string)> progress) {
   CompileOptions options;
   options.model = model;
@@ -146,7 +146,7 @@ void compileModel(const std::string &model, const std::string &out, const std::s
 
 /// The report as JSON text.
 std::string verifyModel(const std::string &model, std::vector<int32_t> tokens, int64_t count, uint64_t seed,
-                        std::vector<int64_t> layers, const std::string &mla, const std::array<std::string, 7> &formats,
+                        std::vector<int64_t> layers, const std::string &mla, const std::array<std::string, 8> &formats,
                         bool artifact) {
   VerifyOptions options;
   options.compile.model = model;

@@ -276,6 +276,29 @@ TEST_F(MoeReferenceInterpreter, ResetForgetsTheCaches) {
   EXPECT_THAT(message, HasSubstr("slot 0 reaches position 2, but position 0 was never given"));
 }
 
+/// To nearest even, in both precisions, the step's own entries too; what lies between goes to the even neighbour.
+TEST_F(MoeReferenceInterpreter, CachesOfBf16RoundEntries) {
+  mlir::ModuleOp module = parse(R"mlir(
+moe.cache @kv width 2 of bf16
+func.func @f(%a: tensor<?x1xf32>, %b: tensor<?x1xf32>, %p: tensor<?xi32>, %s: tensor<?xi32>)
+    -> (tensor<?x1xf32>, tensor<?x1xf32>) {
+  %c:2, %cp, %cs = moe.cache_append @kv(%a, %b) at %p, %s
+      : (tensor<?x1xf32>, tensor<?x1xf32>), tensor<?xi32>, tensor<?xi32>
+     -> (tensor<?x1xf32>, tensor<?x1xf32>), tensor<?xi32>, tensor<?xi32>
+  return %c#0, %c#1 : tensor<?x1xf32>, tensor<?x1xf32>
+}
+)mlir");
+  for (Precision precision : {Precision::F32, Precision::F64}) {
+    Interpreter interpreter(module, weights, {.precision = precision});
+    auto parts =
+        interpreter.call("f", {Tensor<double>({2, 1}, {1 + 0x1p-8, 1 + 3 * 0x1p-8}),
+                               Tensor<double>({2, 1}, {-1 - 0x1.8p-8, 0x1p-100}), index({0, 1}), index({0, 0})});
+    ASSERT_TRUE(mlir::succeeded(parts)) << message;
+    EXPECT_EQ(std::get<Tensor<double>>((*parts)[0]).data, (std::vector<double>{1, 1 + 0x1p-6}));
+    EXPECT_EQ(std::get<Tensor<double>>((*parts)[1]).data, (std::vector<double>{-1 - 0x1p-7, 0x1p-100}));
+  }
+}
+
 TEST_F(MoeReferenceInterpreter, RefusesBadSteps) {
   Interpreter interpreter(parse(plainModel), weights);
   auto refuse = [&](std::vector<int32_t> tokens, std::vector<int32_t> positions, std::vector<int32_t> slots,

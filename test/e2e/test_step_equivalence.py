@@ -31,9 +31,10 @@ def feed(model, tokens, slot, begin, end):
     )
 
 
-@pytest.fixture(scope="module", params=["absorbed", "expanded"])
+@pytest.fixture(scope="module", params=[(form, cache) for form in ("absorbed", "expanded") for cache in ("f32", "bf16")], ids="-".join)
 def artifact(request, compiled):
-    return compiled(MODEL, "--mla", request.param)
+    form, cache = request.param
+    return compiled(MODEL, "--mla", form, "--cache", cache)
 
 
 @pytest.fixture(scope="module")

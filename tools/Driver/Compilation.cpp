@@ -188,6 +188,7 @@ void Compilation::addMoePasses(mlir::OpPassManager &manager) const {
   formats.overrides = options.formats;
   formats.rounding = options.rounding;
   formats.mla = options.mla;
+  formats.cache = options.cache;
   mlir::moe::buildMoePipeline(manager, formats);
 }
 

@@ -93,7 +93,8 @@ std::string Report::text() const {
   for (const Weight &weight : weights)
     formats.add({weight.name, weight.type, std::to_string(weight.bytes), weight.reason});
   return text + formats.text() + "\nweights " + sizeText(total().bytes) + ", arena " + sizeText(arenaBytes) + " for " +
-         std::to_string(maxTokens) + " tokens a run\n";
+         std::to_string(maxTokens) + " tokens a run, cache " + sizeText(cacheBytesPerToken) + " a token in " +
+         cacheType + "\n";
 }
 
 static Json toJson(const Report::Part &part) {
@@ -113,6 +114,7 @@ Json Report::json() const {
   json["memory"] = {{"weights", total().bytes},
                     {"arena", arenaBytes},
                     {"cache_per_token", cacheBytesPerToken},
+                    {"cache_type", cacheType},
                     {"max_tokens", maxTokens}};
   json["context"] = context;
   json["total"] = toJson(total());
@@ -260,6 +262,7 @@ Result<Report> Explainer::lowered() {
   for (const Json &cache : program["caches"]) {
     auto dtype = dtypeFromString(cache["dtype"].get<std::string>());
     report.cacheBytesPerToken += cache["width"].get<uint64_t>() * byteSize(*dtype);
+    report.cacheType = llvm::StringRef(toString(*dtype)).lower(); // one for all
   }
   for (const Json &buffer : program["buffers"])
     report.buffers.push_back({buffer["name"], buffer["dtype"], buffer["offset"], buffer["bytes"]});

@@ -56,6 +56,7 @@ struct Report {
   int64_t context = 0; ///< tokens that `flops` are counted at
   int64_t maxTokens = 0;
   uint64_t arenaBytes = 0, cacheBytesPerToken = 0;
+  std::string cacheType;   ///< what caches hold: "f32"
   std::vector<Part> parts; ///< in the order of the program
   std::vector<Fusion> fusions;
   std::vector<Weight> weights;

@@ -372,6 +372,7 @@ private:
     compile.maxContext = compiledContext;
     compile.maxTokens = options.maxTokens;
     compile.passes = options.passes;
+    compile.cache = options.cache;
     hf::SourceModel source{plan.config, {}, hf::Inventory::assume(plan.config)};
     if (plan.hasHeaders) {
       MOEC_TRY(source.inventory, hf::Inventory::check(plan.config, checkpoint.tensors(), options.model));
@@ -457,9 +458,10 @@ private:
   // Places
   //===------------------------------------------------------------------===//
 
-  /// The CPU's kernels cache f32 and expand nothing; others will do with half, and with less work.
+  /// The CPU's kernels cache f32 if not told otherwise, and expand nothing; others will do with half, and with less
+  /// work.
   ContextCost costOn(const Chip &chip) const {
-    return {plan.config, isCompiled(chip) ? 4.0 : 2.0, /*expands=*/!isCompiled(chip)};
+    return {plan.config, isCompiled(chip) && options.cache == "f32" ? 4.0 : 2.0, /*expands=*/!isCompiled(chip)};
   }
   uint64_t cacheOn(const Chip &chip) const {
     constexpr int64_t page = mlir::exec::CacheOp::pageTokens;

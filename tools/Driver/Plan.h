@@ -45,6 +45,7 @@ struct PlanOptions {
   std::string model;          ///< checkpoint directory, or a config.json
   std::string target = "cpu"; ///< or a chip's name
   std::string experts;        ///< format of routed experts; empty: as a compile makes them
+  std::string cache = "f32";  ///< format of cache entries
   int64_t devices = 0;        ///< 0: as many as hold the model
   int64_t context = 0;        ///< tokens; 0: what `moec compile` takes
   int64_t maxTokens = 512;    ///< of one run of the program

@@ -118,7 +118,8 @@ private:
     paragraph(escaped(report["compiler"].get<std::string>()) + ", for " + escaped(report["target"].get<std::string>()) +
               ": weights " + bytesText(memory["weights"]) + " (checkpoint " + bytesText(total["checkpoint_bytes"]) +
               "), arena " + bytesText(memory["arena"]) + " for " + std::to_string(memory["max_tokens"].get<int64_t>()) +
-              " tokens a run, cache " + bytesText(memory["cache_per_token"]) + " a token.");
+              " tokens a run, cache " + bytesText(memory["cache_per_token"]) + " a token in " +
+              escaped(memory["cache_type"].get<std::string>()) + ".");
     paragraph("Passes: <code>" + escaped(report["passes"].get<std::string>()) + "</code>");
   }
 

@@ -187,6 +187,8 @@ Proof proofOf(llvm::StringRef pass, const CompileOptions &options) {
   // The absorbed form multiplies by other matrices than the expanded one.
   if (pass == "moe-fuse-mla" || pass == "moe-choose-mla")
     return Proof::Rounded;
+  if (pass == "moe-store-cache")
+    return Proof::Formats;
   auto asked = {options.experts, options.attention, options.dense, options.head};
   bool mayAsk = !options.passes.pipeline.empty() || // and has formats of its own
                 !options.formats.empty() ||
@@ -268,7 +270,9 @@ bool roundsActivations(mlir::ModuleOp module) {
   return module
       .walk([](mlir::Operation *op) {
         auto experts = mlir::dyn_cast<mlir::moe::ExpertsOp>(op);
-        bool rounds = mlir::isa<mlir::moe::FakeQuantizeOp>(op) || (experts && experts.getActivations());
+        auto cache = mlir::dyn_cast<mlir::moe::CacheOp>(op);
+        bool rounds = mlir::isa<mlir::moe::FakeQuantizeOp>(op) || (experts && experts.getActivations()) ||
+                      (cache && cache.getElementType());
         return rounds ? mlir::WalkResult::interrupt() : mlir::WalkResult::advance();
       })
       .wasInterrupted();
@@ -371,8 +375,8 @@ Result<VerifyReport> moec::verify(const VerifyOptions &options) {
   }));
   MOEC_CHECK(prover.takeStatus());
   if (options.artifact && !options.pipeline) {
-    // Where sums differ in their last bits, an activation that lies between two codes may take either, and then tip a
-    // router over.
+    // Where sums differ in their last bits, an activation or a cache entry that lies between two codes may take either,
+    // and then tip a router over.
     Proof proof = roundsActivations(compilation->program()) ? Proof::Formats : Proof::Rounded;
     MOEC_TRY(InterpretResult result, runArtifact(*compilation, tokens));
     report.steps.push_back(compare("artifact", proof, prover.last(), result));

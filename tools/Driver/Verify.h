@@ -36,7 +36,7 @@ struct VerifyOptions {
 enum class Proof {
   Exact,   ///< nothing, to the last bit
   Rounded, ///< other roundings in the same sums: at most `kRoundingBound`
-  Formats, ///< weights take another format, or activations are rounded: measured, not judged
+  Formats, ///< weights or caches take another format, or activations are rounded: measured, not judged
 };
 
 /// The largest difference of a logit that `Proof::Rounded` allows.

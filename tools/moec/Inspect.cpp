@@ -7,6 +7,7 @@
 #include "tools/Driver/Text.h"
 
 #include <algorithm>
+#include <cctype>
 #include <filesystem>
 #include <map>
 #include <ostream>
@@ -28,6 +29,14 @@ uint64_t cacheBytesPerToken(const Artifact &artifact) {
   for (const CacheInfo &cache : artifact.caches())
     bytes += cache.width * byteSize(cache.dtype);
   return bytes;
+}
+
+/// What caches hold: "f32", "bf16".
+std::string cacheType(const Artifact &artifact) {
+  std::string type(artifact.caches().empty() ? "" : toString(artifact.caches().front().dtype));
+  for (char &c : type)
+    c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return type;
 }
 
 /// The file's name inside the artifact.
@@ -85,7 +94,7 @@ void moec::printArtifact(const Artifact &artifact, std::ostream &out) {
   summary.add({"arena, " + std::to_string(tokens) + " tokens a run", std::to_string(artifact.arenaBytes()),
                sizeText(artifact.arenaBytes())});
   uint64_t perToken = cacheBytesPerToken(artifact);
-  summary.add({"cache per token", std::to_string(perToken), sizeText(perToken)});
+  summary.add({"cache per token, " + cacheType(artifact), std::to_string(perToken), sizeText(perToken)});
   summary.add(
       {"cache of a full context", std::to_string(perToken * model.maxContext), sizeText(perToken * model.maxContext)});
   out << summary.text() << "\n";
@@ -141,6 +150,7 @@ std::string moec::artifactJson(const Artifact &artifact) {
   json["memory"] = {{"weights", weightBytes(artifact)},
                     {"arena", artifact.arenaBytes()},
                     {"cache_per_token", cacheBytesPerToken(artifact)},
+                    {"cache_type", cacheType(artifact)},
                     {"max_tokens", artifact.maxTokens()}};
   json["code"] = Json::array();
   for (const CodeFile &file : artifact.code())

@@ -211,6 +211,10 @@ PlanCommand::PlanCommand(CLI::App &app)
       ->add_option("--experts", options.experts,
                    "how routed experts are stored: " + formats + " (default: as a compile does)")
       ->excludes("--pass-pipeline");
+  command->add_option("--cache", options.cache, "format of cache entries on this machine: f32 or bf16")
+      ->check(CLI::IsMember({"f32", "bf16"}))
+      ->excludes("--pass-pipeline")
+      ->capture_default_str();
   command->add_option("--devices", options.devices, "devices that share the model (default: as many as hold it)")
       ->check(CLI::Range(int64_t(1), int64_t(1) << 20));
   command->add_option("--context", options.context, "tokens in the sequence (default: as a compile)")

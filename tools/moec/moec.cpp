@@ -304,6 +304,16 @@ CLI::Option *addMla(CLI::App &command, CompileOptions &options) {
       ->capture_default_str();
 }
 
+/// What the cache holds; after the options of passes.
+CLI::Option *addCache(CLI::App &command, CompileOptions &options) {
+  return command
+      .add_option("--cache", options.cache,
+                  "format of cache entries: f32, or bf16 for half of the memory and of what attention reads")
+      ->check(CLI::IsMember({"f32", "bf16"}))
+      ->excludes("--pass-pipeline")
+      ->capture_default_str();
+}
+
 /// Options that say how weights are stored; after those of passes.
 std::vector<CLI::Option *> addFormats(CLI::App &command, CompileOptions &options) {
   const auto isFormat = [](const std::string &name) {
@@ -381,6 +391,7 @@ int main(int argc, char **argv) {
       ->capture_default_str();
   addPassOptions(*compileCommand, options.passes);
   addMla(*compileCommand, options);
+  addCache(*compileCommand, options);
   addFormats(*compileCommand, options);
   CLI::Option *sizeBudget =
       compileCommand
@@ -446,6 +457,7 @@ int main(int argc, char **argv) {
   addLayers(*interpretCommand, arguments.layers);
   std::vector<CLI::Option *> ofPasses = addPassOptions(*interpretCommand, options.passes);
   ofPasses.push_back(addMla(*interpretCommand, options));
+  ofPasses.push_back(addCache(*interpretCommand, options));
   llvm::append_range(ofPasses, addFormats(*interpretCommand, options));
   for (CLI::Option *option : ofPasses)
     option->needs(optimized);
@@ -466,13 +478,15 @@ int main(int argc, char **argv) {
   addLayers(*verifyCommand, arguments.layers);
   addPassOptions(*verifyCommand, options.passes);
   addMla(*verifyCommand, options);
+  addCache(*verifyCommand, options);
   addFormats(*verifyCommand, options);
   verifyCommand->add_flag("!--no-artifact", arguments.proof.artifact, "prove the passes only");
   verifyCommand->add_flag("--json", arguments.json, "print JSON");
-  verifyCommand->footer("A pass must leave every logit as it is, or declare that it rounds otherwise (2e-4 at most). "
-                        "Another format of weights makes another model, whose difference is shown, as is that of an "
-                        "artifact that rounds activations. The exit code is 1 "
-                        "if a step does not hold; the first op that differs is shown then, before and after.");
+  verifyCommand->footer(
+      "A pass must leave every logit as it is, or declare that it rounds otherwise (2e-4 at most). "
+      "Another format of weights or caches makes another model, whose difference is shown, as is that of "
+      "an artifact that rounds activations or cache entries. The exit code is 1 "
+      "if a step does not hold; the first op that differs is shown then, before and after.");
 
   mlir::moe::registerMoePipelines(); // --mlir-print-ir-after=<pass> wants to know them
   mlir::registerAsmPrinterCLOptions();

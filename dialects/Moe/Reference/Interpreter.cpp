@@ -86,6 +86,8 @@ private:
 
   LogicalResult checkRange(Operation *op, StringRef name, const IndexTensor &indices, int64_t size);
   FailureOr<reference::Cache<T> *> cache(Operation *op, FlatSymbolRefAttr symbol, int64_t width);
+  /// Entries, or a part of them, as the cache keeps them.
+  Tensor<T> stored(Operation *op, FlatSymbolRefAttr cache, const Tensor<T> &entries);
   LogicalResult execute(Operation *op);
 
   LogicalResult evaluate(EmbedOp op);
@@ -207,6 +209,15 @@ FailureOr<reference::Cache<T> *> TypedMachine<T>::cache(Operation *op, FlatSymbo
     return op->emitError() << "an entry of " << width << " elements does not fit " << symbol << " of width "
                            << cacheOp.getWidth();
   return &caches[symbol.getValue().str()];
+}
+
+template <typename T>
+Tensor<T> TypedMachine<T>::stored(Operation *op, FlatSymbolRefAttr cache, const Tensor<T> &entries) {
+  Tensor<T> result = entries;
+  if (auto cacheOp = SymbolTable::lookupNearestSymbolFrom<CacheOp>(op, cache); cacheOp && cacheOp.getElementType())
+    for (T &value : result.data)
+      value = moec::bf16ToFloat(moec::floatToBf16(static_cast<float>(value)));
+  return result;
 }
 
 //===----------------------------------------------------------------------===//
@@ -342,7 +353,7 @@ template <typename T> LogicalResult TypedMachine<T>::evaluate(CacheAppendOp op) 
   std::vector<Tensor<T>> entries;
   int64_t width = 0;
   for (const Real &part : parts) {
-    entries.push_back(*part);
+    entries.push_back(stored(op, op.getCacheAttr(), *part));
     width += part->dim(1);
   }
   FailureOr<reference::Cache<T> *> state = cache(op, op.getCacheAttr(), width);
@@ -396,8 +407,9 @@ template <typename T> LogicalResult TypedMachine<T>::evaluate(MlaAttentionOp op)
   FailureOr<reference::Cache<T> *> state = cache(op, op.getCacheAttr(), latent->dim(1) + ropeKey->dim(1));
   if (failed(state))
     return failure();
-  auto result = reference::mlaAttention(**state, *query, *ropeQuery, *latent, *ropeKey, *wUk, *wUv, *positions, *slots,
-                                        op.getScale().convertToDouble(), op.getExpandedFrom().value_or(0));
+  Tensor<T> keptLatent = stored(op, op.getCacheAttr(), *latent), keptKey = stored(op, op.getCacheAttr(), *ropeKey);
+  auto result = reference::mlaAttention(**state, *query, *ropeQuery, keptLatent, keptKey, *wUk, *wUv, *positions,
+                                        *slots, op.getScale().convertToDouble(), op.getExpandedFrom().value_or(0));
   if (!result)
     return op.emitError(result.message());
   return set(op.getResult(), std::move(*result));

@@ -66,6 +66,7 @@ private:
   /// What both forms of an attention read and write.
   struct MlaMemory {
     int64_t width; ///< of the cache
+    DType cache;   ///< what it holds
     Value pages, query, ropeQuery, out;
   };
 
@@ -479,11 +480,12 @@ LogicalResult StepLowering::lower(moe::MlaAttentionOp op) {
   Value positions = memoryOf(op.getPositions()), slots = memoryOf(op.getSlots());
   Value pageTable = program.getArgument(ProgramOp::PageTable), pages = ref(cache);
 
-  moec::CacheAppendSpec append{latent, ropeDim, width, rowStride(latentMemory), rowStride(keyMemory)};
+  DType stored = cache.getElementType().isBF16() ? DType::BF16 : DType::F32;
+  moec::CacheAppendSpec append{latent, ropeDim, width, rowStride(latentMemory), rowStride(keyMemory), stored};
   launch(op, append, {latentMemory, keyMemory, positions, slots, pageTable, pages}, "append");
 
   bool absorbed = op.getExpandedFrom() != 1u, expanded = op.getExpandedFrom().has_value();
-  MlaMemory memory{width, pages, /*query=*/nullptr, /*ropeQuery=*/nullptr, /*out=*/nullptr};
+  MlaMemory memory{width, stored, pages, /*query=*/nullptr, /*ropeQuery=*/nullptr, /*out=*/nullptr};
   if (absorbed) {
     // The absorbed query and the rotated one lie side by side, as the entries do.
     memory.query = buffer(loc, {dynamic, heads, latent + ropeDim}, builder.getF32Type());
@@ -521,6 +523,7 @@ LogicalResult StepLowering::attendAbsorbed(moe::MlaAttentionOp op, const MlaMemo
   attention.latent = latent;
   attention.rope = widthOf(op.getRopeKey());
   attention.width = memory.width;
+  attention.cache = memory.cache;
   attention.qStride = rowStride(memory.query);
   attention.qHead = headStride(memory.query);
   attention.outStride = rowStride(mixed);
@@ -559,6 +562,7 @@ LogicalResult StepLowering::attendExpanded(moe::MlaAttentionOp op, const MlaMemo
   spec.rope = widthOf(op.getRopeKey());
   spec.value = widthOf(op.getResult());
   spec.width = memory.width;
+  spec.cache = memory.cache;
   spec.qStride = rowStride(query);
   spec.qHead = headStride(query);
   spec.ropeStride = rowStride(memory.ropeQuery);
@@ -698,7 +702,7 @@ LogicalResult StepLowering::lowerCaches() {
     builder.setInsertionPoint(cache);
     names.claim(cache.getSymName().str(), ".");
     CacheOp::create(builder, cache.getLoc(), cache.getSymName(), llvm::alignTo(cache.getWidth(), target.vectorMultiple),
-                    builder.getF32Type());
+                    cache.getElementType().value_or(builder.getF32Type()));
     cache.erase();
   }
   return success();

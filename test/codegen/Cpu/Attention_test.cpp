@@ -13,14 +13,19 @@ namespace {
 
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
+/// The nearest that a cache can hold.
+float stored(DType type, float value) { return type == DType::BF16 ? bf16ToFloat(floatToBf16(value)) : value; }
+
 /// A cache of sequences with the given lengths on shuffled pages. Whatever no sequence owns is NaN.
 struct Cache {
-  Array<float> entries;
+  Array<float> entries; ///< what the cache holds, as floats
+  Array<uint16_t> halves{0};
   Array<int32_t> table;
   int64_t pagesPerSlot;
+  DType type;
 
-  Cache(const std::vector<int64_t> &lengths, int64_t used, int64_t width, Random &random)
-      : entries(0), table(0), pagesPerSlot(1) {
+  Cache(const std::vector<int64_t> &lengths, int64_t used, int64_t width, Random &random, DType type = DType::F32)
+      : entries(0), table(0), pagesPerSlot(1), type(type) {
     for (int64_t length : lengths)
       pagesPerSlot = std::max(pagesPerSlot, (length + 63) / 64 + 1);
     int64_t pages = lengths.size() * pagesPerSlot;
@@ -30,13 +35,29 @@ struct Cache {
       for (int64_t j = 0; j < lengths[slot]; ++j) {
         float *at = entry(slot, j, width);
         for (int64_t i = 0; i < width; ++i)
-          at[i] = i < used ? random.normal() : 0.0f;
+          at[i] = i < used ? stored(type, random.normal()) : 0.0f;
       }
+  }
+  /// The cache as kernels take it; call it once the entries are as they should be.
+  Buffer *pages() {
+    if (type == DType::F32)
+      return &entries;
+    halves = Array<uint16_t>(entries.count());
+    std::ranges::transform(entries, halves.begin(), floatToBf16);
+    return &halves;
   }
   float *entry(int64_t slot, int64_t j, int64_t width) const {
     return &entries[(table[slot * pagesPerSlot + j / 64] * 64 + j % 64) * width];
   }
 };
+
+/// Appends the same specs for caches of bf16.
+template <typename Spec> void addBf16Caches(std::vector<KernelSpec> &specs) {
+  for (size_t i = 0, count = specs.size(); i < count; ++i) {
+    specs.push_back(specs[i]);
+    std::get<Spec>(specs.back()).cache = DType::BF16;
+  }
+}
 
 MlaAttentionSpec attention(int64_t heads, int64_t latent, int64_t rope) {
   MlaAttentionSpec spec;
@@ -60,20 +81,21 @@ TEST(MlaAttention, AgreesWithTheDefinition) {
   MlaAttentionSpec wide = attention(4, 24, 8);
   wide.width = 64;
   specs.push_back(wide);
+  addBf16Caches<MlaAttentionSpec>(specs);
   Kernels kernels(specs);
   Random random(1);
   const std::vector<int64_t> lengths = {1, 63, 64, 65, 200, 7};
   for (size_t index = 0; index < specs.size(); ++index) {
     const auto &spec = std::get<MlaAttentionSpec>(specs[index]);
     SCOPED_TRACE("spec " + std::to_string(index));
-    Cache cache(lengths, spec.latent + spec.rope, spec.width, random);
+    Cache cache(lengths, spec.latent + spec.rope, spec.width, random, spec.cache);
     // Newest entries, older ones, and several tokens of one sequence.
     std::vector<int32_t> slots = {0, 1, 2, 3, 4, 4, 4, 5, 4, 1}, positions = {0, 62, 63, 64, 199, 198, 128, 6, 0, 31};
     int64_t tokens = slots.size();
     Array<float> q(random.normals(tokens * spec.qStride)), out(tokens * spec.outStride, kUntouched);
     Array<int32_t> slotArray(slots), positionArray(positions);
     moe_step step{tokens, 0, cache.pagesPerSlot};
-    kernels.run(index, {&q, &positionArray, &slotArray, &cache.table, &cache.entries, &out}, step,
+    kernels.run(index, {&q, &positionArray, &slotArray, &cache.table, cache.pages(), &out}, step,
                 kernels.gridOf(index, step));
 
     std::vector<bool> owned(out.count());
@@ -119,7 +141,7 @@ TEST(MlaAttention, AgreesWithTheDefinition) {
     for (int64_t t = 0; t < tokens; ++t)
       kernels.runOnce(index,
                       {q.begin() + t * spec.qStride, positionArray.begin() + t, slotArray.begin() + t,
-                       cache.table.data(), cache.entries.data(), out.begin() + t * spec.outStride},
+                       cache.table.data(), cache.pages()->data(), out.begin() + t * spec.outStride},
                       step, kernels.gridOf(index, step));
     EXPECT_EQ(std::memcmp(together.data(), out.data(), out.size()), 0) << "a token alone has other bits";
   }
@@ -138,7 +160,7 @@ TEST(MlaAttention, LargeScores) {
     cache.entry(0, j, spec.width)[0] = j;
   Array<int32_t> slots(1, 0), positions(1, 129);
   moe_step step{1, 0, cache.pagesPerSlot};
-  kernels.run(0, {&q, &positions, &slots, &cache.table, &cache.entries, &out}, step, 1);
+  kernels.run(0, {&q, &positions, &slots, &cache.table, cache.pages(), &out}, step, 1);
   for (int64_t i = 0; i < spec.latent; ++i)
     EXPECT_EQ(out[i], cache.entry(0, 129, spec.width)[i]);
 }
@@ -152,7 +174,7 @@ TEST(MlaAttention, NaNOfAQueryStaysInItsHead) {
   q[2 * spec.qHead + 19] = kNaN;
   Array<int32_t> slots(1, 0), positions(1, 69);
   moe_step step{1, 0, cache.pagesPerSlot};
-  kernels.run(0, {&q, &positions, &slots, &cache.table, &cache.entries, &out}, step, 1);
+  kernels.run(0, {&q, &positions, &slots, &cache.table, cache.pages(), &out}, step, 1);
   for (int64_t h = 0; h < 4; ++h)
     for (int64_t i = 0; i < spec.latent; ++i)
       EXPECT_EQ(std::isnan(out[h * spec.outHead + i]), h == 2);
@@ -193,7 +215,7 @@ TEST(MlaAttention, LeavesTokensOfLongRunsAlone) {
                    [&](Random &random, int64_t tokens, auto &positions, auto &slots, Cache &cache, auto &out) {
                      if (q.count() == 0)
                        q = Array<float>(random.normals(tokens * spec.qStride));
-                     return std::vector<Buffer *>{&q, &positions, &slots, &cache.table, &cache.entries, &out};
+                     return std::vector<Buffer *>{&q, &positions, &slots, &cache.table, cache.pages(), &out};
                    });
 }
 
@@ -256,13 +278,14 @@ TEST(MlaExpanded, AgreesWithTheDefinition) {
                                                           {DType::BF16, 2, 33, 128, 48, 8},
                                                           {DType::F32, 2, 64, 150, 24, 6}})
     specs.push_back(expanded(weight, heads, nope, value, latent, rope));
+  addBf16Caches<MlaExpandedSpec>(specs);
   Kernels kernels(specs);
   Random random(5);
   const std::vector<int64_t> lengths = {1, 64, 65, 200, 70};
   for (size_t index = 0; index < specs.size(); ++index) {
     const auto &spec = std::get<MlaExpandedSpec>(specs[index]);
     SCOPED_TRACE("spec " + std::to_string(index));
-    Cache cache(lengths, spec.latent + spec.rope, spec.width, random);
+    Cache cache(lengths, spec.latent + spec.rope, spec.width, random, spec.cache);
     HeadWeights uk(spec.weight, spec.heads, spec.nope, spec.latent, random);
     HeadWeights uv(spec.weight, spec.heads, spec.value, spec.latent, random);
     // Runs of one token, of a part of a sequence (with a page's border inside it), of a sequence out of order.
@@ -281,7 +304,7 @@ TEST(MlaExpanded, AgreesWithTheDefinition) {
     Array<int32_t> slotArray(slots), positionArray(positions);
     moe_step step{tokens, 0, cache.pagesPerSlot};
     kernels.run(index,
-                {&q, &ropeQ, &positionArray, &slotArray, &cache.table, &cache.entries, &uk.panels, &uv.panels, &out},
+                {&q, &ropeQ, &positionArray, &slotArray, &cache.table, cache.pages(), &uk.panels, &uv.panels, &out},
                 step, kernels.gridOf(index, step));
 
     std::vector<bool> owned(out.count());
@@ -341,7 +364,7 @@ TEST(MlaExpanded, AgreesWithTheDefinition) {
     for (int64_t t = 0; t < tokens; ++t)
       kernels.runOnce(index,
                       {q.begin() + t * spec.qStride, ropeQ.begin() + t * spec.ropeStride, positionArray.begin() + t,
-                       slotArray.begin() + t, cache.table.data(), cache.entries.data(), uk.panels.data(),
+                       slotArray.begin() + t, cache.table.data(), cache.pages()->data(), uk.panels.data(),
                        uv.panels.data(), out.begin() + t * spec.outStride},
                       step, kernels.gridOf(index, step));
     EXPECT_EQ(std::memcmp(together.data(), out.data(), out.size()), 0) << "a token alone has other bits";
@@ -362,7 +385,7 @@ TEST(MlaExpanded, RunsGoOnInTheNextBlock) {
   Array<int32_t> slots(tokens, 0), positions(tokens, 0);
   std::iota(positions.begin(), positions.end(), 0);
   moe_step step{tokens, 0, cache.pagesPerSlot};
-  kernels.run(0, {&q, &ropeQ, &positions, &slots, &cache.table, &cache.entries, &uk.panels, &uv.panels, &out}, step,
+  kernels.run(0, {&q, &ropeQ, &positions, &slots, &cache.table, cache.pages(), &uk.panels, &uv.panels, &out}, step,
               kernels.gridOf(0, step));
   spec.runFrom = 1;
   Kernels single({spec});
@@ -370,7 +393,7 @@ TEST(MlaExpanded, RunsGoOnInTheNextBlock) {
   for (int64_t t = 0; t < tokens; ++t)
     single.runOnce(0,
                    {q.begin() + t * spec.qStride, ropeQ.begin() + t * spec.ropeStride, positions.begin() + t,
-                    slots.begin() + t, cache.table.data(), cache.entries.data(), uk.panels.data(), uv.panels.data(),
+                    slots.begin() + t, cache.table.data(), cache.pages()->data(), uk.panels.data(), uv.panels.data(),
                     alone.begin() + t * spec.outStride},
                    step, 1);
   EXPECT_EQ(std::memcmp(alone.data(), out.data(), out.size()), 0);
@@ -388,7 +411,7 @@ TEST(MlaExpanded, LeavesTokensOfShortRunsAlone) {
                        ropeQ = Array<float>(random.normals(tokens * spec.ropeStride));
                      }
                      return std::vector<Buffer *>{
-                         &q, &ropeQ, &positions, &slots, &cache.table, &cache.entries, &uk.panels, &uv.panels, &out};
+                         &q, &ropeQ, &positions, &slots, &cache.table, cache.pages(), &uk.panels, &uv.panels, &out};
                    });
 }
 
@@ -405,7 +428,7 @@ TEST(MlaExpanded, NaNOfALaterEntryStaysBehind) {
   Array<int32_t> slots(20, 0), positions(20, 0);
   std::iota(positions.begin(), positions.end(), 80);
   moe_step step{20, 0, cache.pagesPerSlot};
-  kernels.run(0, {&q, &ropeQ, &positions, &slots, &cache.table, &cache.entries, &uk.panels, &uv.panels, &out}, step,
+  kernels.run(0, {&q, &ropeQ, &positions, &slots, &cache.table, cache.pages(), &uk.panels, &uv.panels, &out}, step,
               kernels.gridOf(0, step));
   for (int64_t t = 0; t < 20; ++t)
     for (int64_t h = 0; h < 2; ++h)
@@ -424,26 +447,38 @@ TEST(CacheAppend, WritesOneEntryAndItsPadding) {
     spec.ropeStride = rope + 5;
     specs.push_back(spec);
   }
+  addBf16Caches<CacheAppendSpec>(specs);
   Kernels kernels(specs);
   Random random(4);
   for (size_t index = 0; index < specs.size(); ++index) {
     const auto &spec = std::get<CacheAppendSpec>(specs[index]);
-    Cache cache({70, 64, 1}, spec.width, spec.width, random);
+    Cache cache({70, 64, 1}, spec.width, spec.width, random, spec.cache);
     std::vector<int32_t> slots = {0, 0, 1, 2, 0}, positions = {69, 70, 64, 0, 3};
     Array<float> latent(random.normals(5 * spec.latentStride)), rope(random.normals(5 * spec.ropeStride));
     Array<int32_t> slotArray(slots), positionArray(positions);
+    // Half-way cases, which go to the even neighbour, and what conversions get wrong.
+    int64_t at = spec.latentStride;
+    for (uint32_t bits : {0x3F808000u, 0x3F818000u, 0x3F7FFFFFu, 0x7F7FFFFFu, 0x00000001u, 0x80012345u, 0x7FFFFFFFu,
+                          0xFF800000u, 0x80000000u})
+      latent[at++] = std::bit_cast<float>(bits);
+    Buffer *pages = cache.pages();
     Array<float> expected(std::vector<float>(cache.entries.begin(), cache.entries.end()));
     for (int64_t t = 0; t < 5; ++t) {
       float *entry = expected.begin() + (cache.entry(slots[t], positions[t], spec.width) - cache.entries.begin());
       for (int64_t i = 0; i < spec.width; ++i)
-        entry[i] = i < spec.latent               ? latent[t * spec.latentStride + i]
-                   : i < spec.latent + spec.rope ? rope[t * spec.ropeStride + i - spec.latent]
-                                                 : 0.0f;
+        entry[i] = stored(spec.cache, i < spec.latent               ? latent[t * spec.latentStride + i]
+                                      : i < spec.latent + spec.rope ? rope[t * spec.ropeStride + i - spec.latent]
+                                                                    : 0.0f);
     }
     moe_step step{5, 0, cache.pagesPerSlot};
-    kernels.run(index, {&latent, &rope, &positionArray, &slotArray, &cache.table, &cache.entries}, step,
+    kernels.run(index, {&latent, &rope, &positionArray, &slotArray, &cache.table, pages}, step,
                 kernels.gridOf(index, step));
-    EXPECT_EQ(std::memcmp(expected.data(), cache.entries.data(), expected.size()), 0) << "spec " << index;
+    for (size_t i = 0; i < expected.count(); ++i) {
+      float found = spec.cache == DType::BF16 ? bf16ToFloat(cache.halves[i]) : cache.entries[i];
+      ASSERT_TRUE(std::bit_cast<uint32_t>(found) == std::bit_cast<uint32_t>(expected[i]) ||
+                  (std::isnan(found) && std::isnan(expected[i])))
+          << "spec " << index << " element " << i << " is " << found << ", expected " << expected[i];
+    }
   }
 }
 

@@ -6,6 +6,7 @@
 // RUN: not emit-kernel %t/plain-groups.mlir 2>&1 | FileCheck %s --check-prefix=PLAIN
 // RUN: not emit-kernel %t/members.mlir 2>&1 | FileCheck %s --check-prefix=MEMBERS
 // RUN: not emit-kernel %t/member.mlir 2>&1 | FileCheck %s --check-prefix=MEMBER
+// RUN: not emit-kernel %t/cache.mlir 2>&1 | FileCheck %s --check-prefix=CACHE
 // RUN: not emit-kernel %t/width.mlir --level=x86-64-v9 2>&1 | FileCheck %s --check-prefix=LEVEL
 
 //--- groups.mlir
@@ -15,7 +16,10 @@ exec.kernel @r "route" {experts = 10, topk = 2, groups = 4, topk_groups = 2, sig
 //--- width.mlir
 // WIDTH: emit-kernel: c: width 24 must be a multiple of 16 that holds 24
 // LEVEL: emit-kernel: no level 'x86-64-v9'
-exec.kernel @c "cache_append" {latent = 16, rope = 8, width = 24, latent_stride = 16, rope_stride = 8}
+exec.kernel @c "cache_append" {latent = 16, rope = 8, width = 24, latent_stride = 16, rope_stride = 8, cache = "f32"}
+//--- cache.mlir
+// CACHE: emit-kernel: c: a cache of F16 is not supported
+exec.kernel @c "cache_append" {latent = 16, rope = 8, width = 32, latent_stride = 16, rope_stride = 8, cache = "f16"}
 //--- scales.mlir
 // SCALES: emit-kernel: g: only F8_E4M3 weights have scales
 exec.kernel @g "gemm" {weight = "bf16", n = 64, k = 64, batch = 1, scale_cols = 16, group = 0, group_scale = "f16", x_codes = false, x_stride = 64, x_batch = 0,

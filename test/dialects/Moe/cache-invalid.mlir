@@ -5,6 +5,11 @@ moe.cache @cache_c1_width width 0
 
 // -----
 
+// expected-error@+1 {{'moe.cache' op has elements of 'f16', expected bf16}}
+moe.cache @cache_c2_element width 40 of f16
+
+// -----
+
 moe.cache @kv width 40
 func.func @append_c1_no_part(%p: tensor<?xi32>, %s: tensor<?xi32>) {
   // expected-error@+1 {{'moe.cache_append' op stores no part, expected one or more}}

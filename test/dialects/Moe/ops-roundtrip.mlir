@@ -5,6 +5,8 @@
 
 // CHECK: moe.cache @kv.0 width 40
 moe.cache @kv.0 width 40
+// CHECK: moe.cache @kv.1 width 40 of bf16
+moe.cache @kv.1 width 40 of bf16
 
 // CHECK-LABEL: @rows
 //       CHECK: moe.embed %{{[a-z0-9_#]+}} in %{{[a-z0-9_#]+}} : tensor<?xi32>, tensor<1280x256xbf16> -> tensor<?x256xf32>

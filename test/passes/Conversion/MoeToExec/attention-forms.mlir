@@ -1,6 +1,7 @@
 // RUN: split-file %s %t
 // RUN: moe-opt %t/expanded.mlir -moe-to-exec | FileCheck %t/expanded.mlir
 // RUN: moe-opt %t/both.mlir -moe-to-exec | FileCheck %t/both.mlir
+// RUN: moe-opt %t/both.mlir -moe-store-cache=format=bf16 -moe-to-exec | FileCheck %t/both.mlir --check-prefix=BF16
 
 //--- expanded.mlir
 // Always expanded: one launch after the append, and nothing of the absorbed form.
@@ -9,7 +10,7 @@
 // CHECK: exec.weight @kv_b.keys ["kv_b.weight"] recipe [#moe.head_rows<2, 0, 8>, #moe.pack_panels<32>] : memref<2x1x16x32xbf16>
 // CHECK: exec.weight @kv_b.uv ["kv_b.weight"] recipe [#moe.head_rows<2, 8, 14>, #moe.pack_panels<32>] : memref<2x1x16x32xbf16>
 // CHECK-NOT: "mla_attention"
-// CHECK: exec.kernel @mla_expanded_bf16_h2_k8_v6_c16_r4 "mla_expanded" {heads = 2 : i64, latent = 16 : i64, nope = 8 : i64, out_head = 6 : i64, out_stride = 12 : i64, q_head = 12 : i64, q_stride = 24 : i64, rope = 4 : i64, rope_head = 4 : i64, rope_stride = 8 : i64, run_from = 1 : i64, scale = 2.500000e-01 : f64, value = 6 : i64, weight = "bf16", width = 32 : i64}
+// CHECK: exec.kernel @mla_expanded_bf16_h2_k8_v6_c16_r4 "mla_expanded" {cache = "f32", heads = 2 : i64, latent = 16 : i64, nope = 8 : i64, out_head = 6 : i64, out_stride = 12 : i64, q_head = 12 : i64, q_stride = 24 : i64, rope = 4 : i64, rope_head = 4 : i64, rope_stride = 8 : i64, run_from = 1 : i64, scale = 2.500000e-01 : f64, value = 6 : i64, weight = "bf16", width = 32 : i64}
 // CHECK: exec.launch @cache_append
 // CHECK: %[[ROPE:.+]] = exec.buffer : memref<?x2x4xf32>
 // CHECK: exec.launch @rope_h2_d4(%{{.+}}, %{{.+}}, %[[ROPE]])
@@ -41,6 +42,12 @@ func.func @step(%tokens: tensor<?xi32>, %positions: tensor<?xi32>, %slots: tenso
 //--- both.mlir
 // Both forms share the rotated query and the result, and the tokens by the length of their runs. The expanded form
 // comes last, as the projection after the absorbed one writes all rows.
+
+// BF16: exec.cache @kv.0 width 32 of bf16
+// BF16: exec.kernel @cache_append_c16_r4_bf16 "cache_append" {cache = "bf16"
+// BF16: exec.kernel @mla_attention_h2_c16_r4_bf16 "mla_attention" {cache = "bf16"
+// BF16: exec.kernel @mla_expanded_bf16_h2_k8_v6_c16_r4_bf16 "mla_expanded" {cache = "bf16"
+// BF16: exec.cache_ref @kv.0 : memref<?x64x32xbf16>
 
 // CHECK: exec.kernel @mla_attention_h2_c16_r4 "mla_attention" {{{.*}}run_below = 64 : i64{{.*}}}
 // CHECK: exec.kernel @mla_expanded_bf16_h2_k8_v6_c16_r4 "mla_expanded" {{{.*}}rope_head = 20 : i64, rope_stride = 40 : i64, run_from = 64 : i64{{.*}}}
