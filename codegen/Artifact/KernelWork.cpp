@@ -26,7 +26,7 @@ int64_t positionOf(ArrayRef<KernelArg> signature, StringRef name) {
 Json work(const EmbedSpec &s) { return {{"token_bytes", s.width * byteSize(s.table)}}; }
 Json work(const GemmSpec &s) {
   const int64_t matrices = s.epilogue == Epilogue::Swiglu ? 2 : 1, perRow = 2 * s.n * s.k * matrices;
-  const char *unit = s.xCodes ? "int8" : ::unit;
+  const char *unit = s.input == DType::U8 ? "int8" : s.input == DType::BF16 ? "bf16" : ::unit;
   if (s.routing == Routing::None)
     return {{"unit", unit}, {"flops", {{s.rows == Rows::R ? "row" : "token", perRow * s.batch}}}};
   const SmallVector<KernelArg> signature = argumentsOf(s);
@@ -57,6 +57,7 @@ Json work(const CombineSpec &) { return Json::object(); }
 Json work(const ElementwiseSpec &) { return Json::object(); }
 Json work(const FakeQuantizeSpec &) { return Json::object(); }
 Json work(const QuantizeRowsSpec &) { return Json::object(); }
+Json work(const CastRowsSpec &) { return Json::object(); }
 
 } // namespace
 

@@ -21,7 +21,7 @@ Args arguments(const EmbedSpec &s) { return {index("tokens"), in("table", s.tabl
 Args arguments(const GatherRowsSpec &) { return {in("x"), index("rows"), out("out")}; }
 Args arguments(const RmsNormSpec &) { return {in("x"), in("g"), out("out")}; }
 Args arguments(const GemmSpec &s) {
-  Args args = {in("x", s.xCodes ? DType::U8 : DType::F32), in("w", s.weight)};
+  Args args = {in("x", s.input), in("w", s.weight)};
   if (s.scaleCols)
     args.push_back(in("scales"));
   if (s.epilogue == Epilogue::Add)
@@ -72,6 +72,7 @@ Args arguments(const CombineSpec &s) {
 Args arguments(const ElementwiseSpec &) { return {in("a"), in("b"), out("out")}; }
 Args arguments(const FakeQuantizeSpec &) { return {in("x"), out("out")}; }
 Args arguments(const QuantizeRowsSpec &) { return {in("x"), out("out", DType::U8)}; }
+Args arguments(const CastRowsSpec &s) { return {in("x"), out("out", s.to)}; }
 
 /// The grid of a kind is `T` unless an overload says otherwise.
 template <class Spec> SmallVector<AffineExpr> grid(const Spec &, AffineExpr t, AffineExpr) { return {t}; }
@@ -95,6 +96,9 @@ SmallVector<AffineExpr> grid(const FakeQuantizeSpec &s, AffineExpr t, AffineExpr
   return {(s.rows == Rows::R ? r : t) * s.rowsPerToken};
 }
 SmallVector<AffineExpr> grid(const QuantizeRowsSpec &s, AffineExpr t, AffineExpr r) {
+  return {(s.rows == Rows::R ? r : t) * s.rowsPerToken};
+}
+SmallVector<AffineExpr> grid(const CastRowsSpec &s, AffineExpr t, AffineExpr r) {
   return {(s.rows == Rows::R ? r : t) * s.rowsPerToken};
 }
 

@@ -53,7 +53,7 @@ template <Is<GemmSpec> S> void forEachField(S &s, auto field) {
   field("group", s.group);
   field("codes", s.codes);
   field("group_scale", s.groupScale);
-  field("x_codes", s.xCodes);
+  field("input", s.input);
   field("x_stride", s.xStride);
   field("x_batch", s.xBatch);
   field("y_stride", s.yStride);
@@ -178,13 +178,23 @@ template <Is<QuantizeRowsSpec> S> void forEachField(S &s, auto field) {
   field("rows", s.rows);
 }
 
+template <Is<CastRowsSpec> S> void forEachField(S &s, auto field) {
+  field("to", s.to);
+  field("width", s.width);
+  field("x_stride", s.xStride);
+  field("out_stride", s.outStride);
+  field("rows_per_token", s.rowsPerToken);
+  field("rows", s.rows);
+}
+
 //===----------------------------------------------------------------------===//
 // Kinds, in the order of the variant
 //===----------------------------------------------------------------------===//
 
-constexpr StringLiteral kinds[] = {"embed",    "gather_rows",  "rms_norm",      "gemm",          "rope_angles",
-                                   "rope",     "cache_append", "mla_attention", "mla_expanded",  "route",
-                                   "dispatch", "combine",      "elementwise",   "fake_quantize", "quantize_rows"};
+constexpr StringLiteral kinds[] = {"embed",        "gather_rows",   "rms_norm",      "gemm",
+                                   "rope_angles",  "rope",          "cache_append",  "mla_attention",
+                                   "mla_expanded", "route",         "dispatch",      "combine",
+                                   "elementwise",  "fake_quantize", "quantize_rows", "cast_rows"};
 static_assert(std::size(kinds) == std::variant_size_v<KernelSpec>);
 
 /// The default spec of the alternative `index`.
@@ -339,7 +349,8 @@ void describe(const GemmSpec &s, Symbol &symbol) {
   symbol.tag("n", s.n).tag("k", s.k);
   if (s.batch != 1)
     symbol.tag(s.routing == Routing::None ? "h" : "e", s.batch);
-  symbol.tagIf(s.xCodes, "x8")
+  symbol.tagIf(s.input == DType::U8, "x8")
+      .tagIf(s.input == DType::BF16, "x16")
       .tagIf(s.routing != Routing::None, nameOf(s.routing))
       .tagIf(s.epilogue != Epilogue::None, nameOf(s.epilogue))
       .tagIf(s.rows == Rows::R, "rows");
@@ -373,6 +384,10 @@ void describe(const FakeQuantizeSpec &s, Symbol &symbol) {
 
 void describe(const QuantizeRowsSpec &s, Symbol &symbol) {
   symbol.tag("d", s.width).tag("plus", s.offset).tagIf(s.rows == Rows::R, "rows");
+}
+
+void describe(const CastRowsSpec &s, Symbol &symbol) {
+  symbol.tag(nameOf(s.to)).tag("d", s.width).tagIf(s.rows == Rows::R, "rows");
 }
 
 } // namespace

@@ -72,7 +72,7 @@ enum class Epilogue {
   Swiglu, ///< panels hold 16 gate rows then 16 up rows: y = silu(gate) * up
 };
 
-/// Rows rounded to int8, as `moe.fake_quantize` rounds them, in the form that GEMM kernels with `xCodes` read: for each
+/// Rows rounded to int8, as `moe.fake_quantize` rounds them, in the form that GEMM kernels read as `input` U8: for each
 /// 32 columns a record of their codes, their scale f32, and `-offset` times the sum of the codes, i32. args: x, out
 /// u8[rows * rowsPerToken, outStride]. Grid: rows * rowsPerToken.
 struct QuantizeRowsSpec {
@@ -88,11 +88,20 @@ struct QuantizeRowsSpec {
   static constexpr int64_t rowBytes(int64_t width) { return width / group * recordBytes; }
 };
 
+/// Rows rounded to bf16, to nearest even. args: x, out. Grid: rows * rowsPerToken.
+struct CastRowsSpec {
+  DType to = DType::BF16; ///< or F32, for kernels that read no other
+  int64_t width = 0, xStride = 0, outStride = 0;
+  int64_t rowsPerToken = 1;
+  Rows rows = Rows::T;
+};
+
 /// y[t, b, n] = epilogue(sum_k x[t, b, k] * w[b, n, k]), f32 sums in order of k
 /// (with `scaleCols` or `group`, per block of columns: sum of the block's products, times its scale).
-/// With `xCodes`, products of codes are summed up as integers over each 32 columns, and times both scales in f32.
-/// args: x, w, [scales], [residual], y, [offsets i32[E+1], active i32[E+1], order i32[T*topk]].
-/// Grid: Routing::None: batch * panels * ceil(rows / tokenBlock), task = (block * batch + b) * panels + p;
+/// Of codes on both sides, products are summed up as integers over each 32 columns, and times both scales in f32; of
+/// bf16 on both sides, two columns are taken at a time as `vdpbf16ps` takes them, the second one first. args: x, w,
+/// [scales], [residual], y, [offsets i32[E+1], active i32[E+1], order i32[T*topk]]. Grid: Routing::None: batch * panels
+/// * ceil(rows / tokenBlock), task = (block * batch + b) * panels + p;
 ///       else: min(batch, T * topk) * panels, task = a * panels + p for the a-th active expert.
 struct GemmSpec {
   DType weight = DType::BF16; ///< F32, BF16, F16, F8E4M3, or U8: codes and scales as `#moe.pack_groups` has them
@@ -103,7 +112,9 @@ struct GemmSpec {
   int64_t group = 0; ///< U8: columns that share a scale; 4-bit codes have whole units of them
   CodeKind codes = CodeKind::Int4; ///< U8: what the codes are
   DType groupScale = DType::F16;   ///< U8: what scales are stored as
-  bool xCodes = false; ///< x is rows of QuantizeRowsSpec, u8, whose strides count bytes; weights are Int4 or Int8
+  /// What x is: F32; U8, rows of QuantizeRowsSpec, whose strides count bytes, for weights of Int4 or Int8; or BF16, for
+  /// weights of BF16, with even strides.
+  DType input = DType::F32;
   int64_t xStride = 0, xBatch = 0, yStride = 0, yBatch = 0, residualStride = 0;
   Epilogue epilogue = Epilogue::None;
   Routing routing = Routing::None;
@@ -113,8 +124,8 @@ struct GemmSpec {
   static constexpr int64_t tokenBlock = 64;
   /// U8: how the weights are stored.
   GroupFormat format() const { return {codes, /*rows=*/1, group, groupScale}; }
-  /// Whether there are kernels with `xCodes` for rows of `k` codes of `format`, and what is then added to codes to make
-  /// them unsigned.
+  /// Whether there are kernels that take codes for rows of `k` codes of `format`, and what is then added to codes to
+  /// make them unsigned.
   static bool takesCodes(const GroupFormat &format, int64_t k) {
     bool blocks = format.group == k || format.group % QuantizeRowsSpec::group == 0;
     return (format.codes == CodeKind::Int4 || format.codes == CodeKind::Int8) && format.rows == 1 && blocks &&
@@ -234,7 +245,7 @@ struct FakeQuantizeSpec {
 
 using KernelSpec = std::variant<EmbedSpec, GatherRowsSpec, RmsNormSpec, GemmSpec, RopeAnglesSpec, RopeSpec,
                                 CacheAppendSpec, MlaAttentionSpec, MlaExpandedSpec, RouteSpec, DispatchSpec,
-                                CombineSpec, ElementwiseSpec, FakeQuantizeSpec, QuantizeRowsSpec>;
+                                CombineSpec, ElementwiseSpec, FakeQuantizeSpec, QuantizeRowsSpec, CastRowsSpec>;
 
 /// "embed", "gather_rows", "rms_norm", "gemm", ...
 llvm::StringRef kindOf(const KernelSpec &spec);

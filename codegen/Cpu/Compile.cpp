@@ -41,7 +41,8 @@ namespace moec::cpu {
 
 llvm::ArrayRef<Level> levels() {
   // v4 has 32 registers of one vector, v3 16 of half a vector.
-  const Tiles wide{.gemmRows = 8, .gemmAccumulators = 16, .dotRows = 16, .scoreRows = 4, .latentVectors = 4};
+  const Tiles wide{
+      .gemmRows = 8, .gemmAccumulators = 16, .dotRows = 16, .pairRows = 14, .scoreRows = 4, .latentVectors = 4};
   static const Level all[] = {
       {"x86-64-v4-vnni", "x86-64-v4", "+avx512vnni,+avx512bf16", Isa::Avx512Dot, wide},
       {"x86-64-v4", "x86-64-v4", "", Isa::Avx512, wide},
@@ -49,7 +50,7 @@ llvm::ArrayRef<Level> levels() {
        "x86-64-v3",
        "",
        Isa::Avx2,
-       {.gemmRows = 6, .gemmAccumulators = 6, .dotRows = 4, .scoreRows = 1, .latentVectors = 1}},
+       {.gemmRows = 6, .gemmAccumulators = 6, .dotRows = 4, .pairRows = 2, .scoreRows = 1, .latentVectors = 1}},
   };
   return all;
 }
@@ -123,11 +124,15 @@ struct Checker {
     require(llvm::is_contained(scales, spec.groupScale),
             "scales of groups cannot be " + llvm::Twine(llvm::StringRef(toString(spec.groupScale))));
     positive("batch", spec.batch);
-    stride("xStride", spec.xStride, spec.xCodes ? QuantizeRowsSpec::rowBytes(spec.k) : spec.k);
+    stride("xStride", spec.xStride, spec.input == DType::U8 ? QuantizeRowsSpec::rowBytes(spec.k) : spec.k);
     stride("yStride", spec.yStride, spec.n);
     require(spec.scaleCols >= 0, "scaleCols must not be negative");
     require(spec.scaleCols == 0 || spec.weight == DType::F8E4M3, "only F8_E4M3 weights have scales");
-    require(!spec.xCodes || (spec.group != 0 && GemmSpec::takesCodes(format, spec.k)),
+    require(spec.input == DType::F32 || spec.input == DType::U8 || spec.input == DType::BF16,
+            "rows of x are f32, bf16 or codes");
+    require(spec.input != DType::BF16 || (spec.weight == DType::BF16 && spec.xStride % 2 == 0 && spec.xBatch % 2 == 0),
+            "bf16 rows are for weights of bf16, and have even strides");
+    require(spec.input != DType::U8 || (spec.group != 0 && GemmSpec::takesCodes(format, spec.k)),
             "codes of x are for weights of int4 or int8 in whole groups of 32 columns");
     if (spec.epilogue == Epilogue::Add)
       stride("residualStride", spec.residualStride, spec.n);
@@ -209,6 +214,13 @@ struct Checker {
     stride("outStride", spec.outStride, spec.width);
     require(spec.codes == CodeKind::Int8 || spec.codes == CodeKind::F8E4M3,
             "activations are rounded to int8 or f8e4m3");
+  }
+  void operator()(const CastRowsSpec &spec) {
+    positive("width", spec.width);
+    positive("rowsPerToken", spec.rowsPerToken);
+    stride("xStride", spec.xStride, spec.width);
+    stride("outStride", spec.outStride, spec.width);
+    require(spec.to == DType::BF16 || spec.to == DType::F32, "rows are rounded to bf16, and stored so or as f32");
   }
   void operator()(const QuantizeRowsSpec &spec) {
     positive("width", spec.width);

@@ -172,6 +172,19 @@ void emit(KernelBuilder &b, llvm::StringRef symbol, const QuantizeRowsSpec &spec
   });
 }
 
+void emit(KernelBuilder &b, llvm::StringRef symbol, const CastRowsSpec &spec, const Tiles &) {
+  b.kernel(symbol, [&] {
+    Ptr x = b.arg(0, b.f32), out = b.arg(1, b.storage(spec.to));
+    b.tasks([&](Val t) {
+      b.vectors(spec.width, [&](Val i, Val mask) {
+        Val bits = b.toBf16((x + t * spec.xStride + i).load(kLanes));
+        Val value = spec.to == DType::F32 ? b.bitcast(b.zeroExtend(bits, b.i32) << 16, b.f32) : bits;
+        (out + t * spec.outStride + i).store(value, mask);
+      });
+    });
+  });
+}
+
 void emit(KernelBuilder &b, llvm::StringRef symbol, const CombineSpec &spec, const Tiles &) {
   b.kernel(symbol, [&] {
     int64_t next = 0;

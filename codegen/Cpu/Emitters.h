@@ -29,6 +29,7 @@ void emit(KernelBuilder &b, llvm::StringRef symbol, const CombineSpec &spec, con
 void emit(KernelBuilder &b, llvm::StringRef symbol, const ElementwiseSpec &spec, const Tiles &tiles);
 void emit(KernelBuilder &b, llvm::StringRef symbol, const FakeQuantizeSpec &spec, const Tiles &tiles);
 void emit(KernelBuilder &b, llvm::StringRef symbol, const QuantizeRowsSpec &spec, const Tiles &tiles);
+void emit(KernelBuilder &b, llvm::StringRef symbol, const CastRowsSpec &spec, const Tiles &tiles);
 
 } // namespace moec::cpu
 

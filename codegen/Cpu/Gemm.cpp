@@ -25,7 +25,7 @@ public:
 
   void emit() {
     int64_t next = 0;
-    x = b.arg(next++, spec.xCodes ? b.i8 : b.f32);
+    x = b.arg(next++, b.storage(spec.input));
     weights = b.arg(next++, b.storage(spec.weight));
     if (scaleBlocks)
       scales = b.arg(next++, b.f32);
@@ -72,7 +72,9 @@ private:
 
   /// Covers rows [begin, end) by tiles of the full height, then by smaller powers of two.
   void rowRange(Val begin, Val end, const Panel &panel) {
-    int64_t height = spec.xCodes ? tiles.dotRows : std::min(tiles.gemmRows, tiles.gemmAccumulators / chains());
+    int64_t height = spec.input == DType::U8     ? tiles.dotRows
+                     : spec.input == DType::BF16 ? tiles.pairRows
+                                                 : std::min(tiles.gemmRows, tiles.gemmAccumulators / chains());
     Val whole = begin + (end - begin) / height * height;
     b.loop(begin, whole, height, [&](Val row) { tile(row, height, panel); });
     Val row = whole;
@@ -88,7 +90,9 @@ private:
 
   void tile(Val row, int64_t height, const Panel &panel) {
     // As wide as registers allow; narrow tiles walk over the panel once per vector.
-    int64_t wide = spec.xCodes ? tiles.dotRows / 4 : tiles.gemmAccumulators / (vectorsPerPanel * chains());
+    int64_t wide = spec.input == DType::U8     ? tiles.dotRows / 4
+                   : spec.input == DType::BF16 ? tiles.pairRows
+                                               : tiles.gemmAccumulators / (vectorsPerPanel * chains());
     int64_t width = height <= wide ? vectorsPerPanel : 1;
     llvm::SmallVector<Ptr, 8> inputs;
     for (int64_t m = 0; m < height; ++m)
@@ -99,10 +103,11 @@ private:
     // sums[m][v] for the panel's vectors.
     llvm::SmallVector<Vals> sums(height);
     for (int64_t first = 0; first < vectorsPerPanel; first += width) {
-      Vals part = spec.xCodes   ? dotSums(inputs, panelWeights, first, width)
-                  : spec.group  ? groupedSums(inputs, panelWeights, first, width)
-                  : scaleBlocks ? scaledSums(inputs, panelWeights, panel, first, width)
-                                : plainSums(inputs, panelWeights, first, width);
+      Vals part = spec.input == DType::U8     ? dotSums(inputs, panelWeights, first, width)
+                  : spec.input == DType::BF16 ? pairSums(inputs, panelWeights)
+                  : spec.group                ? groupedSums(inputs, panelWeights, first, width)
+                  : scaleBlocks               ? scaledSums(inputs, panelWeights, panel, first, width)
+                                              : plainSums(inputs, panelWeights, first, width);
       for (int64_t m = 0; m < height; ++m)
         sums[m].append(part.begin() + m * width, part.begin() + (m + 1) * width);
     }
@@ -164,6 +169,48 @@ private:
         next.push_back(b.fma(sums[i], scale[i % width], totals[i]));
       return next;
     });
+  }
+
+  /// Sums of bf16 products over pairs of columns.
+  Vals pairSums(llvm::ArrayRef<Ptr> inputs, Ptr panelWeights) {
+    static_assert(vectorsPerPanel == 2);
+    // Rows k and k + 1 of the panel, element by element; eight lanes of each lie in one part of a register, four of
+    // which are the lower and four the upper half of what comes out.
+    llvm::SmallVector<int64_t> masks[2];
+    for (int64_t part = 0; part < kPanelWidth; part += 8)
+      for (int64_t i = 0; i < 8; ++i)
+        masks[i / 4].append({part + i, kPanelWidth + part + i});
+    auto add = [&](Val k, Val second, llvm::function_ref<Val(Ptr)> pairAt, Vals sums) {
+      Val first = (panelWeights + k * kPanelWidth).load(kPanelWidth);
+      Val weights[2];
+      for (int64_t half = 0; half < 2; ++half)
+        weights[half] = b.bitcast(b.shuffle(first, second, masks[half]), b.vec(b.i32));
+      for (auto [m, input] : llvm::enumerate(inputs)) {
+        Val x = b.splat(pairAt(input + k));
+        for (int64_t half = 0; half < 2; ++half)
+          sums[2 * m + half] = b.dotBf16(sums[2 * m + half], weights[half], x);
+      }
+      return sums;
+    };
+    Vals sums =
+        b.loop(b.cI64(0), b.cI64(spec.k / 2 * 2), 2, zeros(2 * inputs.size()), [&](Val k, llvm::ArrayRef<Val> carried) {
+          return add(
+              k, (panelWeights + (k + 1) * kPanelWidth).load(kPanelWidth),
+              [&](Ptr at) { return Ptr{at.base, b.i32}.load(); }, Vals(carried));
+        });
+    if (spec.k % 2)
+      sums = add(
+          b.cI64(spec.k - 1), b.constant(b.vec(b.i16, kPanelWidth), int64_t(0)),
+          [&](Ptr at) { return b.zeroExtend(at.load(), b.i32); }, sums);
+    // Back to the order of the panel's lanes.
+    llvm::SmallVector<int64_t> order[2];
+    for (int64_t lane = 0; lane < kPanelWidth; ++lane)
+      order[lane / kLanes].push_back(lane / 8 * 4 + lane % 4 + (lane % 8 / 4) * kLanes);
+    Vals result;
+    for (size_t m = 0; m < inputs.size(); ++m)
+      for (const auto &lanes : order)
+        result.push_back(b.shuffle(sums[2 * m], sums[2 * m + 1], lanes));
+    return result;
   }
 
   /// Sums of integer products over blocks of 32 columns, times the scales of both sides.

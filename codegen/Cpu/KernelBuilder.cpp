@@ -116,6 +116,13 @@ void Ptr::store(Val value, Val mask) const {
   if (!mask.value)
     return store(value);
   assert(getElementTypeOrSelf(value.type()) == element && "a value of another type");
+  // LLVM 22.1 makes a masked store of one lane a scalar one, of the width that the lane had before it was narrowed.
+  auto constant = mask.value.getDefiningOp<arith::ConstantOp>();
+  if (constant) {
+    auto lanes = llvm::to_vector(cast<DenseElementsAttr>(constant.getValue()).getValues<bool>());
+    if (lanes.front() && llvm::count(lanes, true) == 1)
+      return store(base.builder->extract(value, 0));
+  }
   LLVM::MaskedStoreOp::create(*base.builder, value.value, base.value, mask.value, alignmentOf(element));
 }
 

@@ -160,6 +160,8 @@ public:
   Val max(Val a, Val b) { return select(a > b, a, b); }
   Val min(Val a, Val b) { return select(a < b, a, b); }
   Val isNaN(Val a);
+  /// The bits (i16) of f32 lanes rounded to bf16, to nearest even; a NaN stays one.
+  Val toBf16(Val a);
   /// Same bits as another type.
   Val bitcast(Val a, mlir::Type type);
   /// To an integer or float type (element type, for vectors): sign extends, converts, widens or narrows.
@@ -202,8 +204,6 @@ public:
   Val loadAsF32(Ptr stored, DType type, int64_t lanes = kLanes);
   /// One element, a scalar.
   Val loadOneAsF32(Ptr stored, DType type);
-  /// The bits (i16) of f32 lanes rounded to bf16, to nearest even; a NaN stays one.
-  Val toBf16(Val a);
   static double weightScale(DType type) { return type == DType::F8E4M3 ? 256.0 : 1.0; }
   /// What lies in memory for a stored type.
   mlir::Type storage(DType type);

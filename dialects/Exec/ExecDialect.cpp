@@ -95,10 +95,10 @@ LogicalResult BufferOp::verify() {
   bool leading = type.getRank() > 0 && type.isDynamicDim(0);
   bool rest = type.getRank() == 0 || llvm::none_of(type.getShape().drop_front(), ShapedType::isDynamic);
   Type element = type.getElementType();
-  bool known = element.isF32() || element.isSignlessInteger(32) || element.isSignlessInteger(8);
+  bool known = element.isF32() || element.isBF16() || element.isSignlessInteger(32) || element.isSignlessInteger(8);
   if (!isPlain(type) || !rest || !known)
     return emitOpError("has type ")
-           << type << ", expected a dense memref of f32, i32 or i8 that is static after the first dimension";
+           << type << ", expected a dense memref of f32, bf16, i32 or i8 that is static after the first dimension";
   // C2
   if (!leading && (getPerRow() || getRowsPerToken() != 1))
     return emitOpError("of ") << type << " has no leading '?' that " << (getPerRow() ? "per_row" : "rows_per_token")

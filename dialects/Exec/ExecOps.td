@@ -131,7 +131,7 @@ def Exec_BufferOp : Exec_BodyOp<"buffer", [MemoryEffects<[MemAlloc]>]> {
     `offset` is a byte offset into the arena, given by the memory planner; at least 128 bytes
     behind a buffer may be read, never with a meaning.
 
-    - (C1) The type is dense, of f32, i32 or i8; only the leading dimension may be `?`.
+    - (C1) The type is dense, of f32, bf16, i32 or i8; only the leading dimension may be `?`.
     - (C2) `rows_per_token` above 1 and `per_row` need a leading `?` and exclude each other.
     - (C3) `offset` is a multiple of 64.
 

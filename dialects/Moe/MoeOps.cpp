@@ -212,11 +212,15 @@ LogicalResult RmsNormOp::verify() {
 }
 
 /// What activations may be rounded to.
-static LogicalResult verifyActivations(Operation *op, QuantizeAttr format) {
-  bool known = format.getCodes() == CodeFormat::Int8 || format.getCodes() == CodeFormat::F8E4M3;
-  if (!known || format.getRows() != 1 || format.getRounding() != Rounding::Nearest)
+static LogicalResult verifyActivations(Operation *op, Attribute format) {
+  auto cast = dyn_cast<CastAttr>(format);
+  auto codes = dyn_cast<QuantizeAttr>(format);
+  bool known = cast ? cast.getType().isBF16()
+                    : (codes.getCodes() == CodeFormat::Int8 || codes.getCodes() == CodeFormat::F8E4M3) &&
+                          codes.getRows() == 1 && codes.getRounding() == Rounding::Nearest;
+  if (!known)
     return op->emitOpError("rounds activations to ")
-           << format << ", expected int8 or f8e4m3 in groups of one row, to nearest";
+           << format << ", expected bf16, or int8 or f8e4m3 in groups of one row, to nearest";
   return success();
 }
 

@@ -326,27 +326,29 @@ def Moe_RmsNormOp : Moe_Op<"rms_norm", [Pure]> {
   let hasVerifier = 1;
 }
 
+def Moe_ActivationFormat : AnyAttrOf<[Moe_QuantizeAttr, Moe_CastAttr], "a format of activations">;
+
 def Moe_FakeQuantizeOp : Moe_Op<"fake_quantize", [Pure, SameOperandsAndResultType]> {
-  let summary = "Round activations to what codes and scales can hold";
+  let summary = "Round activations to what codes and scales, or fewer bits, can hold";
   let description = [{
     Each row is cut into groups of the format's columns, the last one may be smaller, and rounded as
     `#moe.quantize` rounds a row of a weight: `result[t, c] = code[t, c] * scale[t, c / group]`. Scales
-    are found for each row when it is there ("dynamic").
+    are found for each row when it is there ("dynamic"). Or each element is rounded to bf16.
     Sources: one scale for each token, as LLM.int8(), arXiv:2208.07339, sec. 2; for 128 channels of
     each, DeepSeek-V3, arXiv:2412.19437, sec. 3.3.2.
 
-    - (C1) `format` is int8 or f8e4m3 with f32 scales, groups of one row, to nearest.
+    - (C1) `format` is int8 or f8e4m3 with f32 scales, groups of one row, to nearest; or `#moe.cast<bf16>`.
 
     ```mlir
     func.func @round(%x: tensor<?x256xf32>) -> tensor<?x256xf32> {
-      %y = moe.fake_quantize %x to <int8, group = 256, scale = f32> : tensor<?x256xf32>
+      %y = moe.fake_quantize %x : tensor<?x256xf32> to #moe.quantize<int8, group = 256, scale = f32>
       return %y : tensor<?x256xf32>
     }
     ```
   }];
-  let arguments = (ins Moe_Float<2>:$x, Moe_QuantizeAttr:$format);
+  let arguments = (ins Moe_Float<2>:$x, Moe_ActivationFormat:$format);
   let results = (outs Moe_Float<2>:$result);
-  let assemblyFormat = "$x `to` $format attr-dict `:` type($result)";
+  let assemblyFormat = "$x `:` type($result) `to` $format attr-dict";
   let hasVerifier = 1;
 }
 
@@ -639,7 +641,7 @@ def Moe_ExpertsOp : Moe_Op<"experts", [NoMemoryEffect]> {
   }];
   let arguments = (ins Moe_Float<2>:$x, Moe_Float<2>:$weights, Moe_Index<2>:$experts,
                        Moe_WeightOf<[3]>:$gate, Moe_WeightOf<[3]>:$up, Moe_WeightOf<[3]>:$down,
-                       Optional<Moe_Float<2>>:$residual, OptionalAttr<Moe_QuantizeAttr>:$activations,
+                       Optional<Moe_Float<2>>:$residual, OptionalAttr<Moe_ActivationFormat>:$activations,
                        OptionalAttr<DenseI64ArrayAttr>:$members);
   let results = (outs Moe_Float<2>:$result);
   let assemblyFormat = [{

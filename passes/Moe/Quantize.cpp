@@ -170,7 +170,7 @@ private:
 
   /// Stores the weights of a projection that reads `x`.
   LogicalResult store(Operation *op, Role role, OpOperand &x, ArrayRef<OpOperand *> weights) {
-    QuantizeAttr rounded;
+    Attribute rounded;
     for (OpOperand *operand : weights) {
       auto weight = operand->get().getDefiningOp<WeightOp>();
       if (!weight)
@@ -178,7 +178,7 @@ private:
       WeightFormat format = formatOf(role, cast<StringAttr>(weight.getSources()[0]));
       if (failed(store(weight, *operand, format)))
         return failure();
-      QuantizeAttr activations = format.activations(&getContext(), columnsOf(x.get()));
+      Attribute activations = format.activations(&getContext(), columnsOf(x.get()));
       if (operand != weights.front() && activations != rounded)
         return op->emitOpError("reads one input for weights of which only one rounds it");
       rounded = activations;
@@ -247,9 +247,9 @@ private:
       if (failed(store(operand->get().getDefiningOp<WeightOp>(), *operand,
                        operand == &op.getDownMutable() ? formats.down : formats.gateUp)))
         return failure();
-    if (QuantizeAttr inputs = formats.gateUp.activations(&getContext(), columnsOf(op.getX())))
+    if (Attribute inputs = formats.gateUp.activations(&getContext(), columnsOf(op.getX())))
       op.getXMutable().set(roundedInput(op.getX(), inputs));
-    if (QuantizeAttr hidden = formats.down.activations(&getContext(), columnsOf(op.getDown())))
+    if (Attribute hidden = formats.down.activations(&getContext(), columnsOf(op.getDown())))
       op.setActivationsAttr(hidden);
     return success();
   }
@@ -270,7 +270,7 @@ private:
   static int64_t columnsOf(Value tensor) { return cast<RankedTensorType>(tensor.getType()).getShape().back(); }
 
   /// `x`, rounded: the same value for all that ask for the same.
-  Value roundedInput(Value x, QuantizeAttr format) {
+  Value roundedInput(Value x, Attribute format) {
     Value &value = inputs[{x, format}];
     if (!value) {
       OpBuilder builder(&getContext());

@@ -23,7 +23,7 @@ moec::Result<WeightFormat> WeightFormat::parse(StringRef name) {
   static const Named known[] = {
       {"keep", "", CodeFormat::Int4, 0, Scale::F16, {}},
       {"f32", "f32", CodeFormat::Int4, 0, Scale::F16, {}},
-      {"bf16", "bf16", CodeFormat::Int4, 0, Scale::F16, {}},
+      {"bf16", "bf16", CodeFormat::Int4, 0, Scale::F16, {"a16"}},
       {"f16", "f16", CodeFormat::Int4, 0, Scale::F16, {}},
       {"int8", "", CodeFormat::Int8, 0, Scale::F32, {"weights", "a32"}},
       {"fp8", "", CodeFormat::F8E4M3, fp8Block, Scale::F32, {"weights"}},
@@ -46,7 +46,8 @@ moec::Result<WeightFormat> WeightFormat::parse(StringRef name) {
   format.group = found->group;
   format.scale = found->scale;
   format.activationGroup = found->group;
-  format.roundsActivations = format.codes == CodeFormat::Int8 || format.codes == CodeFormat::F8E4M3;
+  format.roundsActivations =
+      format.quantizes && (format.codes == CodeFormat::Int8 || format.codes == CodeFormat::F8E4M3);
   for (StringRef word : ArrayRef(words).drop_front()) {
     if (!llvm::is_contained(found->options, word)) {
       std::string options;
@@ -59,6 +60,8 @@ moec::Result<WeightFormat> WeightFormat::parse(StringRef name) {
       format.roundsActivations = false;
     else if (word == "a32")
       format.activationGroup = 32, format.roundsActivations = true;
+    else if (word == "a16")
+      format.roundsActivations = true;
     else if (word == "zero")
       format.codes = CodeFormat::Int4Zero;
     else if (word.consume_front("g"))
@@ -91,9 +94,11 @@ Attribute WeightFormat::step(MLIRContext *context, int64_t cols, Rounding roundi
                                                     : builder.getF16Type());
 }
 
-QuantizeAttr WeightFormat::activations(MLIRContext *context, int64_t cols) const {
-  if (!quantizes || !roundsActivations)
+Attribute WeightFormat::activations(MLIRContext *context, int64_t cols) const {
+  if (!roundsActivations)
     return nullptr;
+  if (!quantizes)
+    return CastAttr::get(context, BFloat16Type::get(context));
   CodeFormat rounded = codes == CodeFormat::F8E4M3 ? codes : CodeFormat::Int8;
   return QuantizeAttr::get(context, rounded, activationGroup ? activationGroup : cols, Float32Type::get(context),
                            /*rows=*/1, Rounding::Nearest);

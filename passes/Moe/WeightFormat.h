@@ -16,7 +16,7 @@ namespace mlir::moe {
 
 /// A format's name, with options after colons in any order:
 ///   keep               what is stored
-///   f32, bf16, f16
+///   f32, bf16, f16; bf16:a16 also rounds activations to bf16
 ///   int8               one f32 scale for each output; activations int8, one scale for each token; with :a32 one
 ///                      for 32 columns of it, as ggml's Q8_0 has it
 ///   fp8                e4m3 with one f32 scale for 128 x 128 weights; activations e4m3, a scale for 128 of a token
@@ -36,7 +36,7 @@ public:
   /// fp8 weights share scales, which are not searched: `importance` rounds them to nearest.
   Attribute step(MLIRContext *context, int64_t cols, Rounding rounding) const;
   /// What a projection with such weights rounds its inputs of `cols` columns to; null: nothing.
-  QuantizeAttr activations(MLIRContext *context, int64_t cols) const;
+  Attribute activations(MLIRContext *context, int64_t cols) const;
 
 private:
   static constexpr int64_t fp8Block = 128;

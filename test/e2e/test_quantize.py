@@ -39,7 +39,7 @@ def test_artifact_is_the_quantized_model(name, formats, compiled, moec, moe_run,
         assert np.abs(ours - original[: len(ours)]).max() > 1e-3
 
 
-@pytest.mark.parametrize("format", ["int8", "int8:a32", "int4:a32", "fp8"])
+@pytest.mark.parametrize("format", ["int8", "int8:a32", "int4:a32", "fp8", "bf16:a16"])
 def test_rounded_activations(format, compiled, moec, moe_run, tmp_path):
     """In the last layer, whose roundings tip no router over. An activation that lies between two codes may take either
     where sums differ in their last bits."""

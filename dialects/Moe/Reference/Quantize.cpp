@@ -243,8 +243,13 @@ int byteOf(CodeFormat codes, float value) {
   llvm_unreachable("all codes are listed");
 }
 
-template <typename T> Tensor<T> fakeQuantize(const Tensor<T> &x, QuantizeAttr format) {
+template <typename T> Tensor<T> fakeQuantize(const Tensor<T> &x, Attribute attribute) {
   Tensor<T> y(x.shape);
+  auto format = dyn_cast<QuantizeAttr>(attribute);
+  if (!format) {
+    llvm::transform(x.data, y.data.begin(), [](T v) { return T(moec::bf16ToFloat(moec::floatToBf16(float(v)))); });
+    return y;
+  }
   int64_t cols = x.lastDim(), group = format.getGroup();
   for (int64_t t = 0; t < x.dim(0); ++t)
     for (int64_t begin = 0; begin < cols; begin += group) {
@@ -258,7 +263,7 @@ template <typename T> Tensor<T> fakeQuantize(const Tensor<T> &x, QuantizeAttr fo
     }
   return y;
 }
-template Tensor<float> fakeQuantize(const Tensor<float> &, QuantizeAttr);
-template Tensor<double> fakeQuantize(const Tensor<double> &, QuantizeAttr);
+template Tensor<float> fakeQuantize(const Tensor<float> &, Attribute);
+template Tensor<double> fakeQuantize(const Tensor<double> &, Attribute);
 
 } // namespace mlir::moe::reference

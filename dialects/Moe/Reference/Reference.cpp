@@ -336,7 +336,7 @@ template <typename T> Routing<T> route(const Tensor<T> &logits, const Tensor<T> 
 
 template <typename T>
 Tensor<T> experts(const Tensor<T> &x, const Tensor<T> &weights, const IndexTensor &chosen, const Tensor<T> &gate,
-                  const Tensor<T> &up, const Tensor<T> &down, const Tensor<T> *residual, QuantizeAttr activations,
+                  const Tensor<T> &up, const Tensor<T> &down, const Tensor<T> *residual, Attribute activations,
                   std::optional<llvm::ArrayRef<int64_t>> members) {
   int64_t width = x.dim(1), inner = gate.dim(1);
   Tensor<T> y(x.shape), hidden({1, inner});
@@ -384,7 +384,7 @@ Tensor<T> experts(const Tensor<T> &x, const Tensor<T> &weights, const IndexTenso
                                                 const IndexTensor &, const IndexTensor &, double, int64_t);            \
   template Routing<T> route(const Tensor<T> &, const Tensor<T> *, const RouteOptions &);                               \
   template Tensor<T> experts(const Tensor<T> &, const Tensor<T> &, const IndexTensor &, const Tensor<T> &,             \
-                             const Tensor<T> &, const Tensor<T> &, const Tensor<T> *, QuantizeAttr,                    \
+                             const Tensor<T> &, const Tensor<T> &, const Tensor<T> *, Attribute,                       \
                              std::optional<llvm::ArrayRef<int64_t>>);
 MOEC_INSTANTIATE(float)
 MOEC_INSTANTIATE(double)

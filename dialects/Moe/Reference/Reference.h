@@ -182,8 +182,9 @@ template <typename T> struct Routing {
 /// Sources: DeepSeek-V2, arXiv:2405.04434, sec. 2.1.2 and 2.2.2; DeepSeek-V3, arXiv:2412.19437, sec. 2.1.2.
 template <typename T> Routing<T> route(const Tensor<T> &logits, const Tensor<T> *bias, const RouteOptions &options);
 
-/// `moe.fake_quantize`: each group of a row rounded to codes times a scale. x [T, D] -> [T, D].
-template <typename T> Tensor<T> fakeQuantize(const Tensor<T> &x, QuantizeAttr format);
+/// `moe.fake_quantize`: each group of a row rounded to codes times a scale, or each element to bf16. x [T, D] -> [T,
+/// D].
+template <typename T> Tensor<T> fakeQuantize(const Tensor<T> &x, Attribute format);
 
 /// `moe.experts`: y[t, :] = sum_k weights[t, k] * (down[e] * swiglu(gate[e] * x[t], up[e] * x[t])) (+ residual[t, :])
 /// with e = experts[t, k]; k ascending, weighted after `down`, the residual last. What `down` multiplies is first
@@ -194,7 +195,7 @@ template <typename T> Tensor<T> fakeQuantize(const Tensor<T> &x, QuantizeAttr fo
 template <typename T>
 Tensor<T> experts(const Tensor<T> &x, const Tensor<T> &weights, const IndexTensor &chosen, const Tensor<T> &gate,
                   const Tensor<T> &up, const Tensor<T> &down, const Tensor<T> *residual = nullptr,
-                  QuantizeAttr activations = nullptr, std::optional<llvm::ArrayRef<int64_t>> members = std::nullopt);
+                  Attribute activations = nullptr, std::optional<llvm::ArrayRef<int64_t>> members = std::nullopt);
 
 } // namespace mlir::moe::reference
 

@@ -38,6 +38,12 @@ int64_t headStride(Value memory) {
 int64_t widthOfMemory(Value memory) { return cast<MemRefType>(memory.getType()).getShape().back(); }
 int64_t widthOf(Value tensor) { return cast<RankedTensorType>(tensor.getType()).getShape().back(); }
 
+/// What rows in memory are to a GEMM kernel.
+DType inputType(Value memory) {
+  Type element = cast<MemRefType>(memory.getType()).getElementType();
+  return element.isF32() ? DType::F32 : element.isBF16() ? DType::BF16 : DType::U8;
+}
+
 /// What people call this part of the model: the importer's name, else the op's.
 StringRef labelOf(Operation *op) {
   if (auto name = op->getLoc()->findInstanceOf<NameLoc>())
@@ -96,8 +102,10 @@ private:
   /// The input of a projection: codes of `tensor`, if it is rounded to such and the kernel takes them, else its
   /// elements.
   Value inputFor(Value tensor, const WeightPacker::Panels &weight);
-  Value quantizeRows(Operation *op, moe::QuantizeAttr rounding, Value x, int64_t offset, int64_t rowsPerToken,
-                     Rows rows);
+  /// Launches the rounding of rows to memory that holds them as `to`; for codes, `offset` is what weights add to
+  /// theirs.
+  Value roundRows(Operation *op, Attribute rounding, Value x, DType to, int64_t offset, int64_t rowsPerToken,
+                  Rows rows);
   Rows rowsOf(Value tensor) { return places.lookup(tensor).rows; }
 
   Value buffer(Location loc, ArrayRef<int64_t> shape, Type element, int64_t rowsPerToken = 1, Rows rows = Rows::T);
@@ -130,7 +138,7 @@ private:
   DenseMap<Operation *, Value> refs;
   DenseMap<Attribute, KernelOp> kernels; ///< by [kind, spec]
   DenseMap<std::pair<Attribute, Value>, Value> angles;
-  DenseMap<std::pair<Value, int64_t>, Value> codes; ///< by tensor and offset
+  DenseMap<std::pair<Value, int64_t>, Value> rounded; ///< by tensor, and offset of codes; 0: bf16
   /// offsets, active, order, by chosen experts and the members among them
   DenseMap<std::pair<Value, Attribute>, SmallVector<Value>> dispatched;
 };
@@ -254,7 +262,7 @@ LaunchOp StepLowering::gemm(Operation *op, moec::GemmSpec spec, Value x, const W
   spec.group = weight.group;
   spec.codes = weight.codes;
   spec.groupScale = weight.groupScale;
-  spec.xCodes = !cast<MemRefType>(x.getType()).getElementType().isF32();
+  spec.input = inputType(x);
   spec.xStride = rowStride(x);
   spec.xBatch = headStride(x);
   spec.yStride = rowStride(y);
@@ -319,15 +327,46 @@ LogicalResult StepLowering::lower(moe::AddOp op) {
   return lowerElementwise(op, op.getLhs(), op.getRhs(), /*swiglu=*/false);
 }
 
-/// A launch that rounds rows of `x`, which lie in memory as those of `out` do.
-static moec::FakeQuantizeSpec roundingSpec(moe::QuantizeAttr format, Value x, Value out) {
+/// What a projection of `columns` with this weight reads of rows that are rounded so: U8, their codes; BF16; or F32.
+static DType inputOf(Attribute rounding, const WeightPacker::Panels &weight, int64_t columns) {
+  auto codes = dyn_cast<moe::QuantizeAttr>(rounding);
+  if (!codes)
+    return weight.type == DType::BF16 && columns % 2 == 0 ? DType::BF16 : DType::F32;
+  bool taken = codes.getFormat().codes == moec::CodeKind::Int8 &&
+               codes.getGroup() % moec::QuantizeRowsSpec::group == 0 && weight.group &&
+               moec::GemmSpec::takesCodes({weight.codes, 1, weight.group, weight.groupScale}, columns);
+  return taken ? DType::U8 : DType::F32;
+}
+
+Value StepLowering::roundRows(Operation *op, Attribute rounding, Value x, DType to, int64_t offset,
+                              int64_t rowsPerToken, Rows rows) {
+  auto make = [&](auto spec, int64_t width, Type element) {
+    spec.width = widthOfMemory(x);
+    spec.xStride = rowStride(x);
+    spec.outStride = width;
+    spec.rowsPerToken = rowsPerToken;
+    spec.rows = rows;
+    Value out = buffer(op->getLoc(), {dynamic, width}, element, rowsPerToken, rows);
+    launch(op, spec, {x, out}, "round");
+    return out;
+  };
+  int64_t width = widthOfMemory(x);
+  auto codes = dyn_cast<moe::QuantizeAttr>(rounding);
+  if (!codes) {
+    moec::CastRowsSpec spec;
+    spec.to = to;
+    return make(spec, width, to == DType::BF16 ? Type(builder.getBF16Type()) : builder.getF32Type());
+  }
+  if (to == DType::U8) {
+    moec::QuantizeRowsSpec spec;
+    spec.scaleCols = codes.getGroup();
+    spec.offset = offset;
+    return make(spec, moec::QuantizeRowsSpec::rowBytes(width), builder.getIntegerType(8));
+  }
   moec::FakeQuantizeSpec spec;
-  spec.codes = format.getFormat().codes;
-  spec.width = widthOfMemory(x);
-  spec.group = format.getGroup();
-  spec.xStride = rowStride(x);
-  spec.outStride = rowStride(out);
-  return spec;
+  spec.codes = codes.getFormat().codes;
+  spec.group = codes.getGroup();
+  return make(spec, width, builder.getF32Type());
 }
 
 LogicalResult StepLowering::lower(moe::FakeQuantizeOp op) {
@@ -340,45 +379,21 @@ Value StepLowering::memoryOf(Value tensor) {
   auto op = tensor.getDefiningOp<moe::FakeQuantizeOp>();
   if (found.memory || !op)
     return found.memory;
-  Value x = memoryOf(op.getX());
-  Value out = place(tensor, found.rows);
-  moec::FakeQuantizeSpec spec = roundingSpec(op.getFormat(), x, out);
-  spec.rows = found.rows;
-  launch(op, spec, {x, out});
-  return out;
-}
-
-/// Whether rows rounded so can be given to a kernel with these weights as codes.
-static bool takesCodes(moe::QuantizeAttr rounding, const WeightPacker::Panels &weight, int64_t columns) {
-  moec::GroupFormat format = rounding.getFormat();
-  return format.codes == moec::CodeKind::Int8 && rounding.getGroup() % moec::QuantizeRowsSpec::group == 0 &&
-         weight.group && moec::GemmSpec::takesCodes({weight.codes, 1, weight.group, weight.groupScale}, columns);
-}
-
-Value StepLowering::quantizeRows(Operation *op, moe::QuantizeAttr rounding, Value x, int64_t offset,
-                                 int64_t rowsPerToken, Rows rows) {
-  moec::QuantizeRowsSpec spec;
-  spec.width = widthOfMemory(x);
-  spec.xStride = rowStride(x);
-  spec.scaleCols = rounding.getGroup();
-  spec.outStride = moec::QuantizeRowsSpec::rowBytes(spec.width);
-  spec.offset = offset;
-  spec.rowsPerToken = rowsPerToken;
-  spec.rows = rows;
-  Value out = buffer(op->getLoc(), {dynamic, spec.outStride}, builder.getIntegerType(8), rowsPerToken, rows);
-  launch(op, spec, {x, out}, "quantize");
+  Value out =
+      roundRows(op, op.getFormat(), memoryOf(op.getX()), DType::F32, /*offset=*/0, /*rowsPerToken=*/1, found.rows);
+  places[tensor].memory = out;
   return out;
 }
 
 Value StepLowering::inputFor(Value tensor, const WeightPacker::Panels &weight) {
   auto op = tensor.getDefiningOp<moe::FakeQuantizeOp>();
-  if (!op || !takesCodes(op.getFormat(), weight, widthOf(tensor)))
+  DType to = op ? inputOf(op.getFormat(), weight, widthOf(tensor)) : DType::F32;
+  if (to == DType::F32)
     return memoryOf(tensor);
-  int64_t offset = moec::GemmSpec::offsetOf(weight.codes);
-  Value found = codes.lookup({tensor, offset});
+  int64_t offset = to == DType::U8 ? moec::GemmSpec::offsetOf(weight.codes) : 0;
+  Value &found = rounded[{tensor, offset}];
   if (!found)
-    found = codes[{tensor, offset}] =
-        quantizeRows(op, op.getFormat(), memoryOf(op.getX()), offset, /*rowsPerToken=*/1, rowsOf(tensor));
+    found = roundRows(op, op.getFormat(), memoryOf(op.getX()), to, offset, /*rowsPerToken=*/1, rowsOf(tensor));
   return found;
 }
 
@@ -644,13 +659,10 @@ LogicalResult StepLowering::lower(moe::ExpertsOp op) {
   Value hidden = buffer(loc, {dynamic, inner}, f32, topk);
   gemm(op, first, inputFor(op.getX(), *gateUp), *gateUp, /*residual=*/nullptr, hidden, lists, "gate_up");
 
-  Value input = hidden; // of the down projection
-  if (op.getActivations() && takesCodes(*op.getActivations(), *down, inner)) {
-    input = quantizeRows(op, *op.getActivations(), hidden, moec::GemmSpec::offsetOf(down->codes), topk, Rows::T);
-  } else if (op.getActivations()) {
-    moec::FakeQuantizeSpec rounding = roundingSpec(*op.getActivations(), hidden, hidden);
-    rounding.rowsPerToken = topk;
-    launch(op, rounding, {hidden, hidden}, "round");
+  if (std::optional<Attribute> rounding = op.getActivations()) {
+    DType to = inputOf(*rounding, *down, inner);
+    int64_t offset = to == DType::U8 ? moec::GemmSpec::offsetOf(down->codes) : 0;
+    hidden = roundRows(op, *rounding, hidden, to, offset, topk, Rows::T);
   }
 
   moec::GemmSpec second = first;
@@ -659,7 +671,7 @@ LogicalResult StepLowering::lower(moe::ExpertsOp op) {
   second.epilogue = Epilogue::None;
   second.routing = Routing::Scatter;
   Value parts = buffer(loc, {dynamic, width}, f32, topk);
-  gemm(op, second, input, *down, /*residual=*/nullptr, parts, lists, "down");
+  gemm(op, second, hidden, *down, /*residual=*/nullptr, parts, lists, "down");
 
   moec::CombineSpec combine;
   combine.topk = topk;

@@ -55,7 +55,8 @@ std::vector<KernelSpec> oneOfEach() {
           CombineSpec{4, 256, 257, 258, 259, true, {0, 15}},
           ElementwiseSpec{true, 256, 257, 258, 259},
           FakeQuantizeSpec{CodeKind::F8E4M3, 256, 128, 257, 258, 6, Rows::R},
-          QuantizeRowsSpec{256, 64, 257, 330, 8, 6, Rows::R}};
+          QuantizeRowsSpec{256, 64, 257, 330, 8, 6, Rows::R},
+          CastRowsSpec{DType::BF16, 256, 257, 258, 6, Rows::R}};
 }
 
 class KernelSpecTest : public ::testing::Test {
@@ -131,7 +132,8 @@ TEST_F(KernelSpecTest, SymbolsTellTheMainParameters) {
                                       "cache_append_c64_r16_bf16", "mla_attention_h4_c64_r16_bf16",
                                       "mla_expanded_f16_h4_k32_v24_c64_r16_bf16", "route_sigmoid_e16_top4",
                                       "dispatch_e2_top4_members", "combine_top4_d256_add_members", "swiglu_d256",
-                                      "fake_quantize_f8e4m3_d256_rows", "quantize_rows_d256_plus8_rows"}));
+                                      "fake_quantize_f8e4m3_d256_rows", "quantize_rows_d256_plus8_rows",
+                                      "cast_rows_bf16_d256_rows"}));
 }
 
 TEST_F(KernelSpecTest, WrongDictionariesAreRefused) {

@@ -207,6 +207,44 @@ TEST(QuantizeRows, GivesWhatFakeQuantizeGives) {
   }
 }
 
+TEST(CastRows, RoundsToNearestEven) {
+  for (int64_t width : kWidths) {
+    CastRowsSpec stored;
+    stored.width = width;
+    stored.xStride = width + 1;
+    stored.outStride = width + 3;
+    stored.rowsPerToken = 2;
+    CastRowsSpec widened = stored;
+    widened.to = DType::F32;
+    Kernels kernels({stored, widened});
+    Random random(7);
+    constexpr int64_t rows = 4;
+    Array<float> x(random.normals(rows * stored.xStride, 5)), floats(rows * stored.outStride, kUntouched);
+    x[0] = std::numeric_limits<float>::quiet_NaN();
+    x[stored.xStride] = 1 + std::ldexp(1.0f, -8); // halfway, down to even
+    x[2 * stored.xStride] = 1 + std::ldexp(3.0f, -8);
+    x[3 * stored.xStride] = std::ldexp(3.0f, -130);
+    Array<uint16_t> out(rows * stored.outStride, 0xEEEE);
+    moe_step step{rows / 2, 0, 0};
+    kernels.run(0, {&x, &out}, step, kernels.gridOf(0, step));
+    kernels.run(1, {&x, &floats}, step, kernels.gridOf(1, step));
+    for (int64_t t = 0; t < rows; ++t)
+      for (int64_t i = 0; i < stored.outStride; ++i) {
+        uint16_t bits = out[t * stored.outStride + i];
+        float value = floats[t * stored.outStride + i];
+        if (i >= width) {
+          ASSERT_EQ(bits, 0xEEEE);
+          ASSERT_EQ(value, kUntouched);
+        } else if (t == 0 && i == 0) {
+          ASSERT_TRUE(std::isnan(bf16ToFloat(bits)) && std::isnan(value));
+        } else {
+          ASSERT_EQ(bits, floatToBf16(x[t * stored.xStride + i]));
+          ASSERT_EQ(value, bf16ToFloat(bits));
+        }
+      }
+  }
+}
+
 TEST(RopeAngles, CosinesThenSines) {
   std::vector<KernelSpec> specs;
   for (int64_t half : {1, 8, 16, 21, 32}) {

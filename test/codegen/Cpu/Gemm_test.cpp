@@ -140,7 +140,17 @@ struct Inputs {
 };
 
 Inputs makeInputs(const GemmSpec &spec, int64_t rows, Random &random) {
-  if (!spec.xCodes) {
+  if (spec.input == DType::BF16) {
+    Inputs x{Array<uint8_t>(rows * spec.xStride * 2), random.normals(rows * spec.xStride), spec.xStride * 2,
+             spec.xStride};
+    for (size_t i = 0; i < x.values.size(); ++i) {
+      uint16_t bits = floatToBf16(x.values[i]);
+      x.values[i] = bf16ToFloat(bits);
+      std::memcpy(&x.bytes[2 * i], &bits, 2);
+    }
+    return x;
+  }
+  if (spec.input == DType::F32) {
     Inputs x{Array<uint8_t>(rows * spec.xStride * 4), random.normals(rows * spec.xStride), spec.xStride * 4,
              spec.xStride};
     std::memcpy(x.bytes.data(), x.values.data(), x.bytes.size());
@@ -263,7 +273,7 @@ GemmSpec grouped(int64_t n, int64_t k, int64_t group, DType scale = DType::F16, 
 
 /// The same weights against rows of codes.
 GemmSpec ofCodes(GemmSpec spec) {
-  spec.xCodes = true;
+  spec.input = DType::U8;
   spec.xStride = QuantizeRowsSpec::rowBytes(spec.k) + 4;
   return spec;
 }
@@ -344,6 +354,28 @@ TEST(Gemm, CodesAgainstCodes) {
       checkPlain(kernels, i, std::get<GemmSpec>(specs[i]), tokens, random);
 }
 
+TEST(Gemm, Bf16AgainstBf16) {
+  std::vector<KernelSpec> specs;
+  auto ofBf16 = [](GemmSpec spec) {
+    spec.input = DType::BF16;
+    spec.xStride = spec.k + 2 + spec.k % 2;
+    return spec;
+  };
+  for (auto [n, k] : {std::pair{1, 1}, {31, 17}, {32, 64}, {48, 100}, {65, 33}})
+    specs.push_back(ofBf16(plain(DType::BF16, n, k)));
+  GemmSpec add = ofBf16(plain(DType::BF16, 50, 34));
+  add.epilogue = Epilogue::Add;
+  add.residualStride = 59;
+  GemmSpec swiglu = ofBf16(plain(DType::BF16, 24, 128));
+  swiglu.epilogue = Epilogue::Swiglu;
+  specs.insert(specs.end(), {add, swiglu});
+  Kernels kernels(specs);
+  Random random(9);
+  for (size_t i = 0; i < specs.size(); ++i)
+    for (int64_t tokens : {1, 2, 3, 7, 8, 13, 14, 15, 29, 64, 67})
+      checkPlain(kernels, i, std::get<GemmSpec>(specs[i]), tokens, random);
+}
+
 TEST(Gemm, Epilogues) {
   std::vector<KernelSpec> specs;
   for (DType type : {DType::BF16, DType::F8E4M3})
@@ -403,7 +435,9 @@ TEST(Gemm, Experts) {
   downCodes.batch = 7;
   downCodes.topk = 3;
   downCodes.routing = Routing::Scatter;
-  std::vector<KernelSpec> specs = {up, down, upCodes, ofCodes(upCodes), ofCodes(downCodes)};
+  std::vector<KernelSpec> specs = {up, down, upCodes, ofCodes(upCodes), ofCodes(downCodes), up};
+  std::get<GemmSpec>(specs.back()).input = DType::BF16;
+  std::get<GemmSpec>(specs.back()).xStride = 50;
   Kernels kernels(specs);
   Random random(4);
   for (size_t index = 0; index < specs.size(); ++index)

@@ -22,16 +22,16 @@ exec.kernel @c "cache_append" {latent = 16, rope = 8, width = 24, latent_stride 
 exec.kernel @c "cache_append" {latent = 16, rope = 8, width = 32, latent_stride = 16, rope_stride = 8, cache = "f16"}
 //--- scales.mlir
 // SCALES: emit-kernel: g: only F8_E4M3 weights have scales
-exec.kernel @g "gemm" {weight = "bf16", n = 64, k = 64, batch = 1, scale_cols = 16, group = 0, group_scale = "f16", x_codes = false, x_stride = 64, x_batch = 0,
+exec.kernel @g "gemm" {weight = "bf16", n = 64, k = 64, batch = 1, scale_cols = 16, group = 0, group_scale = "f16", input = "f32", x_stride = 64, x_batch = 0,
     y_stride = 64, y_batch = 0, residual_stride = 0, codes = "int4", epilogue = "none", routing = "none", topk = 0, rows = "T"}
 //--- part.mlir
 // PART: emit-kernel: g: group 96 must be a multiple of 32 whose units divide k 128
-exec.kernel @g "gemm" {weight = "u8", n = 64, k = 128, batch = 1, scale_cols = 0, group = 96, group_scale = "f16", x_codes = false,
+exec.kernel @g "gemm" {weight = "u8", n = 64, k = 128, batch = 1, scale_cols = 0, group = 96, group_scale = "f16", input = "f32",
     x_stride = 128, x_batch = 0, y_stride = 64, y_batch = 0, residual_stride = 0, codes = "int4", epilogue = "none", routing = "none",
     topk = 0, rows = "T"}
 //--- plain-groups.mlir
 // PLAIN: emit-kernel: g: U8 weights, and no others, have groups
-exec.kernel @g "gemm" {weight = "bf16", n = 64, k = 128, batch = 1, scale_cols = 0, group = 32, group_scale = "f16", x_codes = false,
+exec.kernel @g "gemm" {weight = "bf16", n = 64, k = 128, batch = 1, scale_cols = 0, group = 32, group_scale = "f16", input = "f32",
     x_stride = 128, x_batch = 0, y_stride = 64, y_batch = 0, residual_stride = 0, codes = "int4", epilogue = "none", routing = "none",
     topk = 0, rows = "T"}
 //--- members.mlir

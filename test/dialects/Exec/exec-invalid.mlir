@@ -157,7 +157,7 @@ exec.program @step(%tokens: memref<?xi32>, %positions: memref<?xi32>, %slots: me
 // buffer C1: second dimension
 exec.program @step(%tokens: memref<?xi32>, %positions: memref<?xi32>, %slots: memref<?xi32>, %rows: memref<?xi32>,
                    %pages: memref<?x?xi32>, %logits: memref<?x8xf32>) max_tokens 16 {
-  // expected-error@+1 {{has type 'memref<?x?xf32>', expected a dense memref of f32, i32 or i8 that is static after the first dimension}}
+  // expected-error@+1 {{has type 'memref<?x?xf32>', expected a dense memref of f32, bf16, i32 or i8 that is static after the first dimension}}
   %0 = exec.buffer : memref<?x?xf32>
 }
 
@@ -166,8 +166,8 @@ exec.program @step(%tokens: memref<?xi32>, %positions: memref<?xi32>, %slots: me
 // buffer C1: element
 exec.program @step(%tokens: memref<?xi32>, %positions: memref<?xi32>, %slots: memref<?xi32>, %rows: memref<?xi32>,
                    %pages: memref<?x?xi32>, %logits: memref<?x8xf32>) max_tokens 16 {
-  // expected-error@+1 {{has type 'memref<?x8xbf16>', expected a dense memref of f32, i32 or i8}}
-  %0 = exec.buffer : memref<?x8xbf16>
+  // expected-error@+1 {{has type 'memref<?x8xf16>', expected a dense memref of f32, bf16, i32 or i8}}
+  %0 = exec.buffer : memref<?x8xf16>
 }
 
 // -----

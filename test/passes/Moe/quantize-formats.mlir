@@ -10,15 +10,15 @@
 
 // The router reads what it read; experts and dense layers each read rounded rows, once for all that ask for the same.
 // CHECK-LABEL: @activations
-//   CHECK-DAG: %[[X8:.+]] = moe.fake_quantize %arg0 to <int8, group = 64, scale = f32> : tensor<?x64xf32>
-//   CHECK-DAG: %[[XF:.+]] = moe.fake_quantize %arg0 to <f8e4m3, group = 128, scale = f32> : tensor<?x64xf32>
+//   CHECK-DAG: %[[X8:.+]] = moe.fake_quantize %arg0 : tensor<?x64xf32> to #moe.quantize<int8, group = 64, scale = f32>
+//   CHECK-DAG: %[[XF:.+]] = moe.fake_quantize %arg0 : tensor<?x64xf32> to #moe.quantize<f8e4m3, group = 128, scale = f32>
 //   CHECK-NOT: moe.fake_quantize %arg0
 //       CHECK: moe.linear %arg0, %{{.+}} : tensor<?x64xf32>, tensor<4x64xf32>
 //       CHECK: moe.experts %[[X8]] route(%{{.+}}, %{{.+}}) ffn(%{{.+}}, %{{.+}}, %{{.+}}) {activations = #moe.quantize<int8, group = 32, scale = f32>}
 //       CHECK: moe.linear %[[XF]]
 //       CHECK: moe.linear %[[XF]]
 //       CHECK: %[[H:.+]] = moe.swiglu
-//       CHECK: %[[HF:.+]] = moe.fake_quantize %[[H]] to <f8e4m3, group = 128, scale = f32>
+//       CHECK: %[[HF:.+]] = moe.fake_quantize %[[H]] : tensor<?x32xf32> to #moe.quantize<f8e4m3, group = 128, scale = f32>
 //       CHECK: moe.linear %[[HF]]
 
 // Experts of two formats become two ops whose sums add up; the order of formats is that of the first expert of each.

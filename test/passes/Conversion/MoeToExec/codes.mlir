@@ -3,8 +3,8 @@
 // Rows rounded to int8 go to kernels of int4 and int8 weights as codes, once for all that add the same to codes; other
 // readers get what the codes stand for, from the first that needs it.
 
-// CHECK-DAG: exec.kernel @gemm_int4_g32_n64_k64_x8 "gemm" {{.*}}x_codes = true, x_stride = 80 : i64
-// CHECK-DAG: exec.kernel @gemm_int8_g64_n64_k64_x8_add "gemm" {{.*}}x_codes = true, x_stride = 80 : i64
+// CHECK-DAG: exec.kernel @gemm_int4_g32_n64_k64_x8 "gemm" {{.*}}input = "u8"{{.*}}x_stride = 80 : i64
+// CHECK-DAG: exec.kernel @gemm_int8_g64_n64_k64_x8_add "gemm" {{.*}}input = "u8"{{.*}}x_stride = 80 : i64
 // CHECK-DAG: exec.kernel @gemm_int4_g32_n64_k64_e4_x8_gather_swiglu "gemm"
 // CHECK-DAG: exec.kernel @gemm_int4_g64_n64_k64_e4_x8_scatter "gemm"
 // CHECK-DAG: exec.kernel @quantize_rows_d64_plus8 "quantize_rows" {offset = 8 : i64, out_stride = 80 : i64, rows = "T", rows_per_token = 1 : i64, scale_cols = 32 : i64, width = 64 : i64, x_stride = 64 : i64}
@@ -30,7 +30,7 @@ func.func @step(%tokens: tensor<?xi32>, %positions: tensor<?xi32>, %slots: tenso
   %U = moe.weight ["u.{e}"] recipe [#moe.stack<4>, #moe.quantize<int4, group = 32, scale = f16>] : tensor<4x64x64xf32>
   %D = moe.weight ["d.{e}"] recipe [#moe.stack<4>, #moe.quantize<int4, group = 64, scale = f16>] : tensor<4x64x64xf32>
   %t = moe.embed %tokens in %table : tensor<?xi32>, tensor<100x64xf32> -> tensor<?x64xf32>
-  %x = moe.fake_quantize %t to <int8, group = 32, scale = f32> : tensor<?x64xf32>
+  %x = moe.fake_quantize %t : tensor<?x64xf32> to #moe.quantize<int8, group = 32, scale = f32>
   %ya = moe.linear %x, %a : tensor<?x64xf32>, tensor<64x64xf32> -> tensor<?x64xf32>
   %yb = moe.linear %x, %b add %ya : tensor<?x64xf32> : tensor<?x64xf32>, tensor<64x64xf32> -> tensor<?x64xf32>
   %l = moe.linear %x, %wr : tensor<?x64xf32>, tensor<4x64xbf16> -> tensor<?x4xf32>
