@@ -40,6 +40,7 @@ Json work(const GemmSpec &s) {
 Json work(const MlaAttentionSpec &s) {
   return {{"unit", unit}, {"flops", {{"pair", s.heads * (4 * s.latent + 2 * s.rope)}}}};
 }
+Json work(const MlaCombineSpec &) { return Json::object(); }
 Json work(const MlaExpandedSpec &s) {
   return {
       {"unit", unit},

@@ -37,8 +37,10 @@ Args arguments(const CacheAppendSpec &s) {
   return {in("latent"), in("rope_key"), index("positions"), index("slots"), index("page_table"), out("cache", s.cache)};
 }
 Args arguments(const MlaAttentionSpec &s) {
-  return {in("q"), index("positions"), index("slots"), index("page_table"), in("cache", s.cache), out("out")};
+  return {in("q"),      index("positions"), index("slots"), index("page_table"), in("cache", s.cache),
+          out("parts"), out("out")};
 }
+Args arguments(const MlaCombineSpec &) { return {in("parts"), index("positions"), index("slots"), out("out")}; }
 Args arguments(const MlaExpandedSpec &s) {
   return {in("q"),
           in("rope_q"),
@@ -84,7 +86,10 @@ SmallVector<AffineExpr> grid(const GemmSpec &s, AffineExpr t, AffineExpr r) {
   return {(s.rows == Rows::R ? r : t).ceilDiv(GemmSpec::tokenBlock) * (s.batch * s.panels())};
 }
 SmallVector<AffineExpr> grid(const MlaAttentionSpec &s, AffineExpr t, AffineExpr) {
-  return {t * ((s.heads + MlaAttentionSpec::headBlock - 1) / MlaAttentionSpec::headBlock)};
+  return {t * (s.blocks() * MlaAttentionSpec::maxSpans)};
+}
+SmallVector<AffineExpr> grid(const MlaCombineSpec &s, AffineExpr t, AffineExpr) {
+  return {t * ((s.heads + MlaAttentionSpec::headBlock - 1) / MlaAttentionSpec::headBlock * s.pieces())};
 }
 SmallVector<AffineExpr> grid(const MlaExpandedSpec &s, AffineExpr t, AffineExpr) {
   return {t.ceilDiv(MlaExpandedSpec::tokenBlock) * s.heads};

@@ -102,6 +102,14 @@ template <Is<MlaAttentionSpec> S> void forEachField(S &s, auto field) {
   field("cache", s.cache);
 }
 
+template <Is<MlaCombineSpec> S> void forEachField(S &s, auto field) {
+  field("heads", s.heads);
+  field("latent", s.latent);
+  field("out_stride", s.outStride);
+  field("out_head", s.outHead);
+  field("run_below", s.runBelow);
+}
+
 template <Is<MlaExpandedSpec> S> void forEachField(S &s, auto field) {
   field("weight", s.weight);
   field("heads", s.heads);
@@ -191,10 +199,10 @@ template <Is<CastRowsSpec> S> void forEachField(S &s, auto field) {
 // Kinds, in the order of the variant
 //===----------------------------------------------------------------------===//
 
-constexpr StringLiteral kinds[] = {"embed",        "gather_rows",   "rms_norm",      "gemm",
-                                   "rope_angles",  "rope",          "cache_append",  "mla_attention",
-                                   "mla_expanded", "route",         "dispatch",      "combine",
-                                   "elementwise",  "fake_quantize", "quantize_rows", "cast_rows"};
+constexpr StringLiteral kinds[] = {"embed",         "gather_rows",  "rms_norm",      "gemm",        "rope_angles",
+                                   "rope",          "cache_append", "mla_attention", "mla_combine", "mla_expanded",
+                                   "route",         "dispatch",     "combine",       "elementwise", "fake_quantize",
+                                   "quantize_rows", "cast_rows"};
 static_assert(std::size(kinds) == std::variant_size_v<KernelSpec>);
 
 /// The default spec of the alternative `index`.
@@ -363,6 +371,7 @@ void describe(const CacheAppendSpec &s, Symbol &symbol) {
 void describe(const MlaAttentionSpec &s, Symbol &symbol) {
   symbol.tag("h", s.heads).tag("c", s.latent).tag("r", s.rope).tagIf(s.cache != DType::F32, nameOf(s.cache));
 }
+void describe(const MlaCombineSpec &s, Symbol &symbol) { symbol.tag("h", s.heads).tag("c", s.latent); }
 void describe(const MlaExpandedSpec &s, Symbol &symbol) {
   symbol.tag(nameOf(s.weight)).tag("h", s.heads).tag("k", s.nope).tag("v", s.value);
   symbol.tag("c", s.latent).tag("r", s.rope).tagIf(s.cache != DType::F32, nameOf(s.cache));

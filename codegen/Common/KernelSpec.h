@@ -26,6 +26,7 @@
 #include "mlir/IR/BuiltinAttributes.h"
 #include "mlir/Support/LLVM.h"
 
+#include <algorithm>
 #include <string>
 #include <variant>
 #include <vector>
@@ -164,9 +165,14 @@ struct CacheAppendSpec {
 
 /// Absorbed latent attention: for each head, over entries j = 0 .. position of the token's slot,
 /// p = softmax(scale * q . cache[j, 0 .. latent + rope)), out = sum_j p_j cache[j, 0 .. latent).
-/// Entries are taken page by page from 0 with a running maximum, so the order depends on the position alone.
-/// With `runBelow`, rows of tokens in runs (neighbours of one slot) of so many tokens or more are not written.
-/// args: q, positions, slots, pageTable, cache, out. Grid: T * ceil(heads / headBlock).
+/// A context is cut into at most `maxSpans` spans of equally many pages, `leastSpanPages` or more, each taken page by
+/// page with a running maximum, and spans are folded together in order: the order depends on the position alone. Where
+/// the cache is BF16, q and p are rounded to it, and elements are taken in pairs, the second of two first, as vdpbf16ps
+/// does; what is below 2^-126 in magnitude may count as 0 or as what it is. With `runBelow`, rows of tokens in runs
+/// (neighbours of one slot) of so many tokens or more are not written. Where a step has at most `splitRows` rows (a
+/// token's block of heads each), tasks make one span each, and `parts` of f32[splitRows, maxSpans, partSize()] instead
+/// of `out`: an mla_combine after it folds them together. args: q, positions, slots, pageTable, cache, parts, out.
+/// Grid: T * ceil(heads / headBlock) * maxSpans.
 struct MlaAttentionSpec {
   int64_t heads = 0, latent = 0, rope = 0, width = 0;
   int64_t qStride = 0, qHead = 0, outStride = 0, outHead = 0;
@@ -174,7 +180,24 @@ struct MlaAttentionSpec {
   int64_t runBelow = 0;     ///< 0: all tokens
   DType cache = DType::F32; ///< or BF16
 
-  static constexpr int64_t headBlock = 4;
+  static constexpr int64_t headBlock = 16;
+  static constexpr int64_t maxSpans = 16, leastSpanPages = 2;
+  static constexpr int64_t splitRows = 8;
+  int64_t blocks() const { return (heads + headBlock - 1) / headBlock; }
+  /// Floats of a span's part: maxima, sums and weighted sums of latents.
+  int64_t partSize() const { return 2 * headBlock + std::min(heads, headBlock) * ((latent + 15) / 16 * 16); }
+};
+
+/// What an mla_attention of the same heads and latent left to do, if anything: out from its parts.
+/// args: parts, positions, slots, out. Grid: T * ceil(heads / headBlock) * pieces().
+struct MlaCombineSpec {
+  int64_t heads = 0, latent = 0;
+  int64_t outStride = 0, outHead = 0;
+  int64_t runBelow = 0; ///< 0: all tokens
+
+  static constexpr int64_t pieceVectors = 8; ///< vectors of 16 latent elements of a task
+  int64_t pieces() const { return (latent + 16 * pieceVectors - 1) / (16 * pieceVectors); }
+  int64_t partSize() const { return MlaAttentionSpec{heads, latent}.partSize(); }
 };
 
 /// Expanded latent attention: for each head, over entries j = 0 .. position of the token's slot, with
@@ -243,9 +266,10 @@ struct FakeQuantizeSpec {
   Rows rows = Rows::T;
 };
 
-using KernelSpec = std::variant<EmbedSpec, GatherRowsSpec, RmsNormSpec, GemmSpec, RopeAnglesSpec, RopeSpec,
-                                CacheAppendSpec, MlaAttentionSpec, MlaExpandedSpec, RouteSpec, DispatchSpec,
-                                CombineSpec, ElementwiseSpec, FakeQuantizeSpec, QuantizeRowsSpec, CastRowsSpec>;
+using KernelSpec =
+    std::variant<EmbedSpec, GatherRowsSpec, RmsNormSpec, GemmSpec, RopeAnglesSpec, RopeSpec, CacheAppendSpec,
+                 MlaAttentionSpec, MlaCombineSpec, MlaExpandedSpec, RouteSpec, DispatchSpec, CombineSpec,
+                 ElementwiseSpec, FakeQuantizeSpec, QuantizeRowsSpec, CastRowsSpec>;
 
 /// "embed", "gather_rows", "rms_norm", "gemm", ...
 llvm::StringRef kindOf(const KernelSpec &spec);

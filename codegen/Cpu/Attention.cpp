@@ -2,10 +2,20 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 
 /// \file
-/// Attention over the paged latent cache, several heads of a token at a time so
-/// that a cache entry, once loaded, serves all of them. Each page of 64 entries
-/// is scored, then folded into the running softmax, so a head's bits depend on
-/// its query, its entries and nothing else.
+/// Attention over the paged latent cache, 16 heads of a token at a time. Each
+/// lane of a vector is a head: an element of a cache entry, broadcast, meets the
+/// same element of all queries, so that an entry once loaded serves all heads and
+/// the softmax needs no sums across lanes. For the weighted sums of latents lanes
+/// are latent elements, and what is broadcast is a head's probability.
+///
+/// A context is cut into spans of whole pages, as its length alone says. Each span
+/// is summed up by itself, page by page with a running maximum, then spans are
+/// folded together in order: by the task that made them all or, where few rows
+/// leave threads without work, by a launch after those that made them one by one.
+/// Either way a row's bits depend on its query and its entries.
+///
+/// A cache of bf16 is multiplied as it is, two elements a lane, by queries and
+/// probabilities rounded to bf16.
 
 #include "codegen/Cpu/AttentionCommon.h"
 #include "codegen/Cpu/Emitters.h"
@@ -52,11 +62,92 @@ Val runHasAtLeast(KernelBuilder &b, Ptr slots, Val token, int64_t length) {
 
 namespace {
 
+constexpr int64_t pageTokens = MOE_PAGE_TOKENS;
+constexpr int64_t block = MlaAttentionSpec::headBlock;
+/// Words of queries that are multiplied with a page's entries at once: 6 KiB.
+constexpr int64_t wordsAtOnce = 96;
+static_assert(block == kLanes, "a lane is a head");
+
+/// What attention over a part of a context comes to, 16 heads side by side: f32 [maximum][16], [sum][16], then
+/// [latent vector][head][16 elements], weighted sums by exp(score - maximum).
+struct Part {
+  Ptr memory;
+
+  Ptr maximum() const { return memory; }
+  Ptr sum() const { return memory + block; }
+  Ptr latents(Val vector, int64_t heads) const { return memory + 2 * block + vector * (heads * kLanes); }
+};
+
+/// How the context of a token is cut.
+struct Spans {
+  Val pages, pagesOfSpan, count;
+
+  Spans(KernelBuilder &b, Val seen) {
+    pages = (seen + (pageTokens - 1)) / pageTokens;
+    pagesOfSpan = b.max((pages + (MlaAttentionSpec::maxSpans - 1)) / MlaAttentionSpec::maxSpans,
+                        b.cI64(MlaAttentionSpec::leastSpanPages));
+    count = (pages + (pagesOfSpan - 1)) / pagesOfSpan;
+  }
+};
+
+/// Head `h` of a vector with a lane for each.
+Val ofHead(KernelBuilder &b, Ptr lanes, int64_t h) { return b.splat((lanes + h).load()); }
+
+/// The part of no entries, latent vectors [begin, end).
+void clear(KernelBuilder &b, Part part, Val begin, Val end, int64_t heads) {
+  Val zero = b.constant(b.vec(b.f32), 0.0);
+  part.maximum().store(zero.like(-std::numeric_limits<double>::infinity()));
+  part.sum().store(zero);
+  b.loop(begin, end, 1, [&](Val vector) {
+    for (int64_t h = 0; h < heads; ++h)
+      (part.latents(vector, heads) + h * kLanes).store(zero);
+  });
+}
+
+/// Takes `next` into `total`: latent vectors [begin, end). `factors` is scratch of two vectors.
+void add(KernelBuilder &b, Part total, Part next, Ptr factors, Val begin, Val end, int64_t heads) {
+  Val first = total.maximum().load(kLanes), second = next.maximum().load(kLanes);
+  Val maximum = b.max(second, first);
+  Val ofTotal = exp(b, first - maximum), ofNext = exp(b, second - maximum);
+  factors.store(ofTotal);
+  (factors + kLanes).store(ofNext);
+  total.maximum().store(maximum);
+  total.sum().store(b.fma(total.sum().load(kLanes), ofTotal, next.sum().load(kLanes) * ofNext));
+  b.loop(begin, end, 1, [&](Val vector) {
+    for (int64_t h = 0; h < heads; ++h) {
+      Ptr at = total.latents(vector, heads) + h * kLanes;
+      Val term = (next.latents(vector, heads) + h * kLanes).load(kLanes) * ofHead(b, factors + kLanes, h);
+      at.store(b.fma(at.load(kLanes), ofHead(b, factors, h), term));
+    }
+  });
+}
+
+/// Writes latent vectors [begin, end) of the heads whose first has its row at `out`.
+void finish(KernelBuilder &b, Part total, Ptr factors, Ptr out, int64_t outHead, int64_t latent, Val begin, Val end,
+            int64_t heads) {
+  Val sum = total.sum().load(kLanes);
+  factors.store(sum.like(1.0) / sum);
+  b.loop(begin, end, 1, [&](Val vector) {
+    Val mask = latent % kLanes ? b.firstLanes(latent - vector * kLanes) : Val();
+    for (int64_t h = 0; h < heads; ++h)
+      (out + h * outHead + vector * kLanes)
+          .store((total.latents(vector, heads) + h * kLanes).load(kLanes) * ofHead(b, factors, h), mask);
+  });
+}
+
+/// Whether tasks make one span each, for a launch after them.
+Val isSplit(KernelBuilder &b, int64_t blocks) { return b.tokens() * blocks <= MlaAttentionSpec::splitRows; }
+
 class AttentionEmitter {
 public:
   AttentionEmitter(KernelBuilder &b, const MlaAttentionSpec &spec, const Tiles &tiles)
-      : b(b), spec(spec), tiles(tiles), scoredWidth((spec.latent + spec.rope + kLanes - 1) / kLanes * kLanes),
-        latentVectors((spec.latent + kLanes - 1) / kLanes), latentWidth(latentVectors * kLanes) {}
+      : b(b), spec(spec), halves(spec.cache == DType::BF16), wordElements(halves ? 2 : 1),
+        words((spec.latent + spec.rope + wordElements - 1) / wordElements),
+        latentVectors((spec.latent + kLanes - 1) / kLanes), blocks((spec.heads + block - 1) / block) {
+    tile = 1;
+    while (tile * 2 <= std::min(tiles.gemmAccumulators, block))
+      tile *= 2;
+  }
 
   void emit() {
     q = b.arg(0, b.f32);
@@ -64,152 +155,341 @@ public:
     slots = b.arg(2, b.i32);
     pageTable = b.arg(3, b.i32);
     cache = b.arg(4, b.storage(spec.cache));
-    out = b.arg(5, b.f32);
-    constexpr int64_t block = MlaAttentionSpec::headBlock;
-    queries = b.scratch(b.f32, block * scoredWidth);
-    scores = b.scratch(b.f32, block * pageTokens);
-    sums = b.scratch(b.f32, block * latentWidth);
-    int64_t blocks = (spec.heads + block - 1) / block;
+    parts = b.arg(5, b.f32);
+    out = b.arg(6, b.f32);
+    queries = b.scratch(word(), (words + kLanes - 1) / kLanes * kLanes * block);
+    scores = b.scratch(b.f32, pageTokens * block);
+    probabilities = b.scratch(word(), pageTokens / wordElements * block);
+    factors = b.scratch(b.f32, 2 * block);
+    own = b.scratch(b.f32, spec.partSize());
+    whole = b.scratch(b.f32, spec.partSize());
+    split = isSplit(b, blocks);
+    isWhole = split ^ b.constant(b.i1, int64_t(1));
     int64_t rest = spec.heads % block;
     b.tasks([&](Val task) {
-      Val token = task / blocks;
-      Val which = task % blocks;
-      Val firstHead = which * block;
+      Val row = task / MlaAttentionSpec::maxSpans;
+      Val token = row / blocks, which = row % blocks;
       auto heads = [&] {
         if (spec.heads >= block)
-          b.ifThen(firstHead + block <= spec.heads, [&] { headsOfToken(token, firstHead, block); });
+          b.ifThen((which + 1) * block <= spec.heads, [&] { attend(task, row, token, which * block, block); });
         if (rest)
-          b.ifThen(which == blocks - 1, [&] { headsOfToken(token, firstHead, rest); });
+          b.ifThen(which == blocks - 1, [&] { attend(task, row, token, which * block, rest); });
       };
-      if (spec.runBelow)
-        b.ifThen(runHasAtLeast(b, slots, token, spec.runBelow) ^ b.constant(b.i1, int64_t(1)), heads);
-      else
-        heads();
+      // Where rows are whole tasks the other tasks are empty.
+      b.ifThen(split | (task % MlaAttentionSpec::maxSpans == 0), [&] {
+        if (spec.runBelow)
+          b.ifThen(runHasAtLeast(b, slots, token, spec.runBelow) ^ b.constant(b.i1, int64_t(1)), heads);
+        else
+          heads();
+      });
     });
   }
 
 private:
-  static constexpr int64_t pageTokens = MOE_PAGE_TOKENS;
+  /// What a lane of a query or a probability is: a float, or two bf16.
+  mlir::Type word() { return halves ? b.i32 : b.f32; }
 
-  void headsOfToken(Val token, Val firstHead, int64_t heads) {
-    for (int64_t h = 0; h < heads; ++h)
-      prepareHead(token, firstHead + h, h);
+  void attend(Val task, Val row, Val token, Val firstHead, int64_t heads) {
     Val seen = b.convert((positions + token).load(), b.i64) + 1;
     Val slot = b.convert((slots + token).load(), b.i64);
-    Ptr pages = pageTable + slot * b.pagesPerSlot();
-
-    // Running maximum and sum of each head.
-    Vals state(heads, b.cF32(-std::numeric_limits<double>::infinity()));
-    state.append(heads, b.cF32(0));
-    state =
-        b.loop(b.cI64(0), (seen + (pageTokens - 1)) / pageTokens, 1, state, [&](Val page, llvm::ArrayRef<Val> carried) {
-          Val entries = b.min(seen - page * pageTokens, b.cI64(pageTokens));
-          Ptr base = cache + b.convert((pages + page).load(), b.i64) * (pageTokens * spec.width);
-          return foldHeads(base, entries, heads, carried);
-        });
-    for (int64_t h = 0; h < heads; ++h) {
-      Ptr row = out + token * spec.outStride + (firstHead + h) * spec.outHead;
-      Ptr sum = sums + h * latentWidth;
-      b.vectors(spec.latent, [&](Val offset, Val mask) {
-        (row + offset).store((sum + offset).load(kLanes) / state[heads + h], mask);
+    Spans spans(b, seen);
+    pages = pageTable + slot * b.pagesPerSlot();
+    // Spans in equal shares, so that neighbouring tasks, which one thread gets, are not all empty.
+    Val share = task % MlaAttentionSpec::maxSpans;
+    Val begin = b.select(split, share * spans.count / MlaAttentionSpec::maxSpans, b.cI64(0));
+    Val end = b.select(split, (share + 1) * spans.count / MlaAttentionSpec::maxSpans, spans.count);
+    b.ifThen(begin < end, [&] {
+      prepareQueries(token, firstHead, heads);
+      Val none = b.cI64(0), all = b.cI64(latentVectors);
+      Part total{whole};
+      clear(b, total, none, all, heads);
+      b.loop(begin, end, 1, [&](Val span) {
+        Ptr place = parts + (row * MlaAttentionSpec::maxSpans + span) * spec.partSize();
+        Part part{{b.select(split, place.base, own.base), b.f32}};
+        Val first = span * spans.pagesOfSpan;
+        attendSpan(part, first, b.min(first + spans.pagesOfSpan, spans.pages), seen, heads);
+        b.ifThen(isWhole, [&] { add(b, total, part, factors, none, all, heads); });
       });
-    }
-  }
-
-  /// Copies a head's query, with zeros where cache rows are padding, and clears its sums.
-  void prepareHead(Val token, Val head, int64_t h) {
-    Ptr row = q + token * spec.qStride + head * spec.qHead;
-    Ptr query = queries + h * scoredWidth;
-    Val zero = b.constant(b.vec(b.f32), 0.0);
-    b.vectors(spec.latent + spec.rope, [&](Val offset, Val mask) {
-      Val value = (row + offset).load(kLanes);
-      (query + offset).store(mask.value ? b.select(mask, value, zero) : value);
-    });
-    Ptr sum = sums + h * latentWidth;
-    b.loop(b.cI64(0), b.cI64(latentWidth), kLanes, [&](Val offset) { (sum + offset).store(zero); });
-  }
-
-  Vals foldHeads(Ptr page, Val entries, int64_t heads, llvm::ArrayRef<Val> carried) {
-    score(page, entries, heads);
-    Vals state(2 * heads), rescale(heads);
-    for (int64_t h = 0; h < heads; ++h) {
-      Softmax next = foldPage(b, scores + h * pageTokens, entries, spec.scale, carried[h], carried[heads + h]);
-      state[h] = next.maximum;
-      state[heads + h] = next.sum;
-      rescale[h] = next.rescale;
-    }
-    addLatents(page, entries, heads, rescale);
-    return state;
-  }
-
-  /// scores[h][j] = q_h . entry j. Lane l sums elements l, 16 + l, ... in order, then the lanes are
-  /// summed as a tree. Entries beyond the last may be scored too; the caller masks them.
-  void score(Ptr page, Val entries, int64_t heads) {
-    int64_t group = tiles.scoreRows;
-    b.loop(b.cI64(0), entries, group, [&](Val j) {
-      Ptr rows = page + j * spec.width;
-      Vals dots(heads * group, b.constant(b.vec(b.f32), 0.0));
-      dots = b.loop(b.cI64(0), b.cI64(scoredWidth), kLanes, dots, [&](Val i, llvm::ArrayRef<Val> carried) {
-        Vals query, next(carried.size());
-        for (int64_t h = 0; h < heads; ++h)
-          query.push_back((queries + h * scoredWidth + i).load(kLanes));
-        for (int64_t g = 0; g < group; ++g) {
-          Val entry = b.loadAsF32(rows + g * spec.width + i, spec.cache);
-          for (int64_t h = 0; h < heads; ++h)
-            next[h * group + g] = b.fma(query[h], entry, carried[h * group + g]);
-        }
-        return next;
+      b.ifThen(isWhole, [&] {
+        Ptr rows = out + token * spec.outStride + firstHead * spec.outHead;
+        finish(b, total, factors, rows, spec.outHead, spec.latent, none, all, heads);
       });
-      for (int64_t h = 0; h < heads; ++h)
-        for (int64_t g = 0; g < group; ++g)
-          (scores + h * pageTokens + j + g).store(b.sumLanes(dots[h * group + g]));
     });
   }
 
-  /// sums[h] = sums[h] * rescale[h] + sum_j p[h][j] * latent j, j ascending.
-  void addLatents(Ptr page, Val entries, int64_t heads, const Vals &rescale) {
-    auto columns = [&](Val offset, int64_t width) {
-      Vals totals;
-      for (int64_t h = 0; h < heads; ++h)
-        for (int64_t v = 0; v < width; ++v)
-          totals.push_back((sums + h * latentWidth + offset + v * kLanes).load(kLanes) * rescale[h]);
-      totals = b.loop(b.cI64(0), entries, 1, totals, [&](Val j, llvm::ArrayRef<Val> carried) {
-        Ptr row = page + j * spec.width + offset;
-        Vals next(carried.size()), latent;
-        for (int64_t v = 0; v < width; ++v)
-          latent.push_back(b.loadAsF32(row + v * kLanes, spec.cache));
-        for (int64_t h = 0; h < heads; ++h) {
-          Val p = b.splat((scores + h * pageTokens + j).load());
-          for (int64_t v = 0; v < width; ++v)
-            next[h * width + v] = b.fma(p, latent[v], carried[h * width + v]);
-        }
-        return next;
-      });
-      for (int64_t h = 0; h < heads; ++h)
-        for (int64_t v = 0; v < width; ++v)
-          (sums + h * latentWidth + offset + v * kLanes).store(totals[h * width + v]);
+  //===--------------------------------------------------------------------===//
+  // Queries
+  //===--------------------------------------------------------------------===//
+
+  /// queries[word][lane] = that word of the query of head `firstHead` + lane, zeros where there is none.
+  void prepareQueries(Val token, Val firstHead, int64_t heads) {
+    Ptr rows = q + token * spec.qStride + firstHead * spec.qHead;
+    int64_t total = spec.latent + spec.rope, step = kLanes * wordElements;
+    auto part = [&](Val offset, int64_t elements) {
+      Vals lines;
+      for (int64_t h = 0; h < block; ++h)
+        lines.push_back(h < heads ? queryWords(rows + h * spec.qHead + offset, elements)
+                                  : b.constant(b.vec(word()), int64_t(0)));
+      transpose(lines);
+      Ptr to = queries + offset / wordElements * block;
+      for (int64_t i = 0; i < kLanes; ++i)
+        (to + i * block).store(lines[i]);
     };
-    int64_t whole = latentVectors / tiles.latentVectors * tiles.latentVectors;
-    if (whole)
-      b.loop(b.cI64(0), b.cI64(whole * kLanes), tiles.latentVectors * kLanes,
-             [&](Val offset) { columns(offset, tiles.latentVectors); });
-    if (whole < latentVectors)
-      columns(b.cI64(whole * kLanes), latentVectors - whole);
+    if (total >= step)
+      b.loop(b.cI64(0), b.cI64(total / step * step), step, [&](Val offset) { part(offset, step); });
+    if (total % step)
+      part(b.cI64(total / step * step), total % step);
+  }
+
+  /// 16 words of a query, of which `elements` elements count.
+  Val queryWords(Ptr from, int64_t elements) {
+    Vals floats;
+    for (int64_t v = 0; v < wordElements; ++v) {
+      int64_t left = std::clamp<int64_t>(elements - v * kLanes, 0, kLanes);
+      Val zero = b.constant(b.vec(b.f32), 0.0);
+      Val value = left ? (from + v * kLanes).load(kLanes) : zero;
+      floats.push_back(left < kLanes ? b.select(b.firstLanes(left), value, zero) : value);
+    }
+    if (!halves)
+      return floats[0];
+    llvm::SmallVector<int64_t> even, odd;
+    for (int64_t l = 0; l < kLanes; ++l) {
+      even.push_back(2 * l);
+      odd.push_back(2 * l + 1);
+    }
+    return b.pairBf16(b.shuffle(floats[0], floats[1], even), b.shuffle(floats[0], floats[1], odd));
+  }
+
+  /// Lane l of line i with lane i of line l, exchanging ever larger squares.
+  void transpose(Vals &lines) {
+    for (int64_t s = 1; s < kLanes; s *= 2) {
+      llvm::SmallVector<int64_t> upper, lower;
+      for (int64_t l = 0; l < kLanes; ++l) {
+        upper.push_back(l & s ? kLanes + l - s : l);
+        lower.push_back(l & s ? kLanes + l : l + s);
+      }
+      for (int64_t i = 0; i < kLanes; ++i) {
+        if (i & s)
+          continue;
+        Val a = lines[i], c = lines[i + s];
+        lines[i] = b.shuffle(a, c, upper);
+        lines[i + s] = b.shuffle(a, c, lower);
+      }
+    }
+  }
+
+  //===--------------------------------------------------------------------===//
+  // A span
+  //===--------------------------------------------------------------------===//
+
+  void attendSpan(Part part, Val firstPage, Val endPage, Val seen, int64_t heads) {
+    clear(b, part, b.cI64(0), b.cI64(latentVectors), heads);
+    Vals state = b.loop(firstPage, endPage, 1, {part.maximum().load(kLanes), part.sum().load(kLanes)},
+                        [&](Val page, llvm::ArrayRef<Val> carried) -> Vals {
+                          Val entries = b.min(seen - page * pageTokens, b.cI64(pageTokens));
+                          Ptr base = cache + b.convert((pages + page).load(), b.i64) * (pageTokens * spec.width);
+                          score(base, entries);
+                          Vals next = softmax(entries, carried[0], carried[1]);
+                          addLatents(part, base, entries, heads);
+                          return next;
+                        });
+    part.maximum().store(state[0]);
+    part.sum().store(state[1]);
+  }
+
+  /// sums + products of all lanes with the word at `place`.
+  Val dot(Val sums, Ptr place, Val lanes) {
+    Val broadcast = b.splat(place.load());
+    if (!halves)
+      return b.fma(broadcast, lanes, sums);
+    if (b.instructions == Isa::Avx512Dot)
+      return b.dotBf16(sums, broadcast, lanes);
+    // The same but for subnormal numbers, which would take more instructions than all else.
+    auto [first, second] = b.unpairBf16(broadcast);
+    auto [ofFirst, ofSecond] = b.unpairBf16(lanes);
+    return b.fma(first, ofFirst, b.fma(second, ofSecond, sums));
+  }
+  /// The same memory as words.
+  Ptr asWords(Ptr at) { return {at.base, word()}; }
+
+  /// scores[j][head] = query . entry j, one chain over the words. Entries up to a whole tile are scored too.
+  /// Some words of all entries at once, so that these words of the queries stay in the nearest cache.
+  void score(Ptr page, Val entries) {
+    for (int64_t from = 0; from < words; from += wordsAtOnce) {
+      int64_t count = std::min(wordsAtOnce, words - from);
+      b.loop(b.cI64(0), entries, tile, [&](Val j) {
+        Ptr rows = asWords(page + j * spec.width) + from;
+        Vals dots;
+        for (int64_t g = 0; g < tile; ++g)
+          dots.push_back(from ? (scores + (j + g) * block).load(kLanes) : b.constant(b.vec(b.f32), 0.0));
+        dots = b.loop(b.cI64(0), b.cI64(count), 1, dots, [&](Val i, llvm::ArrayRef<Val> carried) {
+          Val query = (queries + from * block + i * block).load(kLanes);
+          Vals next;
+          for (int64_t g = 0; g < tile; ++g)
+            next.push_back(dot(carried[g], rows + i + g * (spec.width / wordElements), query));
+          return next;
+        });
+        for (int64_t g = 0; g < tile; ++g)
+          (scores + (j + g) * block).store(dots[g]);
+      });
+    }
+  }
+
+  /// Scores become probabilities, factors[0 .. 16) what earlier sums are multiplied by. Gives the new maximum and sum.
+  Vals softmax(Val entries, Val maximum, Val sum) {
+    auto scaled = [&](Val j) { return (scores + j * block).load(kLanes) * spec.scale; };
+    Val top = b.loop(b.cI64(0), entries, 1, {maximum},
+                     [&](Val j, llvm::ArrayRef<Val> carried) -> Vals { return {b.max(scaled(j), carried[0])}; })[0];
+    Val factor = exp(b, maximum - top);
+    factors.store(factor);
+    Val zero = sum.like(0.0);
+    Val ofPage = b.loop(b.cI64(0), entries, wordElements, {zero}, [&](Val j, llvm::ArrayRef<Val> carried) -> Vals {
+      Val p = exp(b, scaled(j) - top);
+      Ptr to = probabilities + j / wordElements * block;
+      if (!halves) {
+        to.store(p);
+        return {carried[0] + p};
+      }
+      Val next = exp(b, scaled(j + 1) - top);
+      Val pair = b.pairBf16(p, b.select(j + 1 < entries, next, zero));
+      to.store(pair);
+      // What is summed is what latents are multiplied by.
+      auto [even, odd] = b.unpairBf16(pair);
+      return {carried[0] + even + odd};
+    })[0];
+    return {top, b.fma(sum, factor, ofPage)};
+  }
+
+  /// part = part * factors + sum_j p_j * latent j, one chain over j (in pairs, the second of two first, for bf16).
+  void addLatents(Part part, Ptr page, Val entries, int64_t heads) {
+    // Two vectors from one line of an entry, for half as many heads at once.
+    int64_t width = tile >= 4 ? 2 : 1, wide = latentVectors / width * width;
+    b.loop(b.cI64(0), b.cI64(wide), width, [&](Val vector) { addLatents(part, page, entries, heads, vector, width); });
+    if (wide < latentVectors)
+      addLatents(part, page, entries, heads, b.cI64(wide), latentVectors - wide);
+  }
+
+  void addLatents(Part part, Ptr page, Val entries, int64_t heads, Val vector, int64_t width) {
+    Ptr columns = page + vector * kLanes;
+    for (int64_t from = 0, most = tile / width; from < heads; from += most) {
+      int64_t count = std::min(most, heads - from);
+      auto memory = [&](int64_t h, int64_t v) { return part.latents(vector + v, heads) + (from + h) * kLanes; };
+      Vals totals;
+      for (int64_t h = 0; h < count; ++h)
+        for (int64_t v = 0; v < width; ++v)
+          totals.push_back(memory(h, v).load(kLanes) * ofHead(b, factors, from + h));
+      totals = b.loop(b.cI64(0), entries, wordElements, totals, [&](Val j, llvm::ArrayRef<Val> carried) {
+        Vals lanes = wordsOfRows(columns, j, entries, width), next;
+        for (int64_t h = 0; h < count; ++h) {
+          Ptr p = probabilities + j / wordElements * block + (from + h);
+          for (int64_t v = 0; v < width; ++v)
+            next.push_back(dot(carried[h * width + v], p, lanes[v]));
+        }
+        return next;
+      });
+      for (int64_t h = 0; h < count; ++h)
+        for (int64_t v = 0; v < width; ++v)
+          memory(h, v).store(totals[h * width + v]);
+    }
+  }
+
+  /// `width` vectors of words of entry j or, for bf16, of j and the one after it. The last one stands for one after it,
+  /// which has probability 0 but may be no number.
+  Vals wordsOfRows(Ptr columns, Val j, Val entries, int64_t width) {
+    Vals words;
+    Ptr row = columns + j * spec.width;
+    if (!halves) {
+      for (int64_t v = 0; v < width; ++v)
+        words.push_back((row + v * kLanes).load(kLanes));
+      return words;
+    }
+    Val first = row.load(width * kLanes);
+    Val second = (columns + b.min(j + 1, entries - 1) * spec.width).load(width * kLanes);
+    for (int64_t v = 0; v < width; ++v) {
+      llvm::SmallVector<int64_t> lanes;
+      for (int64_t l = v * kLanes; l < (v + 1) * kLanes; ++l)
+        lanes.append({l, width * kLanes + l});
+      words.push_back(b.bitcast(b.shuffle(first, second, lanes), b.vec(b.i32)));
+    }
+    return words;
   }
 
   KernelBuilder &b;
   const MlaAttentionSpec &spec;
-  const Tiles &tiles;
-  int64_t scoredWidth; ///< elements of a query, padded to whole vectors
-  int64_t latentVectors, latentWidth;
-  Ptr q, positions, slots, pageTable, cache, out;
-  Ptr queries, scores, sums; ///< [heads][scoredWidth], [heads][page tokens], [heads][latentWidth]
+  bool halves;          ///< whether words are two bf16
+  int64_t wordElements; ///< elements of a word
+  int64_t words;        ///< of an entry, or a query
+  int64_t latentVectors, blocks;
+  int64_t tile; ///< accumulators in registers: entries or heads at once
+  Ptr q, positions, slots, pageTable, cache, parts, out;
+  Ptr queries, scores, probabilities; ///< [words][heads], [page tokens][heads], [words of page tokens][heads]
+  Ptr factors;                        ///< [2][heads]
+  Ptr own, whole;                     ///< parts
+  Val split, isWhole;
+  Ptr pages; ///< of the task's slot
+};
+
+class CombineEmitter {
+public:
+  CombineEmitter(KernelBuilder &b, const MlaCombineSpec &spec)
+      : b(b), spec(spec), latentVectors((spec.latent + kLanes - 1) / kLanes), blocks((spec.heads + block - 1) / block) {
+  }
+
+  void emit() {
+    parts = b.arg(0, b.f32);
+    positions = b.arg(1, b.i32);
+    slots = b.arg(2, b.i32);
+    out = b.arg(3, b.f32);
+    factors = b.scratch(b.f32, 2 * block);
+    whole = b.scratch(b.f32, spec.partSize());
+    int64_t pieces = spec.pieces(), rest = spec.heads % block;
+    b.ifThen(isSplit(b, blocks), [&] {
+      b.tasks([&](Val task) {
+        Val row = task / pieces, token = row / blocks, which = row % blocks;
+        Val begin = task % pieces * MlaCombineSpec::pieceVectors;
+        Val end = b.min(begin + MlaCombineSpec::pieceVectors, b.cI64(latentVectors));
+        auto heads = [&] {
+          if (spec.heads >= block)
+            b.ifThen((which + 1) * block <= spec.heads, [&] { combine(row, token, which * block, begin, end, block); });
+          if (rest)
+            b.ifThen(which == blocks - 1, [&] { combine(row, token, which * block, begin, end, rest); });
+        };
+        if (spec.runBelow)
+          b.ifThen(runHasAtLeast(b, slots, token, spec.runBelow) ^ b.constant(b.i1, int64_t(1)), heads);
+        else
+          heads();
+      });
+    });
+  }
+
+private:
+  void combine(Val row, Val token, Val firstHead, Val begin, Val end, int64_t heads) {
+    Spans spans(b, b.convert((positions + token).load(), b.i64) + 1);
+    Part total{whole};
+    clear(b, total, begin, end, heads);
+    b.loop(b.cI64(0), spans.count, 1, [&](Val span) {
+      Part next{parts + (row * MlaAttentionSpec::maxSpans + span) * spec.partSize()};
+      add(b, total, next, factors, begin, end, heads);
+    });
+    Ptr rows = out + token * spec.outStride + firstHead * spec.outHead;
+    finish(b, total, factors, rows, spec.outHead, spec.latent, begin, end, heads);
+  }
+
+  KernelBuilder &b;
+  const MlaCombineSpec &spec;
+  int64_t latentVectors, blocks;
+  Ptr parts, positions, slots, out;
+  Ptr factors, whole;
 };
 
 } // namespace
 
 void emit(KernelBuilder &b, llvm::StringRef symbol, const MlaAttentionSpec &spec, const Tiles &tiles) {
   b.kernel(symbol, [&] { AttentionEmitter(b, spec, tiles).emit(); });
+}
+
+void emit(KernelBuilder &b, llvm::StringRef symbol, const MlaCombineSpec &spec, const Tiles &) {
+  b.kernel(symbol, [&] { CombineEmitter(b, spec).emit(); });
 }
 
 } // namespace moec::cpu

@@ -165,6 +165,10 @@ struct Checker {
     positive("heads", spec.heads);
     finite("scale", spec.scale);
   }
+  void operator()(const MlaCombineSpec &spec) {
+    positive("heads", spec.heads);
+    positive("latent", spec.latent);
+  }
   void operator()(const MlaExpandedSpec &spec) {
     cacheEntry(spec.latent, spec.rope, spec.width, spec.cache);
     positive("heads", spec.heads);

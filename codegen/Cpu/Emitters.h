@@ -22,6 +22,7 @@ void emit(KernelBuilder &b, llvm::StringRef symbol, const RopeAnglesSpec &spec, 
 void emit(KernelBuilder &b, llvm::StringRef symbol, const RopeSpec &spec, const Tiles &tiles);
 void emit(KernelBuilder &b, llvm::StringRef symbol, const CacheAppendSpec &spec, const Tiles &tiles);
 void emit(KernelBuilder &b, llvm::StringRef symbol, const MlaAttentionSpec &spec, const Tiles &tiles);
+void emit(KernelBuilder &b, llvm::StringRef symbol, const MlaCombineSpec &spec, const Tiles &tiles);
 void emit(KernelBuilder &b, llvm::StringRef symbol, const MlaExpandedSpec &spec, const Tiles &tiles);
 void emit(KernelBuilder &b, llvm::StringRef symbol, const RouteSpec &spec, const Tiles &tiles);
 void emit(KernelBuilder &b, llvm::StringRef symbol, const DispatchSpec &spec, const Tiles &tiles);

@@ -384,6 +384,14 @@ Val KernelBuilder::dotBf16(Val sums, Val a, Val b) {
   return flushed(add(a << 16, b << 16, sum));
 }
 
+Val KernelBuilder::pairBf16(Val first, Val second) {
+  return zeroExtend(toBf16(first), i32) | (zeroExtend(toBf16(second), i32) << 16);
+}
+
+std::pair<Val, Val> KernelBuilder::unpairBf16(Val pairs) {
+  return {bitcast(pairs << 16, f32), bitcast(pairs & static_cast<int32_t>(0xFFFF0000), f32)};
+}
+
 Ptr KernelBuilder::scratch(Type element, int64_t count) {
   // In the entry block, so that it is a fixed part of the frame.
   OpBuilder::InsertionGuard guard(*this);

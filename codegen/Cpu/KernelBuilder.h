@@ -196,6 +196,11 @@ public:
   /// Intel's manual says the same), and what other levels compute in its place.
   Val dotBf16(Val sums, Val a, Val b);
 
+  /// Pairs of bf16, words of i32: the first of two is the lower half.
+  Val pairBf16(Val first, Val second);
+  /// The two of each pair, as f32.
+  std::pair<Val, Val> unpairBf16(Val pairs);
+
   /// Stack memory of the kernel, 64-byte aligned, uninitialised.
   Ptr scratch(mlir::Type element, int64_t count);
 

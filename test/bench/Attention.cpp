@@ -75,7 +75,8 @@ std::vector<cpu::Kernel> kernelsOf(const Options &options, DType cache) {
   spec.outStride = options.heads * kLatent;
   spec.scale = 1 / std::sqrt(double(kKey + kRope));
   spec.cache = cache;
-  return {{"absorbed", spec}};
+  return {{"absorbed", spec},
+          {"combine", MlaCombineSpec{spec.heads, spec.latent, spec.outStride, spec.outHead, spec.runBelow}}};
 }
 
 double operations(const Options &options, double &bytes) {
@@ -110,10 +111,16 @@ Status run(const Options &options) {
   const int64_t pages = (options.depth + MOE_PAGE_TOKENS - 1) / MOE_PAGE_TOKENS;
   std::mt19937 random(1);
   std::normal_distribution<float> normal;
-  std::map<std::string, std::vector<char>> memory;
+  struct alignas(64) Line {
+    char bytes[64];
+  };
+  std::map<std::string, std::vector<Line>> memory; // aligned as the runtime's
+  auto reserve = [&](const std::string &name, int64_t bytes) {
+    memory[name].resize(bytes / 64 + 3);
+    return memory[name].front().bytes;
+  };
   auto floats = [&](const std::string &name, int64_t count, DType type, float deviation) {
-    std::vector<char> &bytes = memory[name];
-    bytes.resize(count * byteSize(type) + 128);
+    char *bytes = reserve(name, count * byteSize(type));
     for (int64_t i = 0; i < count; ++i) {
       float value = deviation * normal(random);
       uint16_t half = floatToBf16(value);
@@ -121,8 +128,7 @@ Status run(const Options &options) {
     }
   };
   auto integers = [&](const std::string &name, int64_t count, auto value) {
-    std::vector<char> &bytes = memory[name];
-    bytes.resize(count * 4);
+    char *bytes = reserve(name, count * 4);
     for (int64_t i = 0; i < count; ++i) {
       auto number = static_cast<int32_t>(value(i));
       std::memcpy(&bytes[i * 4], &number, 4);
@@ -139,7 +145,8 @@ Status run(const Options &options) {
   std::iota(order.begin(), order.end(), 0);
   std::shuffle(order.begin(), order.end(), random);
   integers("page_table", pages, [&](int64_t i) { return order[i]; });
-  memory["out"].resize(options.tokens * options.heads * kLatent * 4 + 128);
+  reserve("parts", MlaAttentionSpec::splitRows * MlaAttentionSpec::maxSpans * 600 * 16 * 4);
+  reserve("out", options.tokens * options.heads * kLatent * 4);
 
   struct Launch {
     moe_kernel kernel;
@@ -164,7 +171,7 @@ Status run(const Options &options) {
     for (const Launch &launch : launches) {
       std::vector<void *> args;
       for (const std::string &name : launch.names)
-        args.push_back(memory[name].data() +
+        args.push_back(memory[name].front().bytes +
                        (name == "cache" ? i % options.layers * pages * MOE_PAGE_TOKENS * kWidth * byteSize(type) : 0));
       pool->parallelFor(launch.tasks,
                         [&](int64_t begin, int64_t end) { launch.kernel(args.data(), &step, begin, end); });

@@ -545,9 +545,15 @@ LogicalResult StepLowering::attendAbsorbed(moe::MlaAttentionOp op, const MlaMemo
   attention.outHead = headStride(mixed);
   attention.scale = op.getScale().convertToDouble();
   attention.runBelow = op.getExpandedFrom().value_or(0);
-  launches.push_back(launch(op, attention,
-                            {memory.query, memoryOf(op.getPositions()), memoryOf(op.getSlots()),
-                             program.getArgument(ProgramOp::PageTable), memory.pages, mixed}));
+  // Where tokens are few, parts of a context are made by tasks of their own, and put together afterwards.
+  Value parts = buffer(loc, {moec::MlaAttentionSpec::splitRows, moec::MlaAttentionSpec::maxSpans, attention.partSize()},
+                       builder.getF32Type());
+  Value positions = memoryOf(op.getPositions()), slots = memoryOf(op.getSlots());
+  launches.push_back(
+      launch(op, attention,
+             {memory.query, positions, slots, program.getArgument(ProgramOp::PageTable), memory.pages, parts, mixed}));
+  moec::MlaCombineSpec combine{heads, latent, attention.outStride, attention.outHead, attention.runBelow};
+  launches.push_back(launch(op, combine, {parts, positions, slots, mixed}, "combine"));
 
   moec::GemmSpec expand;
   expand.n = widthOf(op.getResult());

@@ -49,6 +49,7 @@ std::vector<KernelSpec> oneOfEach() {
           RopeSpec{4, 32, 128, 33, 256, 64},
           CacheAppendSpec{64, 16, 80, 96, 97, DType::BF16},
           MlaAttentionSpec{4, 64, 16, 80, 320, 81, 256, 65, 0.1, 9, DType::BF16},
+          MlaCombineSpec{4, 64, 256, 65, 9},
           MlaExpandedSpec{DType::F16, 4, 32, 64, 16, 24, 80, 130, 33, 68, 17, 100, 25, 0.1, 9, DType::BF16},
           route,
           DispatchSpec{2, 4, {0, 15}},
@@ -130,10 +131,10 @@ TEST_F(KernelSpecTest, SymbolsTellTheMainParameters) {
             (std::vector<std::string>{"embed_f16_d256", "gather_rows_d256", "rms_norm_d256_rows",
                                       "gemm_f8e4m3_n100_k64_e8_scatter_swiglu_rows", "rope_angles_d6", "rope_h4_d32",
                                       "cache_append_c64_r16_bf16", "mla_attention_h4_c64_r16_bf16",
-                                      "mla_expanded_f16_h4_k32_v24_c64_r16_bf16", "route_sigmoid_e16_top4",
-                                      "dispatch_e2_top4_members", "combine_top4_d256_add_members", "swiglu_d256",
-                                      "fake_quantize_f8e4m3_d256_rows", "quantize_rows_d256_plus8_rows",
-                                      "cast_rows_bf16_d256_rows"}));
+                                      "mla_combine_h4_c64", "mla_expanded_f16_h4_k32_v24_c64_r16_bf16",
+                                      "route_sigmoid_e16_top4", "dispatch_e2_top4_members",
+                                      "combine_top4_d256_add_members", "swiglu_d256", "fake_quantize_f8e4m3_d256_rows",
+                                      "quantize_rows_d256_plus8_rows", "cast_rows_bf16_d256_rows"}));
 }
 
 TEST_F(KernelSpecTest, WrongDictionariesAreRefused) {

@@ -52,6 +52,7 @@ std::vector<Kernel> everyKind() {
       RopeSpec{2, 4, 8, 4, 8, 4},
       CacheAppendSpec{20, 4, 32, 20, 4, DType::BF16},
       MlaAttentionSpec{5, 20, 4, 32, 120, 24, 100, 20, 1.0, 7},
+      MlaCombineSpec{5, 20, 100, 20, 7},
       MlaExpandedSpec{DType::BF16, 5, 12, 20, 4, 8, 32, 60, 12, 20, 4, 40, 8, 1.0, 7},
       route,
       DispatchSpec{16, 4},

@@ -37,7 +37,9 @@
 // CHECK: %[[UK:.+]] = exec.weight_ref @layers.0.kv_b.uk
 // CHECK: exec.launch @gemm_bf16_n16_k8_h2(%[[QN]], %[[UK]], %[[HEAD]]) grid #{{.+}} writes [2] {label = "layers.0.attention.absorb"}
 // CHECK: %[[MIXED:.+]] = exec.buffer : memref<?x2x16xf32>
-// CHECK: exec.launch @mla_attention_h2_c16_r4(%[[QUERY]], %[[POS]], %[[SLOTS]], %[[PAGES]], %[[CACHE]], %[[MIXED]]) grid #{{.+}} writes [5] {label = "layers.0.attention"}
+// CHECK: %[[PARTS:.+]] = exec.buffer : memref<8x16x64xf32>
+// CHECK: exec.launch @mla_attention_h2_c16_r4(%[[QUERY]], %[[POS]], %[[SLOTS]], %[[PAGES]], %[[CACHE]], %[[PARTS]], %[[MIXED]]) grid #{{.+}} writes [5, 6] {label = "layers.0.attention"}
+// CHECK: exec.launch @mla_combine_h2_c16(%[[PARTS]], %[[POS]], %[[SLOTS]], %[[MIXED]]) grid #{{.+}} writes [3] {label = "layers.0.attention.combine"}
 // CHECK: %[[UV:.+]] = exec.weight_ref @layers.0.kv_b.uv
 // CHECK: exec.launch @gemm_bf16_n6_k16_h2(%[[MIXED]], %[[UV]], %[[OUT]]) grid #{{.+}} writes [2] {label = "layers.0.attention.expand"}
 // CHECK: exec.view %[[OUT]] : memref<?x2x6xf32> to memref<?x12xf32>
