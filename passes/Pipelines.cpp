@@ -37,6 +37,8 @@ void moe::buildMoePipeline(OpPassManager &pm, const MoePipelineOptions &options)
   // Over the linears that are left, of which those that add a residual stay by themselves.
   from(2, function, createFuseProjectionsPass());
   from(1, function, createFuseResidualPass());
+  // After moe-quantize, which tells the head by what comes after the gather.
+  from(1, function, createTrimRowsPass());
   // After all passes that round otherwise, so that their proofs need not bear with entries that round the other way.
   if (options.cache != "f32")
     from(0, pm, createStoreCachePass({options.cache}));

@@ -76,14 +76,19 @@ Args arguments(const FakeQuantizeSpec &) { return {in("x"), out("out")}; }
 Args arguments(const QuantizeRowsSpec &) { return {in("x"), out("out", DType::U8)}; }
 Args arguments(const CastRowsSpec &s) { return {in("x"), out("out", s.to)}; }
 
-/// The grid of a kind is `T` unless an overload says otherwise.
-template <class Spec> SmallVector<AffineExpr> grid(const Spec &, AffineExpr t, AffineExpr) { return {t}; }
+/// The grid of a kind is its rows, which are `T` where it has no choice, unless an overload says otherwise.
+template <class Spec> SmallVector<AffineExpr> grid(const Spec &s, AffineExpr t, AffineExpr r) {
+  if constexpr (requires { s.rows; })
+    return {s.rows == Rows::R ? r : t};
+  else
+    return {t};
+}
 SmallVector<AffineExpr> grid(const GatherRowsSpec &, AffineExpr, AffineExpr r) { return {r}; }
-SmallVector<AffineExpr> grid(const RmsNormSpec &s, AffineExpr t, AffineExpr r) { return {s.rows == Rows::R ? r : t}; }
 SmallVector<AffineExpr> grid(const GemmSpec &s, AffineExpr t, AffineExpr r) {
+  AffineExpr rows = s.rows == Rows::R ? r : t;
   if (s.routing != Routing::None)
-    return {getAffineConstantExpr(s.batch * s.panels(), t.getContext()), t * s.topk * s.panels()};
-  return {(s.rows == Rows::R ? r : t).ceilDiv(GemmSpec::tokenBlock) * (s.batch * s.panels())};
+    return {getAffineConstantExpr(s.batch * s.panels(), t.getContext()), rows * s.topk * s.panels()};
+  return {rows.ceilDiv(GemmSpec::tokenBlock) * (s.batch * s.panels())};
 }
 SmallVector<AffineExpr> grid(const MlaAttentionSpec &s, AffineExpr t, AffineExpr) {
   return {t * (s.blocks() * MlaAttentionSpec::maxSpans)};

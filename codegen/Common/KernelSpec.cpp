@@ -140,12 +140,14 @@ template <Is<RouteSpec> S> void forEachField(S &s, auto field) {
   field("bias", s.bias);
   field("scale", s.scale);
   field("logits_stride", s.logitsStride);
+  field("rows", s.rows);
 }
 
 template <Is<DispatchSpec> S> void forEachField(S &s, auto field) {
   field("experts", s.experts);
   field("topk", s.topk);
   field("members", s.members);
+  field("rows", s.rows);
 }
 
 template <Is<CombineSpec> S> void forEachField(S &s, auto field) {
@@ -156,6 +158,7 @@ template <Is<CombineSpec> S> void forEachField(S &s, auto field) {
   field("out_stride", s.outStride);
   field("residual", s.residual);
   field("members", s.members);
+  field("rows", s.rows);
 }
 
 template <Is<ElementwiseSpec> S> void forEachField(S &s, auto field) {
@@ -164,6 +167,7 @@ template <Is<ElementwiseSpec> S> void forEachField(S &s, auto field) {
   field("a_stride", s.aStride);
   field("b_stride", s.bStride);
   field("out_stride", s.outStride);
+  field("rows", s.rows);
 }
 
 template <Is<FakeQuantizeSpec> S> void forEachField(S &s, auto field) {
@@ -377,16 +381,19 @@ void describe(const MlaExpandedSpec &s, Symbol &symbol) {
   symbol.tag("c", s.latent).tag("r", s.rope).tagIf(s.cache != DType::F32, nameOf(s.cache));
 }
 void describe(const RouteSpec &s, Symbol &symbol) {
-  symbol.tag(s.sigmoid ? "sigmoid" : "softmax").tag("e", s.experts).tag("top", s.topk);
+  symbol.tag(s.sigmoid ? "sigmoid" : "softmax").tag("e", s.experts).tag("top", s.topk).tagIf(s.rows == Rows::R, "rows");
 }
 void describe(const DispatchSpec &s, Symbol &symbol) {
-  symbol.tag("e", s.experts).tag("top", s.topk).tagIf(!s.members.empty(), "members");
+  symbol.tag("e", s.experts).tag("top", s.topk).tagIf(!s.members.empty(), "members").tagIf(s.rows == Rows::R, "rows");
 }
 void describe(const CombineSpec &s, Symbol &symbol) {
-  symbol.tag("top", s.topk).tag("d", s.width).tagIf(s.residual, "add").tagIf(!s.members.empty(), "members");
+  symbol.tag("top", s.topk)
+      .tag("d", s.width)
+      .tagIf(s.residual, "add")
+      .tagIf(!s.members.empty(), "members")
+      .tagIf(s.rows == Rows::R, "rows");
 }
-void describe(const ElementwiseSpec &s, Symbol &symbol) { symbol.tag("d", s.width); }
-
+void describe(const ElementwiseSpec &s, Symbol &symbol) { symbol.tag("d", s.width).tagIf(s.rows == Rows::R, "rows"); }
 void describe(const FakeQuantizeSpec &s, Symbol &symbol) {
   symbol.tag(nameOf(s.codes)).tag("d", s.width).tagIf(s.rows == Rows::R, "rows");
 }

@@ -100,10 +100,10 @@ struct CastRowsSpec {
 /// y[t, b, n] = epilogue(sum_k x[t, b, k] * w[b, n, k]), f32 sums in order of k
 /// (with `scaleCols` or `group`, per block of columns: sum of the block's products, times its scale).
 /// Of codes on both sides, products are summed up as integers over each 32 columns, and times both scales in f32; of
-/// bf16 on both sides, two columns are taken at a time as `vdpbf16ps` takes them, the second one first. args: x, w,
-/// [scales], [residual], y, [offsets i32[E+1], active i32[E+1], order i32[T*topk]]. Grid: Routing::None: batch * panels
-/// * ceil(rows / tokenBlock), task = (block * batch + b) * panels + p;
-///       else: min(batch, T * topk) * panels, task = a * panels + p for the a-th active expert.
+/// bf16 on both sides, two columns are taken at a time as `vdpbf16ps` takes them, the second one first.
+/// args: x, w, [scales], [residual], y, [offsets i32[E+1], active i32[E+1], order i32[rows * topk]].
+/// Grid: Routing::None: batch * panels * ceil(rows / tokenBlock), task = (block * batch + b) * panels + p;
+///       else: min(batch, rows * topk) * panels, task = a * panels + p for the a-th active expert.
 struct GemmSpec {
   DType weight = DType::BF16; ///< F32, BF16, F16, F8E4M3, or U8: codes and scales as `#moe.pack_groups` has them
   int64_t n = 0, k = 0;
@@ -219,7 +219,7 @@ struct MlaExpandedSpec {
 };
 
 /// The router: see moe.route for the maths. args: logits, [bias f32[experts]],
-/// weights f32[T, topk], chosen i32[T, topk]. Grid: T.
+/// weights f32[rows, topk], chosen i32[rows, topk]. Grid: rows.
 struct RouteSpec {
   int64_t experts = 0, topk = 0, groups = 1, topkGroups = 1;
   bool sigmoid = false;      ///< else softmax
@@ -228,32 +228,36 @@ struct RouteSpec {
   bool bias = false;
   double scale = 1;
   int64_t logitsStride = 0;
+  Rows rows = Rows::T;
 };
 
-/// Sorts the T * topk (token, choice) entries by expert, stably.
-/// args: chosen i32[T, topk], offsets i32[E+1] (out), active i32[E+1] (out: count, then the experts
-/// that have entries, ascending), order i32[T * topk] (out: entry = t * topk + k). Grid: 1.
+/// Sorts the rows * topk (row, choice) entries by expert, stably.
+/// args: chosen i32[rows, topk], offsets i32[E+1] (out), active i32[E+1] (out: count, then the experts
+/// that have entries, ascending), order i32[rows * topk] (out: entry = t * topk + k). Grid: 1.
 /// With `members`, E numbers in ascending order, expert i of all outputs is the choice members[i]; entries of
 /// other choices count for none of them, and what lies in order from offsets[E] on is unspecified.
 struct DispatchSpec {
   int64_t experts = 0, topk = 0;
   std::vector<int64_t> members = {}; ///< empty: choices are the experts' numbers
+  Rows rows = Rows::T;
 };
 
 /// out[t, :] = (residual[t, :] +) sum_k weights[t, k] * y[t * topk + k, :], k ascending.
 /// With `members` the sum, from 0, is over the k whose chosen[t, k] is one of them; other rows of y are not read.
-/// args: y, weights f32[T, topk], [chosen i32[T, topk], if there are members], [residual], out. Grid: T.
+/// args: y, weights f32[rows, topk], [chosen i32[rows, topk], if there are members], [residual], out. Grid: rows.
 struct CombineSpec {
   int64_t topk = 0, width = 0;
   int64_t yStride = 0, residualStride = 0, outStride = 0;
   bool residual = false;
   std::vector<int64_t> members = {};
+  Rows rows = Rows::T;
 };
 
-/// out = a + b, or silu(a) * b. args: a, b, out. Grid: T.
+/// out = a + b, or silu(a) * b. args: a, b, out. Grid: rows.
 struct ElementwiseSpec {
   bool swiglu = false; ///< else add
   int64_t width = 0, aStride = 0, bStride = 0, outStride = 0;
+  Rows rows = Rows::T;
 };
 
 /// out[t, :] = x[t, :] rounded to codes times scales, one f32 for each `group` columns of a row: see moe.fake_quantize.

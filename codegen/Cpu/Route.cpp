@@ -188,7 +188,7 @@ void emit(KernelBuilder &b, llvm::StringRef symbol, const DispatchSpec &spec, co
     MemberTable members(b, spec.members, /*other=*/spec.experts);
     Ptr cursors = b.scratch(b.i32, spec.experts + 1);
     Val none = b.constant(b.i32, int64_t(0)), first = b.cI64(0), experts = b.cI64(spec.experts);
-    Val entries = b.tokens() * spec.topk;
+    Val entries = (spec.rows == Rows::T ? b.tokens() : b.rows()) * spec.topk;
     b.tasks([&](Val) {
       auto cursorOf = [&](Val entry) { return cursors + members.placeOf((chosen + entry).load()); };
       b.loop(first, experts + 1, 1, [&](Val e) { (cursors + e).store(none); });

@@ -103,8 +103,6 @@ LogicalResult BufferOp::verify() {
   if (!leading && (getPerRow() || getRowsPerToken() != 1))
     return emitOpError("of ") << type << " has no leading '?' that " << (getPerRow() ? "per_row" : "rows_per_token")
                               << " could count";
-  if (getPerRow() && getRowsPerToken() != 1)
-    return emitOpError("has both per_row and rows_per_token");
   // C3
   if (std::optional<uint64_t> offset = getOffset(); offset && *offset % 64 != 0)
     return emitOpError("has offset ") << *offset << ", expected a multiple of 64";

@@ -79,7 +79,7 @@ def Exec_KernelOp : Exec_Op<"kernel", [Symbol]> {
     - (C1) `kind` is not empty.
 
     ```mlir
-    exec.kernel @dispatch_e16_top4 "dispatch" {experts = 16 : i64, members = array<i64>, topk = 4 : i64}
+    exec.kernel @dispatch_e16_top4 "dispatch" {experts = 16 : i64, members = array<i64>, rows = "T", topk = 4 : i64}
     ```
   }];
   let arguments = (ins SymbolNameAttr:$sym_name, StrAttr:$kind, DictionaryAttr:$spec);
@@ -127,12 +127,12 @@ def Exec_ProgramOp : Exec_Op<"program", [Symbol, IsolatedFromAbove, NoTerminator
 def Exec_BufferOp : Exec_BodyOp<"buffer", [MemoryEffects<[MemAlloc]>]> {
   let summary = "Scratch memory of the step";
   let description = [{
-    A leading dimension `?` counts `rows_per_token * T` rows, or `R` rows if `per_row`.
+    A leading dimension `?` counts `rows_per_token * T` rows, or `rows_per_token * R` if `per_row`.
     `offset` is a byte offset into the arena, given by the memory planner; at least 128 bytes
     behind a buffer may be read, never with a meaning.
 
     - (C1) The type is dense, of f32, bf16, i32 or i8; only the leading dimension may be `?`.
-    - (C2) `rows_per_token` above 1 and `per_row` need a leading `?` and exclude each other.
+    - (C2) `rows_per_token` above 1 and `per_row` need a leading `?`.
     - (C3) `offset` is a multiple of 64.
 
     ```mlir

@@ -103,6 +103,34 @@ def FuseResidualPass : InterfacePass<"moe-fuse-residual", "::mlir::FunctionOpInt
   let statistics = [Statistic<"numFused", "num-fused", "Additions folded into the op before them">];
 }
 
+def TrimRowsPass : InterfacePass<"moe-trim-rows", "::mlir::FunctionOpInterface"> {
+  let summary = "Compute what comes after the last attention for the rows asked for alone";
+  let description = [{
+    Moves `moe.gather_rows` up over everything that makes a row of its results from the same row of its operands:
+
+    ```
+    %h = moe.linear %o, %w add %x : tensor<?x256xf32> : tensor<?x512xf32>, tensor<256x512xbf16> -> tensor<?x256xf32>
+    %n = moe.rms_norm %h, %g eps 1.0e-06 : tensor<?x256xf32>, tensor<256xbf16> -> tensor<?x256xf32>
+    %y = moe.gather_rows %n[%rows] : tensor<?x256xf32>, tensor<?xi32> -> tensor<?x256xf32>
+    ->
+    %or = moe.gather_rows %o[%rows] : tensor<?x512xf32>, tensor<?xi32> -> tensor<?x512xf32>
+    %xr = moe.gather_rows %x[%rows] : tensor<?x256xf32>, tensor<?xi32> -> tensor<?x256xf32>
+    %h = moe.linear %or, %w add %xr : tensor<?x256xf32> : tensor<?x512xf32>, tensor<256x512xbf16> -> tensor<?x256xf32>
+    %y = moe.rms_norm %h, %g eps 1.0e-06 : tensor<?x256xf32>, tensor<256xbf16> -> tensor<?x256xf32>
+    ```
+
+    These are projections with their residuals, `gate_up`, `swiglu`, `add`, norms, `fake_quantize`, `route`, `experts`,
+    and reshapes and splits between them. An op moves if all that reads its results is a gather of the same rows or
+    moves too. So in a step that reads a prompt, which asks for one row or none, the last layer's feed-forward network
+    and experts run for that row.
+
+    Left alone are ops of which another reader wants all rows, those before an attention or a write to the cache,
+    embeddings, rotations, and reshapes and splits at the upper end, which are views. Run it last: `moe-quantize`
+    tells the head by the gather before it. Results do not change.
+  }];
+  let statistics = [Statistic<"numTrimmed", "num-trimmed", "Ops that run for the rows asked for alone">];
+}
+
 def QuantizePass : InterfacePass<"moe-quantize", "::mlir::FunctionOpInterface"> {
   let summary = "Store the weights of projections in other formats";
   let description = [{

@@ -3,6 +3,7 @@
 """With one form of attention, a prompt's logits have the same bits however it is cut, batched or threaded."""
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,31 @@ def test_auto_takes_the_form_that_the_length_of_a_run_asks_for(compiled):
     )
     assert logits[:100].tobytes() == feed(forms["expanded"], tokens, 0, 0, 100).tobytes()
     assert logits[100:].tobytes() == feed(forms["absorbed"], other, 1, 0, 1).tobytes()
+
+
+@pytest.mark.parametrize("rows", [[LENGTH - 1], [0], [99, 3, 7], [5, 5, LENGTH - 1, 5], list(range(1, LENGTH)), []], ids=len)
+def test_rows_asked_for(artifact, whole, rows):
+    """What is computed for some rows alone is what it is among all; a step that asks for none still fills the cache."""
+    model = moec.load(artifact, threads=2)
+    tokens = sequence(1, LENGTH)
+    every = np.arange(LENGTH, dtype=np.int32)
+    logits = model.step(tokens, every, np.zeros(LENGTH, np.int32), np.array(rows, np.int32))
+    assert logits.shape == (len(rows), whole.shape[1])
+    assert logits.tobytes() == whole[rows].tobytes()
+    again = feed(model, tokens, 0, LENGTH - 1, LENGTH)
+    assert again.tobytes() == whole[-1:].tobytes()
+
+
+def test_from_the_last_attention_on_only_rows_asked_for_are_computed(moec):
+    """That is what a prompt's last layer costs; -O0 computes all rows there."""
+    for level, trimmed in (("-O0", False), ("-O1", True)):
+        program = moec.run("compile", MODEL, level, "--emit=exec").stdout.decode()
+        maps = dict(re.findall(r"^(#\S+) = affine_map<\(d0, d1\) -> (.*)>$", program, re.M))
+        launches = re.findall(r'exec.launch .* grid (#\w+) .*label = "(.*?)"', program)
+        labels = [label for _, label in launches]
+        after = launches[labels.index("layers.3.self_attn.o_proj") :]
+        assert len(after) > 12
+        assert all("d0" not in maps[grid] for grid, _ in after) == trimmed
 
 
 def test_rewind(artifact, whole):

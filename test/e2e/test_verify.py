@@ -26,7 +26,7 @@ def test_bundled_models(moec):
         report = report_of(moec, MODELS / name, "--count", 16)
         steps = {step["name"]: step for step in report["steps"]}
         assert report["holds"] and report["tokens"] == 16
-        exact = ["moe-fuse-gate-up", "moe-fuse-projections", "moe-fuse-residual"]
+        exact = ["moe-fuse-gate-up", "moe-fuse-projections", "moe-fuse-residual", "moe-trim-rows"]
         assert list(steps) == ["moe-fuse-mla", "moe-choose-mla", *exact, "artifact"]
         assert all(steps[name]["max_abs"] == 0 for name in exact)
         assert 0 < steps["moe-fuse-mla"]["max_abs"] <= BOUND and 0 < steps["artifact"]["max_abs"] <= BOUND
@@ -78,14 +78,14 @@ def test_a_slice_of_the_model(moec, tmp_path):
 def test_equal_seeds_draw_equal_tokens(moec):
     one, same, other = (report_of(moec, TINY, "--no-artifact", "--count", 6, "--seed", seed) for seed in (3, 3, 4))
     assert one == same != other
-    assert [step["name"] for step in one["steps"]][-1] == "moe-fuse-residual"
+    assert [step["name"] for step in one["steps"]][-1] == "moe-trim-rows"
 
 
 def test_table(moec):
     lines = moec.run("verify", TINY, "--no-artifact", "--count", 4).stdout.decode().splitlines()
     assert lines[0].split() == ["step", "proof", "max", "abs", "max", "rel", "KLD", "same", "top", "holds"]
     assert lines[-1] == "unchanged by canonicalize cse moe-quantize"
-    assert sum(line.endswith("yes") for line in lines) == 5
+    assert sum(line.endswith("yes") for line in lines) == 6
 
 
 @pytest.mark.parametrize(

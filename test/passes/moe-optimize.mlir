@@ -16,7 +16,9 @@ moe.cache @kv.0 width 40
 //       CHECK: moe.split %[[P]] : tensor<?x136xf32> -> tensor<?x96xf32>, tensor<?x40xf32>
 //       CHECK: %[[O:.+]] = moe.mla_attention @kv.0
 //       CHECK: %[[F:.+]] = moe.reshape %[[O]] : tensor<?x4x12xf32> -> tensor<?x48xf32>
-//       CHECK: %[[X1:.+]] = moe.linear %[[F]], %{{[a-z0-9_]+}} add %[[X]] :
+//   CHECK-DAG: %[[FR:.+]] = moe.gather_rows %[[F]]
+//   CHECK-DAG: %[[XR:.+]] = moe.gather_rows %[[X]]
+//       CHECK: %[[X1:.+]] = moe.linear %[[FR]], %{{[a-z0-9_]+}} add %[[XR]] :
 //       CHECK: %[[N1:.+]] = moe.rms_norm %[[X1]],
 //       CHECK: %[[L:.+]] = moe.linear %[[N1]],
 //       CHECK: %[[W:.+]], %[[E:.+]] = moe.route softmax topk(2) %[[L]]
@@ -24,9 +26,9 @@ moe.cache @kv.0 width 40
 //       CHECK: %[[SHARED:.+]] = moe.linear %[[GU]], %{{[a-z0-9_]+}} :
 //       CHECK: %[[Y:.+]] = moe.experts %[[N1]] route(%[[W]], %[[E]]) {{.*}} add %[[SHARED]] :
 //       CHECK: %[[X2:.+]] = moe.add %[[X1]], %[[Y]]
-//       CHECK: %[[R:.+]] = moe.gather_rows %[[X2]]
+//   CHECK-NOT: moe.gather_rows
 //   CHECK-NOT: moe.weight
-//       CHECK: %[[LOGITS:.+]] = moe.linear %[[R]],
+//       CHECK: %[[LOGITS:.+]] = moe.linear %[[X2]],
 //       CHECK: return %[[LOGITS]]
 #rope = #moe.rope<factor = 1.0, inv_freq = [1.0, 0.1, 0.01, 0.001]>
 func.func @step(%tokens: tensor<?xi32>, %positions: tensor<?xi32>, %slots: tensor<?xi32>, %rows: tensor<?xi32>)

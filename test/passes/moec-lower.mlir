@@ -11,10 +11,11 @@
 // CHECK: exec.launch @rope_angles_d8(
 // CHECK: exec.launch @cache_append_c32_r8(
 // CHECK: exec.launch @mla_attention_h4_c32_r8(
-// CHECK: exec.launch @gemm_f32_n16_k48_add(
-// CHECK: exec.launch @route_softmax_e{{[0-9]+}}_top2(
-// CHECK: exec.launch @dispatch_e{{[0-9]+}}_top2(
-// CHECK: exec.launch @combine_top2_d16_add(
+// CHECK: exec.launch @gather_rows_d48(
 // CHECK: exec.launch @gather_rows_d16(
+// CHECK: exec.launch @gemm_f32_n16_k48_add_rows(
+// CHECK: exec.launch @route_softmax_e{{[0-9]+}}_top2_rows(
+// CHECK: exec.launch @dispatch_e{{[0-9]+}}_top2_rows(
+// CHECK: exec.launch @combine_top2_d16_add_rows(
 // CHECK: exec.launch @gemm_f32_n64_k16_rows(
 // CHECK-NOT: exec.launch

@@ -90,7 +90,7 @@ TEST_F(VerifyTest, PassesAndArtifactHold) {
   for (const VerifyStep &step : report->steps)
     names.push_back(step.name);
   EXPECT_THAT(names, testing::ElementsAre("moe-fuse-mla", "moe-choose-mla", "moe-fuse-gate-up", "moe-fuse-projections",
-                                          "moe-fuse-residual", "artifact"));
+                                          "moe-fuse-residual", "moe-trim-rows", "artifact"));
   EXPECT_THAT(report->unchanged, testing::ElementsAre("canonicalize", "cse", "moe-quantize"));
   for (const VerifyStep &step : report->steps) {
     if (step.name != "moe-choose-mla") { // the tokens are too few for the expanded form

@@ -106,6 +106,8 @@ private:
   /// theirs.
   Value roundRows(Operation *op, Attribute rounding, Value x, DType to, int64_t offset, int64_t rowsPerToken,
                   Rows rows);
+  /// What the rows of `tensors` count, which must be one thing for all of them; those that are null have no say.
+  FailureOr<Rows> needSameRows(Operation *op, ValueRange tensors);
   Rows rowsOf(Value tensor) { return places.lookup(tensor).rows; }
 
   Value buffer(Location loc, ArrayRef<int64_t> shape, Type element, int64_t rowsPerToken = 1, Rows rows = Rows::T);
@@ -217,6 +219,16 @@ LogicalResult StepLowering::needTokens(Operation *op) {
   return success();
 }
 
+FailureOr<Rows> StepLowering::needSameRows(Operation *op, ValueRange tensors) {
+  std::optional<Rows> rows;
+  for (Value tensor : tensors)
+    if (tensor && rows.value_or(rowsOf(tensor)) != rowsOf(tensor))
+      return op->emitOpError("takes rows of tokens and rows of logits together");
+    else if (tensor)
+      rows = rowsOf(tensor);
+  return *rows;
+}
+
 //===----------------------------------------------------------------------===//
 // Dense layers
 //===----------------------------------------------------------------------===//
@@ -284,13 +296,14 @@ LogicalResult StepLowering::lower(moe::LinearOp op) {
   FailureOr<WeightPacker::Panels> weight = weights->panels(op, op.getWeight());
   if (failed(weight))
     return failure();
+  Value residual = op.getResidual();
+  FailureOr<Rows> rows = needSameRows(op, {op.getX(), residual});
+  if (failed(rows))
+    return failure();
   moec::GemmSpec spec;
   spec.n = widthOf(op.getResult());
   spec.k = widthOf(op.getX());
-  spec.rows = rowsOf(op.getX());
-  Value residual = op.getResidual();
-  if (residual && rowsOf(residual) != spec.rows)
-    return op.emitOpError("adds rows of tokens to rows of logits");
+  spec.rows = *rows;
   Value y = place(op.getResult(), spec.rows);
   gemm(op, spec, inputFor(op.getX(), *weight), *weight, residual ? memoryOf(residual) : Value(), y);
   return success();
@@ -310,11 +323,12 @@ LogicalResult StepLowering::lower(moe::GateUpOp op) {
 }
 
 LogicalResult StepLowering::lowerElementwise(Operation *op, Value a, Value b, bool swiglu) {
-  if (failed(needTokens(op)))
+  FailureOr<Rows> rows = needSameRows(op, {a, b});
+  if (failed(rows))
     return failure();
-  Value out = place(op->getResult(0));
+  Value out = place(op->getResult(0), *rows);
   Value left = memoryOf(a), right = memoryOf(b);
-  moec::ElementwiseSpec spec{swiglu, widthOf(a), rowStride(left), rowStride(right), rowStride(out)};
+  moec::ElementwiseSpec spec{swiglu, widthOf(a), rowStride(left), rowStride(right), rowStride(out), *rows};
   launch(op, spec, {left, right, out});
   return success();
 }
@@ -607,8 +621,7 @@ LogicalResult StepLowering::attendExpanded(moe::MlaAttentionOp op, const MlaMemo
 //===----------------------------------------------------------------------===//
 
 LogicalResult StepLowering::lower(moe::RouteOp op) {
-  if (failed(needTokens(op)))
-    return failure();
+  Rows rows = rowsOf(op.getLogits());
   Value logits = memoryOf(op.getLogits());
   moec::RouteSpec spec;
   spec.experts = widthOf(op.getLogits());
@@ -620,6 +633,7 @@ LogicalResult StepLowering::lower(moe::RouteOp op) {
   spec.normalize = op.getNormalize();
   spec.scale = op.getScale().convertToDouble();
   spec.logitsStride = rowStride(logits);
+  spec.rows = rows;
   SmallVector<Value> args = {logits};
   if (op.getBias()) {
     FailureOr<WeightOp> bias = weights->vector(op, op.getBias());
@@ -628,14 +642,15 @@ LogicalResult StepLowering::lower(moe::RouteOp op) {
     spec.bias = true;
     args.push_back(ref(*bias));
   }
-  args.push_back(place(op.getWeights()));
-  args.push_back(place(op.getExperts()));
+  args.push_back(place(op.getWeights(), rows));
+  args.push_back(place(op.getExperts(), rows));
   launch(op, spec, args);
   return success();
 }
 
 LogicalResult StepLowering::lower(moe::ExpertsOp op) {
-  if (failed(needTokens(op)))
+  FailureOr<Rows> rows = needSameRows(op, {op.getX(), op.getWeights(), op.getExperts(), op.getResidual()});
+  if (failed(rows))
     return failure();
   FailureOr<WeightPacker::Panels> gateUp = weights->panels(op, {op.getGate(), op.getUp()});
   FailureOr<WeightPacker::Panels> down = weights->panels(op, op.getDown());
@@ -650,9 +665,10 @@ LogicalResult StepLowering::lower(moe::ExpertsOp op) {
   std::vector<int64_t> members(op.getMembers().value_or(ArrayRef<int64_t>()));
   SmallVector<Value> &lists = dispatched[{op.getExperts(), op.getMembersAttr()}];
   if (lists.empty()) {
-    lists = {buffer(loc, {experts + 1}, i32), buffer(loc, {experts + 1}, i32), buffer(loc, {dynamic}, i32, topk)};
-    launch(op, moec::DispatchSpec{experts, topk, members}, {memoryOf(op.getExperts()), lists[0], lists[1], lists[2]},
-           "dispatch");
+    lists = {buffer(loc, {experts + 1}, i32), buffer(loc, {experts + 1}, i32),
+             buffer(loc, {dynamic}, i32, topk, *rows)};
+    launch(op, moec::DispatchSpec{experts, topk, members, *rows},
+           {memoryOf(op.getExperts()), lists[0], lists[1], lists[2]}, "dispatch");
   }
 
   moec::GemmSpec first;
@@ -662,13 +678,14 @@ LogicalResult StepLowering::lower(moe::ExpertsOp op) {
   first.topk = topk;
   first.epilogue = Epilogue::Swiglu;
   first.routing = Routing::Gather;
-  Value hidden = buffer(loc, {dynamic, inner}, f32, topk);
+  first.rows = *rows;
+  Value hidden = buffer(loc, {dynamic, inner}, f32, topk, *rows);
   gemm(op, first, inputFor(op.getX(), *gateUp), *gateUp, /*residual=*/nullptr, hidden, lists, "gate_up");
 
   if (std::optional<Attribute> rounding = op.getActivations()) {
     DType to = inputOf(*rounding, *down, inner);
     int64_t offset = to == DType::U8 ? moec::GemmSpec::offsetOf(down->codes) : 0;
-    hidden = roundRows(op, *rounding, hidden, to, offset, topk, Rows::T);
+    hidden = roundRows(op, *rounding, hidden, to, offset, topk, *rows);
   }
 
   moec::GemmSpec second = first;
@@ -676,7 +693,7 @@ LogicalResult StepLowering::lower(moe::ExpertsOp op) {
   second.k = inner;
   second.epilogue = Epilogue::None;
   second.routing = Routing::Scatter;
-  Value parts = buffer(loc, {dynamic, width}, f32, topk);
+  Value parts = buffer(loc, {dynamic, width}, f32, topk, *rows);
   gemm(op, second, hidden, *down, /*residual=*/nullptr, parts, lists, "down");
 
   moec::CombineSpec combine;
@@ -684,6 +701,7 @@ LogicalResult StepLowering::lower(moe::ExpertsOp op) {
   combine.width = width;
   combine.yStride = rowStride(parts);
   combine.members = members;
+  combine.rows = *rows;
   SmallVector<Value> args = {parts, memoryOf(op.getWeights())};
   if (!members.empty())
     args.push_back(memoryOf(op.getExperts()));
@@ -692,7 +710,7 @@ LogicalResult StepLowering::lower(moe::ExpertsOp op) {
     combine.residual = true;
     combine.residualStride = rowStride(args.back());
   }
-  args.push_back(place(op.getResult()));
+  args.push_back(place(op.getResult(), *rows));
   combine.outStride = rowStride(args.back());
   launch(op, combine, args, "combine");
   return success();

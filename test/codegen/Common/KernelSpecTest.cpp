@@ -41,6 +41,7 @@ std::vector<KernelSpec> oneOfEach() {
   route.sigmoid = route.groupTop2Sum = route.normalize = route.bias = true;
   route.scale = 2.5;
   route.logitsStride = 17;
+  route.rows = Rows::R;
   return {EmbedSpec{DType::F16, 256, 260},
           GatherRowsSpec{256, 257, 258},
           RmsNormSpec{256, 257, 258, 1e-6, Rows::R},
@@ -52,9 +53,9 @@ std::vector<KernelSpec> oneOfEach() {
           MlaCombineSpec{4, 64, 256, 65, 9},
           MlaExpandedSpec{DType::F16, 4, 32, 64, 16, 24, 80, 130, 33, 68, 17, 100, 25, 0.1, 9, DType::BF16},
           route,
-          DispatchSpec{2, 4, {0, 15}},
-          CombineSpec{4, 256, 257, 258, 259, true, {0, 15}},
-          ElementwiseSpec{true, 256, 257, 258, 259},
+          DispatchSpec{2, 4, {0, 15}, Rows::R},
+          CombineSpec{4, 256, 257, 258, 259, true, {0, 15}, Rows::R},
+          ElementwiseSpec{true, 256, 257, 258, 259, Rows::R},
           FakeQuantizeSpec{CodeKind::F8E4M3, 256, 128, 257, 258, 6, Rows::R},
           QuantizeRowsSpec{256, 64, 257, 330, 8, 6, Rows::R},
           CastRowsSpec{DType::BF16, 256, 257, 258, 6, Rows::R}};
@@ -127,14 +128,14 @@ TEST_F(KernelSpecTest, SymbolsTellTheMainParameters) {
   std::vector<std::string> symbols;
   for (const KernelSpec &spec : oneOfEach())
     symbols.push_back(symbolFor(spec));
-  EXPECT_EQ(symbols,
-            (std::vector<std::string>{"embed_f16_d256", "gather_rows_d256", "rms_norm_d256_rows",
-                                      "gemm_f8e4m3_n100_k64_e8_scatter_swiglu_rows", "rope_angles_d6", "rope_h4_d32",
-                                      "cache_append_c64_r16_bf16", "mla_attention_h4_c64_r16_bf16",
-                                      "mla_combine_h4_c64", "mla_expanded_f16_h4_k32_v24_c64_r16_bf16",
-                                      "route_sigmoid_e16_top4", "dispatch_e2_top4_members",
-                                      "combine_top4_d256_add_members", "swiglu_d256", "fake_quantize_f8e4m3_d256_rows",
-                                      "quantize_rows_d256_plus8_rows", "cast_rows_bf16_d256_rows"}));
+  EXPECT_EQ(
+      symbols,
+      (std::vector<std::string>{
+          "embed_f16_d256", "gather_rows_d256", "rms_norm_d256_rows", "gemm_f8e4m3_n100_k64_e8_scatter_swiglu_rows",
+          "rope_angles_d6", "rope_h4_d32", "cache_append_c64_r16_bf16", "mla_attention_h4_c64_r16_bf16",
+          "mla_combine_h4_c64", "mla_expanded_f16_h4_k32_v24_c64_r16_bf16", "route_sigmoid_e16_top4_rows",
+          "dispatch_e2_top4_members_rows", "combine_top4_d256_add_members_rows", "swiglu_d256_rows",
+          "fake_quantize_f8e4m3_d256_rows", "quantize_rows_d256_plus8_rows", "cast_rows_bf16_d256_rows"}));
 }
 
 TEST_F(KernelSpecTest, WrongDictionariesAreRefused) {

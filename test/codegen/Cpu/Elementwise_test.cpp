@@ -85,15 +85,15 @@ TEST(RmsNorm, Normalizes) {
     std::fill_n(x.begin(), spec.width, 0.0f);
     for (int64_t i = 0; i < spec.width; ++i)
       x[spec.xStride + i] *= 1e-4f; // where eps matters
-    moe_step step{spec.rows == Rows::T ? rows : 9, spec.rows == Rows::R ? rows : 0, 0};
-    checkRows(kernels, index, {&x, &g}, out, rows, spec.width, spec.outStride, step, [&](int64_t t, int64_t i) {
-      double squares = 0;
-      for (int64_t j = 0; j < spec.width; ++j)
-        squares += double(x[t * spec.xStride + j]) * x[t * spec.xStride + j];
-      double value = g[i] * x[t * spec.xStride + i] / std::sqrt(squares / spec.width + spec.eps);
-      // Half the sum's error of width / 16 + 5 roundings, then mean, eps, root, quotient and two products.
-      return Expected{value, std::fabs(value) * std::ldexp(spec.width / 32.0 + 8, -24)};
-    });
+    checkRows(kernels, index, {&x, &g}, out, rows, spec.width, spec.outStride, stepOf(spec.rows, rows),
+              [&](int64_t t, int64_t i) {
+                double squares = 0;
+                for (int64_t j = 0; j < spec.width; ++j)
+                  squares += double(x[t * spec.xStride + j]) * x[t * spec.xStride + j];
+                double value = g[i] * x[t * spec.xStride + i] / std::sqrt(squares / spec.width + spec.eps);
+                // Half the sum's error of width / 16 + 5 roundings, then mean, eps, root, quotient and two products.
+                return Expected{value, std::fabs(value) * std::ldexp(spec.width / 32.0 + 8, -24)};
+              });
   }
 }
 
@@ -101,7 +101,7 @@ TEST(Elementwise, AddsAndGates) {
   std::vector<KernelSpec> specs;
   for (int64_t width : kWidths)
     for (bool swiglu : {false, true})
-      specs.push_back(ElementwiseSpec{swiglu, width, width + 1, width + 2, width + 3});
+      specs.push_back(ElementwiseSpec{swiglu, width, width + 1, width + 2, width + 3, swiglu ? Rows::R : Rows::T});
   Kernels kernels(specs);
   Random random(4);
   for (size_t index = 0; index < specs.size(); ++index) {
@@ -114,7 +114,8 @@ TEST(Elementwise, AddsAndGates) {
       a[3 * spec.aStride + 1] = 200;
       a[3 * spec.aStride + 2] = std::numeric_limits<float>::quiet_NaN();
     }
-    checkRows(kernels, index, {&a, &b}, out, 4, spec.width, spec.outStride, {4, 0, 0}, [&](int64_t t, int64_t i) {
+    moe_step step = stepOf(spec.rows, 4);
+    checkRows(kernels, index, {&a, &b}, out, 4, spec.width, spec.outStride, step, [&](int64_t t, int64_t i) {
       double left = a[t * spec.aStride + i], right = b[t * spec.bStride + i];
       double value = spec.swiglu ? left / (1 + std::exp(-left)) * right : left + right;
       // exp, sum, division, product.

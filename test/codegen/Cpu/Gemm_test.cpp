@@ -438,10 +438,14 @@ TEST(Gemm, Experts) {
   std::vector<KernelSpec> specs = {up, down, upCodes, ofCodes(upCodes), ofCodes(downCodes), up};
   std::get<GemmSpec>(specs.back()).input = DType::BF16;
   std::get<GemmSpec>(specs.back()).xStride = 50;
+  for (GemmSpec spec : {up, down}) {
+    spec.rows = Rows::R;
+    specs.push_back(spec);
+  }
   Kernels kernels(specs);
   Random random(4);
   for (size_t index = 0; index < specs.size(); ++index)
-    for (int64_t tokens : {1, 2, 10, 50}) {
+    for (int64_t tokens : {0, 1, 2, 10, 50}) {
       const GemmSpec &spec = std::get<GemmSpec>(specs[index]);
       std::vector<int32_t> chosen;
       // Expert 2 gets nothing, so that lists have a gap.
@@ -459,7 +463,7 @@ TEST(Gemm, Experts) {
       if (spec.scaleCols)
         args.push_back(&w.scales);
       args.insert(args.end(), {&y, &offsets, &active, &order});
-      moe_step step{tokens, 0, 0};
+      moe_step step = stepOf(spec.rows, tokens);
       kernels.run(index, args, step, kernels.gridOf(index, step));
       for (size_t i = 0; i < lists.order.size(); ++i) {
         int32_t entry = lists.order[i];

@@ -97,6 +97,11 @@ private:
   std::vector<std::unique_ptr<Library>> libraries;
 };
 
+/// A step of `count` rows of a kind, in which the other kind has another number.
+inline moe_step stepOf(Rows rows, int64_t count) {
+  return rows == Rows::T ? moe_step{count, 0, 0} : moe_step{count + 5, count, 0};
+}
+
 /// The levels this machine can run, best first.
 std::vector<const Level *> hostLevels();
 

@@ -79,6 +79,7 @@ std::vector<KernelSpec> routeSpecs() {
     spec.bias = bias;
     spec.scale = scale;
     spec.logitsStride = experts + 3;
+    spec.rows = bias ? Rows::R : Rows::T;
     return spec;
   };
   return {
@@ -110,7 +111,7 @@ void checkRoutes(Random &random, llvm::function_ref<float()> nextLogit, llvm::fu
     if (spec.bias)
       args.push_back(&bias);
     args.insert(args.end(), {&weights, &chosen});
-    moe_step step{tokens, 0, 0};
+    moe_step step = stepOf(spec.rows, tokens);
     kernels.run(index, args, step, kernels.gridOf(index, step));
     for (int64_t t = 0; t < tokens; ++t) {
       Choice expected = expectedChoice(spec, &logits[t * spec.logitsStride], bias.begin());
@@ -158,13 +159,17 @@ TEST(Route, NaNLogitsStillChooseDifferentExperts) {
 }
 
 TEST(Dispatch, SortsStably) {
-  std::vector<KernelSpec> specs = {DispatchSpec{7, 3},      DispatchSpec{64, 6},
-                                   DispatchSpec{1, 1},      DispatchSpec{3, 4, {0, 3, 17}},
-                                   DispatchSpec{1, 2, {9}}, DispatchSpec{2, 1, {40, 50}}}; // chosen by none
+  std::vector<KernelSpec> specs = {DispatchSpec{7, 3},
+                                   DispatchSpec{64, 6},
+                                   DispatchSpec{1, 1},
+                                   DispatchSpec{3, 4, {0, 3, 17}},
+                                   DispatchSpec{1, 2, {9}},
+                                   DispatchSpec{2, 1, {40, 50}}, // chosen by none
+                                   DispatchSpec{7, 3, {}, Rows::R}};
   Kernels kernels(specs);
   Random random(3);
   for (size_t index = 0; index < specs.size(); ++index)
-    for (int64_t tokens : {1, 2, 40}) {
+    for (int64_t tokens : {0, 1, 2, 40}) {
       const auto &spec = std::get<DispatchSpec>(specs[index]);
       std::vector<int32_t> entries(tokens * spec.topk);
       int64_t choices = spec.members.empty() ? spec.experts : 24;
@@ -181,7 +186,7 @@ TEST(Dispatch, SortsStably) {
       expected.order.resize(expected.offsets.back());
       Array<int32_t> chosen(entries), offsets(spec.experts + 1, -1), active(spec.experts + 1, -1),
           order(entries.size(), -1);
-      moe_step step{tokens, 0, 0};
+      moe_step step = stepOf(spec.rows, tokens);
       kernels.run(index, {&chosen, &offsets, &active, &order}, step, kernels.gridOf(index, step));
       EXPECT_EQ(std::vector<int32_t>(offsets.begin(), offsets.end()), expected.offsets);
       EXPECT_EQ(std::vector<int32_t>(order.begin(), order.begin() + offsets[spec.experts]), expected.order);
@@ -209,6 +214,7 @@ TEST(Combine, WeighsAndAdds) {
     spec.yStride = width + 1;
     spec.residualStride = width + 2;
     spec.outStride = width + 3;
+    spec.rows = residual ? Rows::R : Rows::T;
     specs.push_back(spec);
   }
   Kernels kernels(specs);
@@ -235,7 +241,7 @@ TEST(Combine, WeighsAndAdds) {
     if (spec.residual)
       args.push_back(&residual);
     args.push_back(&out);
-    moe_step step{tokens, 0, 0};
+    moe_step step = stepOf(spec.rows, tokens);
     kernels.run(index, args, step, kernels.gridOf(index, step));
     for (int64_t t = 0; t < tokens; ++t)
       for (int64_t i = 0; i < spec.outStride; ++i) {

@@ -10,4 +10,4 @@
 // LLVM-LABEL: define void @add(ptr
 // LLVM: fadd <16 x float>
 // LLVM: declare void @llvm.masked.store
-exec.kernel @add "elementwise" {swiglu = false, width = 20, a_stride = 20, b_stride = 20, out_stride = 20}
+exec.kernel @add "elementwise" {swiglu = false, width = 20, a_stride = 20, b_stride = 20, out_stride = 20, rows = "T"}

@@ -12,7 +12,7 @@
 //--- groups.mlir
 // GROUPS: emit-kernel: r: 10 experts cannot be cut into 4 groups
 exec.kernel @r "route" {experts = 10, topk = 2, groups = 4, topk_groups = 2, sigmoid = true, group_top2_sum = true,
-    normalize = true, bias = false, scale = 1.0, logits_stride = 10}
+    normalize = true, bias = false, scale = 1.0, logits_stride = 10, rows = "T"}
 //--- width.mlir
 // WIDTH: emit-kernel: c: width 24 must be a multiple of 16 that holds 24
 // LEVEL: emit-kernel: no level 'x86-64-v9'
@@ -36,8 +36,8 @@ exec.kernel @g "gemm" {weight = "bf16", n = 64, k = 128, batch = 1, scale_cols =
     topk = 0, rows = "T"}
 //--- members.mlir
 // MEMBERS: emit-kernel: d: 2 members, but 3 experts
-exec.kernel @d "dispatch" {experts = 3, topk = 2, members = array<i64: 0, 4>}
+exec.kernel @d "dispatch" {experts = 3, topk = 2, members = array<i64: 0, 4>, rows = "T"}
 //--- member.mlir
 // MEMBER: emit-kernel: c: members must be numbers from 0 to 8191
 exec.kernel @c "combine" {topk = 2, width = 16, y_stride = 16, residual_stride = 0, out_stride = 16, residual = false,
-    members = array<i64: 0, 9000>}
+    members = array<i64: 0, 9000>, rows = "T"}

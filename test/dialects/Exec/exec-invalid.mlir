@@ -190,15 +190,6 @@ exec.program @step(%tokens: memref<?xi32>, %positions: memref<?xi32>, %slots: me
 
 // -----
 
-// buffer C2: both
-exec.program @step(%tokens: memref<?xi32>, %positions: memref<?xi32>, %slots: memref<?xi32>, %rows: memref<?xi32>,
-                   %pages: memref<?x?xi32>, %logits: memref<?x8xf32>) max_tokens 16 {
-  // expected-error@+1 {{has both per_row and rows_per_token}}
-  %0 = exec.buffer {per_row, rows_per_token = 2} : memref<?xf32>
-}
-
-// -----
-
 // buffer C3
 exec.program @step(%tokens: memref<?xi32>, %positions: memref<?xi32>, %slots: memref<?xi32>, %rows: memref<?xi32>,
                    %pages: memref<?x?xi32>, %logits: memref<?x8xf32>) max_tokens 16 {

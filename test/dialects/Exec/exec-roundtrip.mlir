@@ -8,8 +8,8 @@
 exec.cache @kv.0 width 80 of bf16
 // CHECK: exec.weight @norm ["model.norm.weight"] recipe [#moe.cast<f32>] : memref<256xf32>
 exec.weight @norm ["model.norm.weight"] recipe [#moe.cast<f32>] : memref<256xf32>
-// CHECK: exec.kernel @dispatch_e16_top4 "dispatch" {experts = 16 : i64, members = array<i64>, topk = 4 : i64}
-exec.kernel @dispatch_e16_top4 "dispatch" {experts = 16 : i64, members = array<i64>, topk = 4 : i64}
+// CHECK: exec.kernel @dispatch_e16_top4 "dispatch" {experts = 16 : i64, members = array<i64>, rows = "T", topk = 4 : i64}
+exec.kernel @dispatch_e16_top4 "dispatch" {experts = 16 : i64, members = array<i64>, rows = "T", topk = 4 : i64}
 
 // CHECK: exec.program @step(%[[A:.+]]: memref<?xi32>, %{{.+}}: memref<?xi32>, %{{.+}}: memref<?xi32>, %{{.+}}: memref<?xi32>, %{{.+}}: memref<?x?xi32>, %[[L:.+]]: memref<?x100xf32>) max_tokens 512 attributes {arena_bytes = 1048576 : i64} {
 exec.program @step(%tokens: memref<?xi32>, %positions: memref<?xi32>, %slots: memref<?xi32>, %rows: memref<?xi32>,

@@ -9,10 +9,10 @@
 // CHECK: exec.weight @gate.e_score_correction_bias ["gate.e_score_correction_bias"] recipe [#moe.pad<16>] : memref<16xf32>
 // CHECK: exec.weight @experts.gate_proj ["experts.{e}.gate_proj.weight", "experts.{e}.up_proj.weight"] recipe [#moe.stack<8>, #moe.pack_panels<32>] : memref<8x3x48x32xbf16>
 // CHECK: exec.weight @experts.down_proj ["experts.{e}.down_proj.weight"] recipe [#moe.stack<8>, #moe.pack_panels<32>] : memref<8x2x40x32xbf16>
-// CHECK: exec.kernel @route_sigmoid_e8_top2 "route" {bias = true, experts = 8 : i64, group_top2_sum = true, groups = 4 : i64, logits_stride = 8 : i64, normalize = true, scale = 2.500000e+00 : f64, sigmoid = true, topk = 2 : i64, topk_groups = 2 : i64}
+// CHECK: exec.kernel @route_sigmoid_e8_top2 "route" {bias = true, experts = 8 : i64, group_top2_sum = true, groups = 4 : i64, logits_stride = 8 : i64, normalize = true, rows = "T", scale = 2.500000e+00 : f64, sigmoid = true, topk = 2 : i64, topk_groups = 2 : i64}
 // CHECK: exec.kernel @gemm_bf16_n40_k48_e8_gather_swiglu "gemm" {{.*}}routing = "gather", rows = "T", scale_cols = 0 : i64, topk = 2 : i64
 // CHECK: exec.kernel @gemm_bf16_n48_k40_e8_scatter "gemm" {{.*}}routing = "scatter"
-// CHECK: exec.kernel @combine_top2_d48_add "combine" {members = array<i64>, out_stride = 48 : i64, residual = true, residual_stride = 48 : i64, topk = 2 : i64, width = 48 : i64, y_stride = 48 : i64}
+// CHECK: exec.kernel @combine_top2_d48_add "combine" {members = array<i64>, out_stride = 48 : i64, residual = true, residual_stride = 48 : i64, rows = "T", topk = 2 : i64, width = 48 : i64, y_stride = 48 : i64}
 // CHECK: exec.kernel @combine_top2_d48 "combine" {{.*}}residual = false, residual_stride = 0 : i64
 // CHECK: exec.program
 // CHECK: exec.launch @embed_bf16_d48(%{{.+}}, %{{.+}}, %[[X:.+]]) grid
@@ -57,10 +57,10 @@ func.func @step(%tokens: tensor<?xi32>, %positions: tensor<?xi32>, %slots: tenso
 
 // CHECK: exec.weight @experts.gate_proj ["experts.{e}.gate_proj.weight", "experts.{e}.up_proj.weight"] recipe [#moe.stack<[0, 3, 5]>, #moe.pack_panels<32>] : memref<3x3x48x32xbf16>
 // CHECK: exec.weight @experts.gate_proj.2 ["experts.{e}.gate_proj.weight", "experts.{e}.up_proj.weight"] recipe [#moe.stack<[1]>, #moe.pack_panels<32>] : memref<1x3x48x32xbf16>
-// CHECK: exec.kernel @dispatch_e3_top2_members "dispatch" {experts = 3 : i64, members = array<i64: 0, 3, 5>, topk = 2 : i64}
+// CHECK: exec.kernel @dispatch_e3_top2_members "dispatch" {experts = 3 : i64, members = array<i64: 0, 3, 5>, rows = "T", topk = 2 : i64}
 // CHECK: exec.kernel @gemm_bf16_n40_k48_e3_gather_swiglu
 // CHECK: exec.kernel @combine_top2_d48_add_members "combine" {members = array<i64: 0, 3, 5>,
-// CHECK: exec.kernel @dispatch_e1_top2_members "dispatch" {experts = 1 : i64, members = array<i64: 1>, topk = 2 : i64}
+// CHECK: exec.kernel @dispatch_e1_top2_members "dispatch" {experts = 1 : i64, members = array<i64: 1>, rows = "T", topk = 2 : i64}
 // CHECK: exec.kernel @combine_top2_d48_add_members_2 "combine" {members = array<i64: 1>,
 // CHECK: exec.launch @route_softmax_e6_top2(%{{.+}}, %[[W:.+]], %[[E:.+]]) grid
 // CHECK: %[[OFFSETS:.+]] = exec.buffer : memref<4xi32>
@@ -88,4 +88,44 @@ func.func @step(%tokens: tensor<?xi32>, %positions: tensor<?xi32>, %slots: tenso
     : tensor<?x48xf32>, tensor<?x2xf32>, tensor<?x2xi32>, tensor<1x40x48xbf16>, tensor<1x40x48xbf16>, tensor<1x48x40xbf16> -> tensor<?x48xf32>
   %r = moe.gather_rows %z[%rows] : tensor<?x48xf32>, tensor<?xi32> -> tensor<?x48xf32>
   return %r : tensor<?x48xf32>
+}
+
+// -----
+
+// Experts after the gather: kernels, grids and buffers count the rows asked for, and lists are made for these alone.
+
+// CHECK-DAG: #[[R:.+]] = affine_map<(d0, d1) -> (d1)>
+// CHECK-DAG: #[[GATHER:.+]] = affine_map<(d0, d1) -> (12, d1 * 6)>
+// CHECK: exec.kernel @gather_rows_d48
+// CHECK: exec.kernel @route_softmax_e4_top2_rows "route" {{.*}}rows = "R"
+// CHECK: exec.kernel @dispatch_e4_top2_rows "dispatch" {{.*}}rows = "R"
+// CHECK: exec.kernel @gemm_bf16_n40_k48_e4_gather_swiglu_rows "gemm" {{.*}}rows = "R"
+// CHECK: exec.kernel @fake_quantize_int8_d40_rows "fake_quantize" {{.*}}rows = "R", rows_per_token = 2 : i64
+// CHECK: exec.kernel @gemm_bf16_n48_k40_e4_scatter_rows "gemm" {{.*}}rows = "R"
+// CHECK: exec.kernel @combine_top2_d48_add_rows "combine" {{.*}}rows = "R"
+// CHECK: exec.kernel @add_d48_rows "elementwise" {{.*}}rows = "R"
+// CHECK: exec.program @step({{.+}}, %[[LOGITS:[a-z0-9]+]]: memref<?x48xf32>)
+// CHECK: %[[X:.+]] = exec.buffer {per_row} : memref<?x48xf32>
+// CHECK: exec.launch @route_softmax_e4_top2_rows({{.+}}) grid #[[R]] writes [1, 2]
+// CHECK: %[[ORDER:.+]] = exec.buffer {per_row, rows_per_token = 2 : i64} : memref<?xi32>
+// CHECK: exec.launch @dispatch_e4_top2_rows(%{{.+}}, %{{.+}}, %{{.+}}, %[[ORDER]])
+// CHECK: %[[H:.+]] = exec.buffer {per_row, rows_per_token = 2 : i64} : memref<?x40xf32>
+// CHECK: exec.launch @gemm_bf16_n40_k48_e4_gather_swiglu_rows(%[[X]], %{{.+}}, %[[H]], %{{.+}}) grid #[[GATHER]]
+// CHECK: exec.launch @combine_top2_d48_add_rows(%{{.+}}, %{{.+}}, %[[X]], %[[Y:.+]]) grid #[[R]]
+// CHECK: exec.launch @add_d48_rows(%[[X]], %[[Y]], %[[LOGITS]]) grid #[[R]] writes [2]
+func.func @step(%tokens: tensor<?xi32>, %positions: tensor<?xi32>, %slots: tensor<?xi32>, %rows: tensor<?xi32>) -> tensor<?x48xf32> {
+  %table = moe.weight ["table"] : tensor<100x48xbf16>
+  %all = moe.embed %tokens in %table : tensor<?xi32>, tensor<100x48xbf16> -> tensor<?x48xf32>
+  %x = moe.gather_rows %all[%rows] : tensor<?x48xf32>, tensor<?xi32> -> tensor<?x48xf32>
+  %wr = moe.weight ["gate.weight"] : tensor<4x48xbf16>
+  %l = moe.linear %x, %wr : tensor<?x48xf32>, tensor<4x48xbf16> -> tensor<?x4xf32>
+  %w, %e = moe.route softmax topk(2) %l : tensor<?x4xf32> -> tensor<?x2xf32>, tensor<?x2xi32>
+  %G = moe.weight ["experts.{e}.gate_proj.weight"] recipe [#moe.stack<4>] : tensor<4x40x48xbf16>
+  %U = moe.weight ["experts.{e}.up_proj.weight"] recipe [#moe.stack<4>] : tensor<4x40x48xbf16>
+  %D = moe.weight ["experts.{e}.down_proj.weight"] recipe [#moe.stack<4>] : tensor<4x48x40xbf16>
+  %y = moe.experts %x route(%w, %e) ffn(%G, %U, %D) add %x : tensor<?x48xf32>
+    {activations = #moe.quantize<int8, group = 40, scale = f32>}
+    : tensor<?x48xf32>, tensor<?x2xf32>, tensor<?x2xi32>, tensor<4x40x48xbf16>, tensor<4x40x48xbf16>, tensor<4x48x40xbf16> -> tensor<?x48xf32>
+  %z = moe.add %x, %y : tensor<?x48xf32>
+  return %z : tensor<?x48xf32>
 }

@@ -28,7 +28,7 @@ func.func @step(%tokens: tensor<?xi32>, %positions: tensor<?xi32>, %slots: tenso
   %x = moe.embed %tokens in %table : tensor<?xi32>, tensor<100x8xf32> -> tensor<?x8xf32>
   %r = moe.gather_rows %x[%rows] : tensor<?x8xf32>, tensor<?xi32> -> tensor<?x8xf32>
   // expected-error@+1 {{works on tokens, but comes after moe.gather_rows}}
-  %s = moe.swiglu %r, %r : tensor<?x8xf32>
+  %s = moe.gather_rows %r[%rows] : tensor<?x8xf32>, tensor<?xi32> -> tensor<?x8xf32>
   return %s : tensor<?x8xf32>
 }
 
@@ -39,9 +39,37 @@ func.func @step(%tokens: tensor<?xi32>, %positions: tensor<?xi32>, %slots: tenso
   %w = moe.weight ["w"] : tensor<8x8xf32>
   %x = moe.embed %tokens in %table : tensor<?xi32>, tensor<100x8xf32> -> tensor<?x8xf32>
   %r = moe.gather_rows %x[%rows] : tensor<?x8xf32>, tensor<?xi32> -> tensor<?x8xf32>
-  // expected-error@+1 {{adds rows of tokens to rows of logits}}
+  // expected-error@+1 {{takes rows of tokens and rows of logits together}}
   %s = moe.linear %r, %w add %x : tensor<?x8xf32> : tensor<?x8xf32>, tensor<8x8xf32> -> tensor<?x8xf32>
   return %s : tensor<?x8xf32>
+}
+
+// -----
+
+func.func @step(%tokens: tensor<?xi32>, %positions: tensor<?xi32>, %slots: tensor<?xi32>, %rows: tensor<?xi32>) -> tensor<?x8xf32> {
+  %table = moe.weight ["table"] : tensor<100x8xf32>
+  %x = moe.embed %tokens in %table : tensor<?xi32>, tensor<100x8xf32> -> tensor<?x8xf32>
+  %r = moe.gather_rows %x[%rows] : tensor<?x8xf32>, tensor<?xi32> -> tensor<?x8xf32>
+  // expected-error@+1 {{takes rows of tokens and rows of logits together}}
+  %s = moe.swiglu %x, %r : tensor<?x8xf32>
+  return %s : tensor<?x8xf32>
+}
+
+// -----
+
+// Choices of all tokens, but rows of some.
+func.func @step(%tokens: tensor<?xi32>, %positions: tensor<?xi32>, %slots: tensor<?xi32>, %rows: tensor<?xi32>) -> tensor<?x8xf32> {
+  %table = moe.weight ["table"] : tensor<100x8xf32>
+  %wr = moe.weight ["gate"] : tensor<4x8xf32>
+  %w = moe.weight ["experts.{e}"] recipe [#moe.stack<4>] : tensor<4x8x8xf32>
+  %x = moe.embed %tokens in %table : tensor<?xi32>, tensor<100x8xf32> -> tensor<?x8xf32>
+  %l = moe.linear %x, %wr : tensor<?x8xf32>, tensor<4x8xf32> -> tensor<?x4xf32>
+  %rw, %re = moe.route softmax topk(2) %l : tensor<?x4xf32> -> tensor<?x2xf32>, tensor<?x2xi32>
+  %r = moe.gather_rows %x[%rows] : tensor<?x8xf32>, tensor<?xi32> -> tensor<?x8xf32>
+  // expected-error@+1 {{takes rows of tokens and rows of logits together}}
+  %y = moe.experts %r route(%rw, %re) ffn(%w, %w, %w) : tensor<?x8xf32>, tensor<?x2xf32>, tensor<?x2xi32>,
+    tensor<4x8x8xf32>, tensor<4x8x8xf32>, tensor<4x8x8xf32> -> tensor<?x8xf32>
+  return %y : tensor<?x8xf32>
 }
 
 // -----

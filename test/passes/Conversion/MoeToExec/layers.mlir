@@ -58,8 +58,8 @@ func.func @step(%tokens: tensor<?xi32>, %positions: tensor<?xi32>, %slots: tenso
 // a number, and so do two packings of one weight.
 
 // CHECK: exec.kernel @gemm_f32_n8_k8 "gemm" {{.*}} x_stride = 8 : i64
-// CHECK: exec.kernel @swiglu_d8 "elementwise" {a_stride = 8 : i64, b_stride = 8 : i64, out_stride = 8 : i64, swiglu = true, width = 8 : i64}
-// CHECK: exec.kernel @add_d8 "elementwise" {a_stride = 8 : i64, b_stride = 8 : i64, out_stride = 8 : i64, swiglu = false, width = 8 : i64}
+// CHECK: exec.kernel @swiglu_d8 "elementwise" {a_stride = 8 : i64, b_stride = 8 : i64, out_stride = 8 : i64, rows = "T", swiglu = true, width = 8 : i64}
+// CHECK: exec.kernel @add_d8 "elementwise" {a_stride = 8 : i64, b_stride = 8 : i64, out_stride = 8 : i64, rows = "T", swiglu = false, width = 8 : i64}
 // CHECK: exec.kernel @gemm_f32_n8_k8_swiglu "gemm" {{.*}}epilogue = "swiglu"
 // CHECK: exec.kernel @gemm_f32_n16_k8 "gemm"
 // CHECK: exec.kernel @gemm_f32_n8_k8_add "gemm" {{.*}}residual_stride = 16 : i64{{.*}} x_stride = 16 : i64
