@@ -34,6 +34,8 @@ void moe::buildMoePipeline(OpPassManager &pm, const MoePipelineOptions &options)
            {options.experts, options.attention, options.dense, options.head, options.overrides, options.rounding}));
   // Before residuals: a gate or up that adds one could no longer be joined.
   from(1, function, createFuseGateUpPass());
+  // Before residuals: the shared expert is added by itself until then.
+  from(2, function, createJoinSharedExpertPass());
   // Over the linears that are left, of which those that add a residual stay by themselves.
   from(2, function, createFuseProjectionsPass());
   from(1, function, createFuseResidualPass());

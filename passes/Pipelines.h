@@ -41,8 +41,9 @@ struct MoePipelineOptions : PassPipelineOptions<MoePipelineOptions> {
 /// - 0: what lowering needs, that is latent attention over its cache in the asked form, and the asked formats of
 ///   caches and weights. Attention rounds otherwise than the plain form, formats make another model.
 /// - 1: canonicalize, cse, the fusions of gate and up and of residuals, and only the rows asked for after the last
-///   attention. Every bit stays as it is from here on.
-/// - 2: and projections of one input as one.
+///   attention. Every bit stays as it is.
+/// - 2: and projections of one input as one, which keeps every bit too, and the shared expert among the routed ones, of
+///   which sums round otherwise if it is wider than they.
 /// - 3: what takes long to compile, or changes more than the last bits of sums: nothing so far.
 ///
 /// A level that no pass begins at equals the one below it; `moec verify -O<level>` proves each.

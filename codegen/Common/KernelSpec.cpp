@@ -134,6 +134,7 @@ template <Is<RouteSpec> S> void forEachField(S &s, auto field) {
   field("topk", s.topk);
   field("groups", s.groups);
   field("topk_groups", s.topkGroups);
+  field("shared", s.shared);
   field("sigmoid", s.sigmoid);
   field("group_top2_sum", s.groupTop2Sum);
   field("normalize", s.normalize);
@@ -381,7 +382,10 @@ void describe(const MlaExpandedSpec &s, Symbol &symbol) {
   symbol.tag("c", s.latent).tag("r", s.rope).tagIf(s.cache != DType::F32, nameOf(s.cache));
 }
 void describe(const RouteSpec &s, Symbol &symbol) {
-  symbol.tag(s.sigmoid ? "sigmoid" : "softmax").tag("e", s.experts).tag("top", s.topk).tagIf(s.rows == Rows::R, "rows");
+  symbol.tag(s.sigmoid ? "sigmoid" : "softmax").tag("e", s.experts).tag("top", s.topk);
+  if (s.shared)
+    symbol.tag("shared", s.shared);
+  symbol.tagIf(s.rows == Rows::R, "rows");
 }
 void describe(const DispatchSpec &s, Symbol &symbol) {
   symbol.tag("e", s.experts).tag("top", s.topk).tagIf(!s.members.empty(), "members").tagIf(s.rows == Rows::R, "rows");

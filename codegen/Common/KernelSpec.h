@@ -219,9 +219,11 @@ struct MlaExpandedSpec {
 };
 
 /// The router: see moe.route for the maths. args: logits, [bias f32[experts]],
-/// weights f32[rows, topk], chosen i32[rows, topk]. Grid: rows.
+/// weights f32[rows, topk + shared], chosen i32[rows, topk + shared]. Grid: rows.
+/// The last `shared` choices of each row are the experts from `experts` on, with weight 1.
 struct RouteSpec {
   int64_t experts = 0, topk = 0, groups = 1, topkGroups = 1;
+  int64_t shared = 0;
   bool sigmoid = false;      ///< else softmax
   bool groupTop2Sum = false; ///< else max
   bool normalize = false;

@@ -187,6 +187,7 @@ struct Checker {
     positive("groups", spec.groups);
     positive("topkGroups", spec.topkGroups);
     stride("logitsStride", spec.logitsStride, spec.experts);
+    require(spec.shared >= 0, "shared must not be negative");
     finite("scale", spec.scale);
     if (complaint)
       return;

@@ -65,6 +65,7 @@ public:
     scores = b.scratch(b.f32, padded);
     choice = b.scratch(b.f32, padded);
     keys = b.scratch(b.i32, padded);
+    const int64_t width = spec.topk + spec.shared; // choices of a row
     b.tasks([&](Val t) {
       Ptr row = logits + t * spec.logitsStride;
       spec.sigmoid ? sigmoidScores(row) : softmaxScores(row);
@@ -74,17 +75,21 @@ public:
       Vals sum =
           takeGreatest(b, keys, padded, spec.topk, b.cF32(0), [&](Val k, Val expert, llvm::ArrayRef<Val> sum) -> Vals {
             Val score = (scores + expert).load();
-            (chosen + t * spec.topk + k).store(b.convert(expert, b.i32));
-            (weights + t * spec.topk + k).store(score);
+            (chosen + t * width + k).store(b.convert(expert, b.i32));
+            (weights + t * width + k).store(score);
             return {sum[0] + score};
           });
       b.loop(b.cI64(0), b.cI64(spec.topk), 1, [&](Val k) {
-        Ptr at = weights + t * spec.topk + k;
+        Ptr at = weights + t * width + k;
         Val weight = at.load();
         if (spec.normalize)
           weight = weight / (sum[0] + 1e-20);
         at.store(weight * spec.scale);
       });
+      for (int64_t i = 0; i < spec.shared; ++i) {
+        (chosen + t * width + (spec.topk + i)).store(b.constant(b.i32, spec.experts + i));
+        (weights + t * width + (spec.topk + i)).store(b.cF32(1));
+      }
     });
   }
 

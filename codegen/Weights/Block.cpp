@@ -245,6 +245,50 @@ private:
   int64_t group;
 };
 
+/// A stack of matrices, and behind it slices of one more.
+class AppendBlock final : public Block {
+public:
+  AppendBlock(std::unique_ptr<Block> first, std::unique_ptr<Block> more, bool byRows, int64_t count)
+      : stack(std::move(first)), matrix(std::move(more)), byRows(byRows) {
+    batch = stack->batch + count;
+    rows = stack->rows;
+    cols = stack->cols;
+    rank = 3;
+    dtype = stack->dtype;
+  }
+  Status read(const Rect &rect, float *out) const override {
+    auto [block, inner] = placeOf(rect);
+    return block->read(inner, out);
+  }
+  Status readCodes(const Rect &rect, uint8_t *codes, uint16_t *scales) const override {
+    auto [block, inner] = placeOf(rect);
+    return block->readCodes(inner, codes, scales);
+  }
+  bool storedRows(const Rect &rect, StoredRows &out) const override {
+    auto [block, inner] = placeOf(rect);
+    return block->storedRows(inner, out);
+  }
+  void release(int64_t batch, int64_t row, int64_t rows) const override {
+    auto [block, inner] = placeOf({batch, row, rows, 0, cols});
+    // Slices by columns share the pages of a row.
+    if (block == stack.get() || byRows || batch == this->batch - 1)
+      block->release(inner.batch, inner.row, inner.rows);
+  }
+
+private:
+  std::pair<const Block *, Rect> placeOf(Rect rect) const {
+    if (rect.batch < stack->batch)
+      return {stack.get(), rect};
+    int64_t slice = rect.batch - stack->batch;
+    rect.batch = 0;
+    (byRows ? rect.row : rect.col) += slice * (byRows ? rows : cols);
+    return {matrix.get(), rect};
+  }
+
+  std::unique_ptr<Block> stack, matrix;
+  bool byRows;
+};
+
 class TransposeBlock final : public Block {
 public:
   explicit TransposeBlock(std::unique_ptr<Block> block) : input(std::move(block)) {
@@ -297,9 +341,9 @@ private:
 class QuantizeBlock final : public Block {
 public:
   static Result<std::unique_ptr<Block>> open(steps::QuantizeAttr step, const std::string &name,
-                                             std::vector<int64_t> members, std::unique_ptr<Block> input,
-                                             const MomentSource *moments) {
-    MOEC_TRY(auto quantizer, Quantizer::open(step, name, std::move(members), *input, moments));
+                                             std::vector<int64_t> members, AppendedMatrices appended,
+                                             std::unique_ptr<Block> input, const MomentSource *moments) {
+    MOEC_TRY(auto quantizer, Quantizer::open(step, name, std::move(members), std::move(appended), *input, moments));
     return std::unique_ptr<Block>(new QuantizeBlock(std::move(input), std::move(quantizer)));
   }
   Status read(const Rect &rect, float *out) const override {
@@ -360,6 +404,7 @@ struct Item {
   std::string name;
   std::vector<std::unique_ptr<Block>> members;
   bool family = false;
+  AppendedMatrices appended = {};
   std::vector<BlockPart> parts = {}; ///< if it was joined of several in the end
 };
 
@@ -414,6 +459,7 @@ public:
           });
         })
         .Case([&](steps::ConcatAttr attr) { return concat(attr.getRows()); })
+        .Case([&](steps::AppendAttr attr) { return append(attr); })
         .Case([&](steps::TransposeAttr) {
           return each([&](const std::string &, std::unique_ptr<Block> &block) -> Status {
             block = std::make_unique<TransposeBlock>(std::move(block));
@@ -432,9 +478,10 @@ public:
             for (auto [place, block] : llvm::enumerate(item.members)) {
               // The matrices of a family are its members: one of them, or all once they are stacked.
               std::vector<int64_t> members;
-              for (int64_t i = 0; steps::isFamily(item.name) && i < block->batch; ++i)
+              int64_t ofFamily = std::min(block->batch, item.appended.from);
+              for (int64_t i = 0; steps::isFamily(item.name) && i < ofFamily; ++i)
                 members.push_back(families.memberAt(static_cast<int64_t>(place) + i));
-              MOEC_TRY(block, QuantizeBlock::open(attr, item.name, members, std::move(block), moments));
+              MOEC_TRY(block, QuantizeBlock::open(attr, item.name, members, item.appended, std::move(block), moments));
             }
           return success();
         })
@@ -457,7 +504,7 @@ public:
         return Error{"weight source '" + item.name + "' is a family that no step stacks"};
       result.blocks.push_back(std::move(item.members.front()));
       if (item.parts.empty())
-        item.parts.push_back({result.blocks.back().get(), item.name, 0});
+        item.parts.push_back({result.blocks.back().get(), item.name, 0, item.appended});
       result.parts.push_back(std::move(item.parts));
     }
     return success();
@@ -487,6 +534,35 @@ private:
       item.members.push_back(std::make_unique<StackBlock>(std::move(family)));
       item.family = false;
     }
+    return success();
+  }
+
+  Status append(steps::AppendAttr step) {
+    if (items.size() % 2 != 0)
+      return Error{"a recipe appends tensors by twos, but has " + std::to_string(items.size())};
+    std::vector<Item> pairs;
+    for (size_t i = 0; i < items.size(); i += 2) {
+      Item &first = items[i], &second = items[i + 1];
+      for (const Item *item : {&first, &second})
+        if (item->family)
+          return Error{"weight source '" + item->name + "' is a family that no step stacks"};
+      std::unique_ptr<Block> &stack = first.members.front(), &matrix = second.members.front();
+      const int64_t rows = stack->rows * (step.isByRows() ? step.getCount() : 1);
+      const int64_t cols = stack->cols * (step.isByRows() ? 1 : step.getCount());
+      if (stack->rank != 3 || matrix->rank != 2 || matrix->rows != rows || matrix->cols != cols ||
+          matrix->dtype != stack->dtype)
+        return Error{"tensor '" + second.name + "' is " + shapeText(*matrix) + " " +
+                     std::string(toString(matrix->dtype)) + ", but should be appended to '" + first.name + "' as " +
+                     shapeToString({rows, cols}) + " " + std::string(toString(stack->dtype))};
+      if (group && !step.isByRows() && stack->cols % group != 0)
+        return Error{"tensor '" + second.name + "' is cut after " + std::to_string(stack->cols) +
+                     " columns, within a group of " + std::to_string(group)};
+      Item &joined = pairs.emplace_back(Item{first.name, {}});
+      joined.appended = {stack->batch, second.name};
+      joined.members.push_back(
+          std::make_unique<AppendBlock>(std::move(stack), std::move(matrix), step.isByRows(), step.getCount()));
+    }
+    items = std::move(pairs);
     return success();
   }
 

@@ -15,6 +15,7 @@
 
 #include "mlir/IR/BuiltinAttributes.h"
 
+#include <limits>
 #include <memory>
 #include <span>
 #include <string>
@@ -53,11 +54,18 @@ public:
   DType dtype = DType::F32; ///< the element type that holds every value exactly
 };
 
+/// The tensor that the last matrices of a batch are slices of.
+struct AppendedMatrices {
+  int64_t from = std::numeric_limits<int64_t>::max(); ///< the first of them
+  std::string name;
+};
+
 /// Rows of a block that are made from one tensor, or family of tensors.
 struct BlockPart {
-  const Block *block; ///< these rows alone
-  std::string name;   ///< of the tensor; the first of those of a stored weight
-  int64_t row;        ///< where they begin
+  const Block *block;             ///< these rows alone
+  std::string name;               ///< of the tensor; the first of those of a stored weight
+  int64_t row;                    ///< where they begin
+  AppendedMatrices appended = {}; ///< to a family
 };
 
 /// What a recipe gives before its last, target-specific packing step.

@@ -77,8 +77,8 @@ public:
       for (const auto &parts : writer.recipe.parts) {
         auto &quantizers = writer.quantizers.emplace_back();
         for (const BlockPart &part : parts) {
-          MOEC_TRY(auto quantizer,
-                   Quantizer::open(writer.recipe.quantize, part.name, writer.recipe.members, *part.block, moments));
+          MOEC_TRY(auto quantizer, Quantizer::open(writer.recipe.quantize, part.name, writer.recipe.members,
+                                                   part.appended, *part.block, moments));
           quantizers.push_back(std::move(quantizer));
         }
       }
@@ -167,7 +167,10 @@ private:
   }
   /// The first tensor that a row of a matrix is made from.
   std::string sourceOf(size_t block, int64_t matrix, int64_t row) const {
-    return steps::memberOf(partOf(block, row).name, recipe.members.empty() ? matrix : recipe.members[matrix]);
+    const BlockPart &part = partOf(block, row);
+    if (matrix >= part.appended.from)
+      return part.appended.name;
+    return steps::memberOf(part.name, recipe.members.empty() ? matrix : recipe.members[matrix]);
   }
 
   /// Scales that are packed beside their codes are used as they are: a hole in a file must not become zero weights.

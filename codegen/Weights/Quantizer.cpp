@@ -28,17 +28,22 @@ struct Quantizer::Entry {
 };
 
 Result<std::unique_ptr<Quantizer>> Quantizer::open(mlir::moe::QuantizeAttr step, std::string source,
-                                                   std::vector<int64_t> members, const Block &block,
-                                                   const MomentSource *moments) {
+                                                   std::vector<int64_t> members, AppendedMatrices appended,
+                                                   const Block &block, const MomentSource *moments) {
   if (!step.divides(block.cols))
     return Error{"tensor " + quote(source) + " has rows of " + std::to_string(block.cols) +
                  ", which are no whole groups of " + std::to_string(step.getFormat().unit())};
   if (step.getRounding() != Rounding::Nearest) {
+    // A calibration knows the inputs of whole matrices, of which these are slices.
+    if (!appended.name.empty())
+      return Error{"tensor " + quote(appended.name) + " is appended to " + quote(source) +
+                   ", which a calibration says nothing of"};
     if (!moments)
       return Error{"tensor " + quote(source) + " is to be rounded by what a calibration found, but there is none"};
     MOEC_CHECK(moments->check(source, block.cols));
   }
-  return std::unique_ptr<Quantizer>(new Quantizer(step, std::move(source), std::move(members), block, moments));
+  return std::unique_ptr<Quantizer>(
+      new Quantizer(step, std::move(source), std::move(members), std::move(appended), block, moments));
 }
 
 int64_t Quantizer::sharedBytes() const {
@@ -48,7 +53,9 @@ int64_t Quantizer::sharedBytes() const {
   return 2 * floats * static_cast<int64_t>(sizeof(float));
 }
 
-std::string Quantizer::nameOf(int64_t batch) const { return mlir::moe::memberOf(source, memberAt(batch)); }
+std::string Quantizer::nameOf(int64_t batch) const {
+  return batch < appended.from ? mlir::moe::memberOf(source, memberAt(batch)) : appended.name;
+}
 
 Result<std::shared_ptr<const Quantizer::Shared>> Quantizer::makeShared(int64_t batch) const {
   auto shared = std::make_shared<Shared>();

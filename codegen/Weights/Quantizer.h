@@ -24,10 +24,11 @@ namespace moec {
 class Quantizer {
 public:
   /// `source` is the tensor that the block is made from, a family if it has several matrices; `members` says which of
-  /// the family they are. The block must outlive this; `moments` may be null if `step` rounds to nearest.
+  /// the family they are, and `appended` which are none of it: those are rounded to nearest. The block must outlive
+  /// this; `moments` may be null if `step` rounds to nearest.
   static Result<std::unique_ptr<Quantizer>> open(mlir::moe::QuantizeAttr step, std::string source,
-                                                 std::vector<int64_t> members, const Block &block,
-                                                 const MomentSource *moments);
+                                                 std::vector<int64_t> members, AppendedMatrices appended,
+                                                 const Block &block, const MomentSource *moments);
 
   const GroupFormat &format() const { return groups; }
   /// Bytes that the rows of a matrix share.
@@ -40,10 +41,10 @@ public:
 private:
   struct Shared;
 
-  Quantizer(mlir::moe::QuantizeAttr step, std::string source, std::vector<int64_t> members, const Block &block,
-            const MomentSource *moments)
-      : step(step), groups(step.getFormat()), source(std::move(source)), members(std::move(members)), block(block),
-        moments(moments) {}
+  Quantizer(mlir::moe::QuantizeAttr step, std::string source, std::vector<int64_t> members, AppendedMatrices appended,
+            const Block &block, const MomentSource *moments)
+      : step(step), groups(step.getFormat()), source(std::move(source)), members(std::move(members)),
+        appended(std::move(appended)), block(block), moments(moments) {}
 
   /// Which member of the family a matrix is.
   int64_t memberAt(int64_t batch) const { return members.empty() ? batch : members[batch]; }
@@ -55,6 +56,7 @@ private:
   GroupFormat groups;
   std::string source;
   std::vector<int64_t> members;
+  AppendedMatrices appended;
   const Block &block;
   const MomentSource *moments;
 

@@ -303,6 +303,42 @@ def Moe_ConcatAttr : Moe_StepAttr<"Concat", "concat"> {
   let genVerifyDecl = 1;
 }
 
+def Moe_Axis : I32EnumAttr<"Axis", "which dimension of a matrix", [
+    I32EnumAttrCase<"Rows", 0, "rows">,
+    I32EnumAttrCase<"Columns", 1, "columns">]> {
+  let cppNamespace = "::mlir::moe";
+  let genSpecializedAttr = 0;
+}
+
+def Moe_AppendAttr : Moe_StepAttr<"Append", "append"> {
+  let summary = "[E, R, C] and a matrix of `count` more of these -> [E + count, R, C]";
+  let description = [{
+    Takes the list by twos, a stacked tensor `x` and a matrix `m`, and makes one tensor of each two, which begins with
+    `x`. What follows are `count` slices of `m`, along its `rows` (`m` is `[count R, C]`) or `columns`
+    (`[R, count C]`):
+
+    ```
+    y[E + i, r, c] = m[i R + r, c]      // rows
+    y[E + i, r, c] = m[r, i C + c]      // columns
+    ```
+
+    So the shared expert of a layer, which is `count` times as wide as a routed one, is the last `count` of its
+    experts: gate and up by rows, down by columns. Slices that begin within a group of stored codes are an error.
+
+    - (C1) `count` is positive.
+
+    ```mlir
+    func.func private @appended() attributes {gate = #moe.append<rows, 2>, down = #moe.append<columns, 2>}
+    ```
+  }];
+  let parameters = (ins EnumParameter<Moe_Axis>:$axis, "int64_t":$count);
+  let assemblyFormat = "`<` $axis `,` $count `>`";
+  let genVerifyDecl = 1;
+  let extraClassDeclaration = [{
+    bool isByRows() const { return getAxis() == Axis::Rows; }
+  }];
+}
+
 def Moe_TransposeAttr : Moe_StepAttr<"Transpose", "transpose"> {
   let summary = "Swap the last two dimensions";
   let description = [{

@@ -217,6 +217,10 @@ LogicalResult StackAttr::verify(EmitError emitError, int64_t count, DenseI64Arra
   return members ? checkMembers(emitError, members) : success(); // C2
 }
 
+LogicalResult AppendAttr::verify(EmitError emitError, Axis, int64_t count) {
+  return checkPositive(emitError, "count", count); // C1
+}
+
 LogicalResult ConcatAttr::verify(EmitError emitError, ArrayRef<int64_t> rows) {
   // C1
   if (rows.size() < 2)

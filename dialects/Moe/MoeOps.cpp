@@ -460,9 +460,15 @@ LogicalResult ExpertsOp::verify() {
     return failure();
   // C7
   std::optional<ArrayRef<int64_t>> members = getMembers();
+  int64_t experts = getGate().getType().getDimSize(0);
+  // C8
+  if (static_cast<int64_t>(getShared()) >= experts)
+    return emitOpError("has ") << getShared() << " shared experts, but gate " << getGate().getType() << " has "
+                               << experts << " experts in all";
+  if (members && getShared())
+    return emitOpError("has both members and shared experts");
   if (!members)
     return success();
-  int64_t experts = getGate().getType().getDimSize(0);
   if (static_cast<int64_t>(members->size()) != experts)
     return emitOpError("has ") << members->size() << " members, but gate " << getGate().getType() << " has " << experts
                                << " experts";

@@ -42,7 +42,8 @@ def Moe_WeightOp : Moe_Op<"weight", [Pure, DeclareOpInterfaceMethods<OpAsmOpInte
     result = the only tensor of list
     ```
     A recipe works on a list of tensors. `dequant`, where there is one, comes first and makes one
-    tensor of all those that a stored weight has; `stack` stacks every family of the list;
+    tensor of all those that a stored weight has; `stack` stacks every family of the list, `append` puts more
+    matrices behind such a stack;
     `head_rows`, `transpose`, `cast`, `pad` and `quantize` act on each tensor; `concat` makes one of all,
     and `pack_panels`, `pack_block_scales` and `pack_groups` consume one or two tensors and give one. A source whose
     name holds `{e}` is a family of tensors, one for each expert.
@@ -64,6 +65,7 @@ def Moe_WeightOp : Moe_Op<"weight", [Pure, DeclareOpInterfaceMethods<OpAsmOpInte
     - (C9) What `pack_groups` finds was quantized, or stored in int4 groups; after that it was at most
       stacked, cut by heads, and in the end joined by `concat` with others in the same format.
     - (C10) `concat` finds as many tensors as it has `rows`, no family among them.
+    - (C11) `append` comes after `stack` and before `quantize`, and finds one or more pairs of tensors.
 
     ```mlir
     func.func @weights() -> (tensor<576x2048xbf16>, tensor<64x1408x2048xbf16>, tensor<16x128x512xbf16>) {
@@ -598,11 +600,16 @@ def Moe_ExpertsOp : Moe_Op<"experts", [NoMemoryEffect]> {
   let description = [{
     ```
     ffn(e, x)    = round(silu(x * gate[e]^T) * (x * up[e]^T)) * down[e]^T
-    result[t, :] = sum_k weights[t, k] * ffn(experts[t, k], x[t, :]) (+ residual[t, :])
+    result[t, :] = sum_k weights[t, k] * ffn(experts[t, k], x[t, :])
+                   + sum_i ffn(E - shared + i, x[t, :])      // i < shared
+                   (+ residual[t, :])
     ```
     The weight multiplies what the down projection gives; a residual is added to the finished
     sum. With `activations`, `round` is what `moe.fake_quantize` does; else nothing. At run time
-    `0 <= experts[t, k] < E`.
+    `0 <= experts[t, k] < E - shared`.
+
+    The last `shared` experts are those that every token takes with weight 1, beside the ones chosen for it; the pass
+    `moe-join-shared-expert` puts them there.
 
     With `members`, the weights are those of some of the experts: row `i` of each belongs to expert
     `members[i]`. The sum is then over those `k` alone whose expert is a member, which may be none.
@@ -617,6 +624,7 @@ def Moe_ExpertsOp : Moe_Op<"experts", [NoMemoryEffect]> {
     - (C5) `result`, and `residual` if present, are `T x D` as `x` is.
     - (C6) `activations`, if present, are a format that `moe.fake_quantize` takes.
     - (C7) `members`, if present, are `E` ascending numbers, none negative.
+    - (C8) `shared` is less than `E`, and 0 with `members`.
 
     ```mlir
     func.func @experts(%x: tensor<?x256xf32>, %w: tensor<?x6xf32>, %e: tensor<?x6xi32>) -> tensor<?x256xf32> {
@@ -637,15 +645,28 @@ def Moe_ExpertsOp : Moe_Op<"experts", [NoMemoryEffect]> {
           tensor<?x6xi32>, tensor<2x128x256xbf16>, tensor<2x128x256xbf16>, tensor<2x256x128xbf16> -> tensor<?x256xf32>
       return %y : tensor<?x256xf32>
     }
+
+    func.func @with_a_shared_expert(%x: tensor<?x256xf32>, %w: tensor<?x6xf32>, %e: tensor<?x6xi32>) -> tensor<?x256xf32> {
+      %gate = moe.weight ["experts.{e}.gate_proj.weight", "shared_experts.gate_proj.weight"]
+          recipe [#moe.stack<64>, #moe.append<rows, 2>] : tensor<66x128x256xbf16>
+      %up = moe.weight ["experts.{e}.up_proj.weight", "shared_experts.up_proj.weight"]
+          recipe [#moe.stack<64>, #moe.append<rows, 2>] : tensor<66x128x256xbf16>
+      %down = moe.weight ["experts.{e}.down_proj.weight", "shared_experts.down_proj.weight"]
+          recipe [#moe.stack<64>, #moe.append<columns, 2>] : tensor<66x256x128xbf16>
+      %y = moe.experts %x route(%w, %e) ffn(%gate, %up, %down) shared 2 : tensor<?x256xf32>, tensor<?x6xf32>,
+          tensor<?x6xi32>, tensor<66x128x256xbf16>, tensor<66x128x256xbf16>, tensor<66x256x128xbf16> -> tensor<?x256xf32>
+      return %y : tensor<?x256xf32>
+    }
     ```
   }];
   let arguments = (ins Moe_Float<2>:$x, Moe_Float<2>:$weights, Moe_Index<2>:$experts,
                        Moe_WeightOf<[3]>:$gate, Moe_WeightOf<[3]>:$up, Moe_WeightOf<[3]>:$down,
                        Optional<Moe_Float<2>>:$residual, OptionalAttr<Moe_ActivationFormat>:$activations,
-                       OptionalAttr<DenseI64ArrayAttr>:$members);
+                       OptionalAttr<DenseI64ArrayAttr>:$members,
+                       DefaultValuedAttr<ConfinedAttr<I64Attr, [IntNonNegative]>, "0">:$shared);
   let results = (outs Moe_Float<2>:$result);
   let assemblyFormat = [{
-    $x `route` `(` $weights `,` $experts `)` `ffn` `(` $gate `,` $up `,` $down `)` (`members` $members^)?
+    $x `route` `(` $weights `,` $experts `)` `ffn` `(` $gate `,` $up `,` $down `)` (`members` $members^)? (`shared` $shared^)?
     (`add` $residual^ `:` type($residual))? attr-dict
     `:` type($x) `,` type($weights) `,` type($experts) `,` type($gate) `,` type($up) `,` type($down) `->` type($result)
   }];

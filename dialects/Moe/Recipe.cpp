@@ -130,6 +130,8 @@ private:
       return pack(index, widthOf(step));
     if (auto concat = dyn_cast<ConcatAttr>(step)) // C10
       return join(index, concat);
+    if (isa<AppendAttr>(step)) // C11
+      return append(index);
     if (isa<HeadRowsAttr, TransposeAttr, PadAttr>(step)) {
       // Groups no longer lie along the rows, or are not whole; heads may lie across the parts of a joined matrix.
       for (Tensor &tensor : list)
@@ -155,6 +157,24 @@ private:
       results.push_back({list[i].family, step.getType(), step.getInt4Groups()});
     }
     list = std::move(results);
+    return success();
+  }
+
+  LogicalResult append(size_t index) {
+    if (list.size() % 2 != 0)
+      return stepError(index) << "takes tensors by twos, but finds " << list.size();
+    if (llvm::any_of(recipe.getValue().take_front(index), llvm::IsaPred<QuantizeAttr>))
+      return stepError(index) << "comes after codes were made";
+    if (!llvm::any_of(recipe.getValue().take_front(index), llvm::IsaPred<StackAttr>))
+      return stepError(index) << "finds no stack to append to";
+    for (size_t pair = 0; 2 * pair < list.size(); ++pair) {
+      Tensor first = list[2 * pair], second = list[2 * pair + 1];
+      if (first.element != second.element)
+        return stepError(index) << "appends " << second.element << " to " << first.element;
+      first.codes = first.codes == second.codes ? first.codes : nullptr;
+      list[pair] = first;
+    }
+    list.resize(list.size() / 2);
     return success();
   }
 
@@ -239,6 +259,17 @@ private:
       if (differ(dims[0], rows))
         return sizeError(index, shape, 0, rows);
       shape = {{ShapedType::kDynamic, dims[1]}};
+      return success();
+    }
+    if (auto append = dyn_cast<AppendAttr>(step)) {
+      if (!shape.complete || dims.size() != 3)
+        return rankError(index, shape, "three dimensions");
+      // Of the two tensors that it takes, the stack.
+      if (!ShapedType::isDynamic(dims[0]) && dims[0] <= append.getCount())
+        return stepError(index) << "appends " << append.getCount() << " matrices to one or more, but "
+                                << describe(index, shape);
+      if (!ShapedType::isDynamic(dims[0]))
+        dims[0] -= append.getCount();
       return success();
     }
     if (isa<TransposeAttr>(step)) {

@@ -48,7 +48,8 @@ double DecodeCost::flops(Operation *op) {
         double share = 1;
         if (auto route = op.getExperts().getDefiningOp<RouteOp>(); route && op.getMembers())
           share = static_cast<double>(dim(op.getGate(), 0)) / dim(route.getLogits(), 1);
-        return 2 * all / dim(op.getGate(), 0) * dim(op.getExperts(), 1) * share * rows(op.getX());
+        double taken = dim(op.getExperts(), 1) * share + static_cast<double>(op.getShared());
+        return 2 * all / dim(op.getGate(), 0) * taken * rows(op.getX());
       })
       .Case([&](AttentionOp op) {
         double pair = expandedPairFlops(dim(op.getQuery(), 2), dim(op.getRopeQuery(), 2), dim(op.getValue(), 2));

@@ -65,6 +65,34 @@ def FuseGateUpPass : InterfacePass<"moe-fuse-gate-up", "::mlir::FunctionOpInterf
   let statistics = [Statistic<"numFused", "num-fused", "Pairs of projections joined">];
 }
 
+def JoinSharedExpertPass : InterfacePass<"moe-join-shared-expert", "::mlir::FunctionOpInterface"> {
+  let summary = "Make the shared expert one of the routed experts, which every token chooses";
+  let description = [{
+    ```
+    %y = moe.experts %x route(%w, %e) ffn(%G, %U, %D)
+    %s = moe.linear (moe.gate_up %x, %g, %u), %d
+    moe.add %y, %s
+    ->
+    moe.experts %x route(%w, %e) ffn(%G + %g, %U + %u, %D + %d) shared m
+    ```
+
+    The shared expert is `m` times as wide as a routed one, and becomes the last `m` of the stacks: `#moe.append` after
+    their `stack` puts slices of its weights there, by rows of gate and up and by columns of down. So its products are
+    launched with those of the routed experts, and its output is summed up with theirs.
+
+    Left alone is a shared expert that is no multiple of a routed one wide; is stored, or rounds activations, otherwise
+    than the routed ones, or so that slices would be rounded otherwise than the whole (cuts within groups, one scale for
+    a whole weight, rounding by a calibration); or reads another input. So are routed experts in several formats, and
+    those whose choice another op reads. Operands of the sum may be in either order; between gate_up and the linear may
+    be a `moe.fake_quantize`.
+
+    Run it after `moe-quantize` and `moe-fuse-gate-up` and before `moe-fuse-residual`. Weights have the values they had.
+    The sum over the shared expert's width is cut into `m`, each of which is added by itself: logits differ by rounding,
+    and not at all for `m` = 1, where the shared expert's output is added after the routed ones' as it was.
+  }];
+  let statistics = [Statistic<"numJoined", "num-joined", "Shared experts that became routed ones">];
+}
+
 def FuseProjectionsPass : InterfacePass<"moe-fuse-projections", "::mlir::FunctionOpInterface"> {
   let summary = "Join projections of one input, so that one GEMM reads it once";
   let description = [{

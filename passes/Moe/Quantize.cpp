@@ -206,7 +206,7 @@ private:
     int64_t count = cast<RankedTensorType>(op.getGate().getType()).getDimSize(0);
     std::optional<ArrayRef<int64_t>> members = op.getMembers();
     SmallVector<std::pair<ExpertFormats, SmallVector<int64_t>>> sets;
-    for (int64_t i = 0; i < count; ++i) {
+    for (int64_t i = 0; i < count - static_cast<int64_t>(op.getShared()); ++i) {
       int64_t expert = members ? (*members)[i] : i;
       SmallVector<WeightFormat> formats;
       for (WeightOp weight : weights)
@@ -221,6 +221,8 @@ private:
     }
     if (sets.size() == 1)
       return store(op, sets.front().first);
+    if (op.getShared())
+      return op.emitOpError("would be stored in several formats, but has a shared expert among the routed ones");
     OpBuilder builder(op);
     Value sum = op.getResidual();
     for (auto &[formats, experts] : sets) {

@@ -499,6 +499,27 @@ TYPED_TEST(MoeReference, ExpertsEqualADenseLoopOverAllExperts) {
   expectNear(mlir::moe::reference::experts(x, weights, chosen, gate, up, down, &residual), expected, this->tolerance);
 }
 
+TYPED_TEST(MoeReference, SharedExpertsAreTakenByEveryTokenWithWeightOne) {
+  constexpr int64_t tokens = 4, topk = 2, width = 6, inner = 3, routed = 3, shared = 2;
+  Random random(8);
+  auto x = random.tensor<TypeParam>({tokens, width}), weights = random.tensor<TypeParam>({tokens, topk}),
+       gate = random.tensor<TypeParam>({routed + shared, inner, width}),
+       up = random.tensor<TypeParam>({routed + shared, inner, width}),
+       down = random.tensor<TypeParam>({routed + shared, width, inner}),
+       residual = random.tensor<TypeParam>({tokens, width});
+  IndexTensor chosen({tokens, topk}, {2, 0, 1, 2, 0, 1, 2, 1});
+  auto some = experts(x, weights, chosen, gate, up, down, &residual, /*activations=*/nullptr,
+                      /*members=*/std::nullopt, shared);
+  Tensor<TypeParam> allWeights({tokens, topk + shared});
+  IndexTensor all({tokens, topk + shared});
+  for (int64_t t = 0; t < tokens; ++t)
+    for (int64_t k = 0; k < topk + shared; ++k) {
+      all.row(t)[k] = k < topk ? chosen.row(t)[k] : static_cast<int32_t>(routed + k - topk);
+      allWeights.row(t)[k] = k < topk ? weights.row(t)[k] : TypeParam(1);
+    }
+  EXPECT_EQ(some.data, experts(x, allWeights, all, gate, up, down, &residual).data);
+}
+
 TYPED_TEST(MoeReference, ExpertsInSetsAddWhatTheyAddTogether) {
   constexpr int64_t tokens = 5, topk = 3, width = 6, inner = 3;
   Random random(7);

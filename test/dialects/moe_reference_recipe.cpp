@@ -199,6 +199,24 @@ TEST_F(MoeReferenceRecipe, HeadRowsTransposePad) {
   EXPECT_EQ(values(R"(["m"])", "[#moe.pad<3>]"), Tensor<float>({2, 3}, {0, 1, 2, 3, 4, 5}));
 }
 
+TEST_F(MoeReferenceRecipe, AppendPutsSlicesOfAMatrixBehindAStack) {
+  addCounting("e0", {2, 2});
+  addCounting("e1", {2, 2}, 10);
+  addCounting("tall", {4, 2}, 20);
+  addCounting("wide", {2, 4}, 30);
+  EXPECT_EQ(values(R"(["e{e}", "tall"])", "[#moe.stack<2>, #moe.append<rows, 2>]"),
+            Tensor<float>({4, 2, 2}, {0, 1, 2, 3, 10, 11, 12, 13, 20, 21, 22, 23, 24, 25, 26, 27}));
+  EXPECT_EQ(values(R"(["e{e}", "wide"])", "[#moe.stack<[1]>, #moe.append<columns, 2>]"),
+            Tensor<float>({3, 2, 2}, {10, 11, 12, 13, 30, 31, 34, 35, 32, 33, 36, 37}));
+  // By twos, as gate and up are packed.
+  Tensor<float> gate = values(R"(["e{e}", "tall"])", "[#moe.stack<2>, #moe.append<rows, 2>, #moe.pack_panels<2>]");
+  Tensor<float> both =
+      values(R"(["e{e}", "tall", "e{e}", "tall"])", "[#moe.stack<2>, #moe.append<rows, 2>, #moe.pack_panels<4>]");
+  ASSERT_EQ(both.shape, (std::vector<int64_t>{4, 1, 2, 4}));
+  for (int i = 0; i < 32; ++i)
+    EXPECT_EQ(both.data[i], gate.data[i / 4 * 2 + i % 2]);
+}
+
 TEST_F(MoeReferenceRecipe, ConcatPutsRowsBelowRows) {
   addCounting("a", {2, 3});
   addCounting("b", {1, 3}, 6);
@@ -318,6 +336,13 @@ TEST_F(MoeReferenceRecipe, RefusalsAreSentences) {
             "#moe.concat<[4, 4]>: 'n' is F32 [3, 6], expected F32 [4, 6]");
   EXPECT_EQ(message(R"(["v", "v"])", "[#moe.concat<[4, 4]>]"),
             "#moe.concat<[4, 4]>: 'v' is F32 [4], expected F32 [4, 4]");
+  addCounting("s0", {4, 3});
+  EXPECT_EQ(message(R"(["s{e}", "m"])", "[#moe.stack<1>, #moe.append<rows, 2>]"),
+            "#moe.append<rows, 2>: 'm' is [4, 6], expected [8, 3] for matrices of [4, 3]");
+  EXPECT_EQ(message(R"(["s{e}", "m"])", "[#moe.stack<1>, #moe.append<columns, 3>]"),
+            "#moe.append<columns, 3>: 'm' is [4, 6], expected [4, 9] for matrices of [4, 3]");
+  EXPECT_EQ(message(R"(["s{e}", "v"])", "[#moe.stack<1>, #moe.append<rows, 1>]"),
+            "#moe.append<rows, 1>: 'v' is [4], expected [4, 3] for matrices of [4, 3]");
   EXPECT_EQ(message(R"(["m"])", "[#moe.concat<[4, 3]>]"), "#moe.concat<[4, 3]> takes 2 tensors, but the recipe has 1");
   EXPECT_EQ(message(R"(["m"])", "[#moe.stack<2>]"), "#moe.stack<2> finds no source with '{e}' in its name");
   EXPECT_EQ(message(R"(["e{e}"])", "[#moe.stack<2>]"), "#moe.stack<2>: 'e{e}' is F32 [2, 3] for {e} = 1, "

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import bf16_to_float, read_safetensors, to_bf16_bits
+from checkpoints import bf16_to_float, read_safetensors, to_bf16_bits, write_safetensors
 
 MODEL = Path(__file__).parent.parent / "models" / "tiny-shakespeare"
 FP8 = MODEL.with_name("tiny-shakespeare-fp8")
@@ -183,6 +183,40 @@ def test_runs_of_fewer_tokens_give_the_same(compiled, moec, text, tmp_path):
     assert (tmp_path / "whole").read_bytes() == (tmp_path / "cut").read_bytes()
 
 
+def test_a_shared_expert_among_the_routed_ones_is_recorded_as_the_one_it_is(compiled, moec, text, tmp_path):
+    """A shared expert twice as wide as a routed one, which -O1 leaves apart: both say the same of every weight, but for
+    rounding."""
+    model = tmp_path / "model"
+    shutil.copytree(MODEL, model)
+    (model / "config.json").write_text(json.dumps({**CONFIG, "n_shared_experts": 2}))
+    stored, _ = read_safetensors(MODEL / "model.safetensors")
+    for name, (kind, array) in stored.items():
+        if ".shared_experts." in name:  # the same again, from the other end
+            axis = 1 if "down_proj" in name else 0
+            stored[name] = kind, np.concatenate([array, np.flip(array, axis)], axis)
+    write_safetensors(model / "model.safetensors", stored)
+    said = []
+    for level in ("-O1", "-O2"):
+        path = tmp_path / level
+        moec.run("calibrate", compiled(model, level), "--file", text, "-o", path, "--tokens", "256")
+        said.append((load(path), metadata(path)))
+    (apart, named), (joined, joined_named) = said
+    assert set(named["inputs"]) == set(joined_named["inputs"]) and named["routing"] == joined_named["routing"]
+    for weight, id in named["inputs"].items():
+        one, other = apart[id + ".x"], joined[joined_named["inputs"][weight] + ".x"]
+        assert one.shape == other.shape
+        # A rounding of f32 may take bf16 to its neighbour; choices that tip over would be other rows.
+        assert (np.abs(one - other) <= 2**-7 * np.abs(one) + 1e-6).mean() > 0.999, weight
+    for id in set(named["routing"].values()):
+        for part in (".chosen", ".counts"):
+            assert (apart[id + part] == joined[id + part]).mean() > 0.999
+        for part in (".sensitivity", ".tipping"):
+            assert np.isfinite(joined[id + part]).all()
+        # Noise is measured against what the experts give, not against the stream that this is added to.
+        ratio = joined[id + ".sensitivity"][0] / apart[id + ".sensitivity"][0]
+        assert 0.5 < ratio < 2, ratio
+
+
 def test_tokens_bound_what_is_read(made, compiled, moec, text, tmp_path):
     """Whole chunks, which are those of the longer reading; without sensitivities if so asked."""
     path = tmp_path / "c"
@@ -230,7 +264,7 @@ def stream(made, tokens, weights) -> dict[str, np.ndarray]:
 
 def test_everything_fits_together(made, stream, weights):
     """What the rows of each product add to the stream is what the next norm makes the next rows of."""
-    tensors = load(made[0])
+    tensors, inputs = load(made[0]), metadata(made[0])["inputs"]
     readers = {"model.norm": "lm_head"}
     for layer in range(CONFIG["num_hidden_layers"]):
         prefix = f"model.layers.{layer}"
@@ -238,7 +272,7 @@ def test_everything_fits_together(made, stream, weights):
         mlp = f"{prefix}.mlp" if layer == 0 else f"{prefix}.mlp.shared_experts"
         readers[f"{prefix}.post_attention_layernorm"] = f"{mlp}.gate_proj"
     for norm, reader in readers.items():
-        expected, found = rms_norm(stream[norm], weights[f"{norm}.weight"]), tensors[f"{reader}.weight.x"]
+        expected, found = rms_norm(stream[norm], weights[f"{norm}.weight"]), tensors[inputs[f"{reader}.weight"] + ".x"]
         # Roundings to bf16, 2^-9 each, of the rows of all products before.
         assert np.abs(found - expected).max() < 0.01 * np.abs(expected).max(), norm
         assert np.sqrt(((found - expected) ** 2).mean() / (expected**2).mean()) < 2**-8, norm
@@ -360,8 +394,9 @@ def test_refuses_bad_artifacts(compiled, moec, text, tmp_path):
     assert "'k' is 0" in refusal(lambda manifest: spec(manifest, "gemm").update(k=0))
     assert "too small for rows" in refusal(lambda manifest: spec(manifest, "gemm").update(k=2**20, x_stride=2**20))
     assert "too small for rows" in refusal(lambda manifest: spec(manifest, "route").update(topk=16))
+    assert "too small for rows" in refusal(lambda manifest: spec(manifest, "route").update(shared=2**20))
     scatter = refusal(lambda manifest: spec(manifest, "gemm", routing="scatter").update(topk=3))
-    assert "takes 3 rows for each token, but its router chooses 4 experts" in scatter
+    assert "takes 3 rows for each token, but its router chooses 5 experts" in scatter  # one of them shared
     assert "of 3" in refusal(lambda manifest: spec(manifest, "route").update(experts=3))
     some = refusal(lambda manifest: spec(manifest, "dispatch").update(members=[0, 1]))
     assert "takes some of a layer's experts alone" in some

@@ -154,11 +154,17 @@ def test_what_was_fused_and_what_not(explained):
     assert outcome["moe-fuse-mla", "layers.3.self_attn.attention"] == (True, "into moe.mla_attention")
     assert outcome["moe-fuse-gate-up", "layers.0.mlp.act_fn"] == (True, "into moe.gate_up")
     assert outcome["moe-fuse-projections", "layers.2.self_attn.q_a_proj"][0]
-    fused, why = outcome["moe-fuse-residual", "layers.1.mlp.add"]
-    assert not fused and "moe.experts adds a residual already" in why
+    assert outcome["moe-join-shared-expert", "layers.1.mlp.shared_experts.add"] == (True, "into moe.experts")
+    assert outcome["moe-fuse-residual", "layers.1.mlp.add"] == (True, "into moe.experts")
     layers = [fusion["op"].partition(".self_attn")[0].partition(".mlp")[0] for fusion in report["fusions"]]
     assert layers == sorted(layers)
-    assert why in page
+    apart, page, _ = explained(TINY, "--experts", "int8", "--max-tokens", "64")
+    outcome = {(fusion["pass"], fusion["op"]): (fusion["fused"], fusion["text"]) for fusion in apart["fusions"]}
+    fused, why = outcome["moe-join-shared-expert", "layers.1.mlp.shared_experts.down_proj"]
+    # int8 rounds what the routed experts read.
+    assert not fused and "reads another input than the routed experts" in why and why in page
+    fused, why = outcome["moe-fuse-residual", "layers.1.mlp.add"]
+    assert not fused and "moe.experts adds a residual already" in why and why in page
     none, _, _ = explained(TINY, *CASES[2][1])
     assert {fusion["pass"] for fusion in none["fusions"]} == {"moe-fuse-mla"}
 

@@ -27,6 +27,9 @@ def test_bundled_models(moec):
         steps = {step["name"]: step for step in report["steps"]}
         assert report["holds"] and report["tokens"] == 16
         exact = ["moe-fuse-gate-up", "moe-fuse-projections", "moe-fuse-residual", "moe-trim-rows"]
+        # As wide as a routed one, the shared expert is the last term of the sum in either form.
+        joined = steps.pop("moe-join-shared-expert")
+        assert joined["proof"] == "rounded" and joined["max_abs"] == 0
         assert list(steps) == ["moe-fuse-mla", "moe-choose-mla", *exact, "artifact"]
         assert all(steps[name]["max_abs"] == 0 for name in exact)
         assert 0 < steps["moe-fuse-mla"]["max_abs"] <= BOUND and 0 < steps["artifact"]["max_abs"] <= BOUND
@@ -48,6 +51,14 @@ def test_forms_of_attention(moec):
 @pytest.mark.parametrize("name", sorted(path.name for path in PARITY.iterdir()))
 def test_parity_models(name, moec, tmp_path):
     assert report_of(moec, checkpoints.build(PARITY / name, tmp_path / "model"), "--count", 8)["holds"]
+
+
+def test_shared_expert_in_two_parts(moec, tmp_path):
+    """Twice as wide, its sums are cut in two."""
+    report = report_of(moec, checkpoints.build(PARITY / "v2-lite", tmp_path / "model"), "--count", 8)
+    steps = {step["name"]: step for step in report["steps"]}
+    assert 0 < steps["moe-join-shared-expert"]["max_abs"] <= BOUND
+    assert steps["moe-trim-rows"]["max_abs"] == 0
 
 
 @pytest.mark.parametrize("name", ["fp8-32x32", "gptq-v1-order", "pack4", "nvfp4"])
@@ -85,7 +96,7 @@ def test_table(moec):
     lines = moec.run("verify", TINY, "--no-artifact", "--count", 4).stdout.decode().splitlines()
     assert lines[0].split() == ["step", "proof", "max", "abs", "max", "rel", "KLD", "same", "top", "holds"]
     assert lines[-1] == "unchanged by canonicalize cse moe-quantize"
-    assert sum(line.endswith("yes") for line in lines) == 6
+    assert sum(line.endswith("yes") for line in lines) == 7
 
 
 @pytest.mark.parametrize(

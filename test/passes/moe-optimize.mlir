@@ -22,10 +22,8 @@ moe.cache @kv.0 width 40
 //       CHECK: %[[N1:.+]] = moe.rms_norm %[[X1]],
 //       CHECK: %[[L:.+]] = moe.linear %[[N1]],
 //       CHECK: %[[W:.+]], %[[E:.+]] = moe.route softmax topk(2) %[[L]]
-//       CHECK: %[[GU:.+]] = moe.gate_up %[[N1]],
-//       CHECK: %[[SHARED:.+]] = moe.linear %[[GU]], %{{[a-z0-9_]+}} :
-//       CHECK: %[[Y:.+]] = moe.experts %[[N1]] route(%[[W]], %[[E]]) {{.*}} add %[[SHARED]] :
-//       CHECK: %[[X2:.+]] = moe.add %[[X1]], %[[Y]]
+//       CHECK: moe.weight ["experts.{e}.gate_proj.weight", "shared_experts.gate_proj.weight"] recipe [#moe.stack<4>, #moe.append<rows, 1>] : tensor<5x12x16xf32>
+//       CHECK: %[[X2:.+]] = moe.experts %[[N1]] route(%[[W]], %[[E]]) {{.*}} shared 1 add %[[X1]] :
 //   CHECK-NOT: moe.gather_rows
 //   CHECK-NOT: moe.weight
 //       CHECK: %[[LOGITS:.+]] = moe.linear %[[X2]],

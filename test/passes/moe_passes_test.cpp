@@ -7,6 +7,7 @@
 
 #include "test/dialects/moe_reference_common.h"
 
+#include "dialects/Moe/Recipe.h"
 #include "dialects/Moe/Reference/Interpreter.h"
 #include "passes/Moe/Passes.h"
 #include "passes/Pipelines.h"
@@ -62,6 +63,13 @@ protected:
     step({60, 7, 61, 62}, {0, 6, 1, 2}, {3, 0, 3, 3}, {3, 1});
     step({9, 10}, {3, 4}, {0, 0}, {1, 0}); // back to position 3: entries are replaced
     return all;
+  }
+
+  OwningOpRef<ModuleOp> joined() {
+    return optimized([](PassManager &manager) {
+      manager.addNestedPass<func::FuncOp>(createFuseGateUpPass());
+      manager.addNestedPass<func::FuncOp>(createJoinSharedExpertPass());
+    });
   }
 
   OwningOpRef<ModuleOp> optimized(function_ref<void(PassManager &)> build) {
@@ -131,6 +139,38 @@ TEST_F(PassesTest, OtherFusionsKeepEveryBit) {
   ASSERT_EQ(count<GateUpOp>(*module), 1);
   ASSERT_EQ(count<AddOp>(*module), 1);
   EXPECT_EQ(run(*module, InterpreterOptions::Precision::F32), run(*plain, InterpreterOptions::Precision::F32));
+}
+
+TEST_F(PassesTest, ASharedExpertAsWideAsARoutedOneJoinsThemToTheBit) {
+  OwningOpRef<ModuleOp> module = joined();
+  ASSERT_EQ(count<GateUpOp>(*module), 0);
+  module->walk([&](ExpertsOp op) { EXPECT_EQ(op.getShared(), 1u); });
+  EXPECT_EQ(run(*module, InterpreterOptions::Precision::F32), run(*plain, InterpreterOptions::Precision::F32));
+}
+
+TEST_F(PassesTest, ASharedExpertTwiceAsWideChangesOnlyRounding) {
+  // The same model with half of the routed experts' width.
+  plain->walk([&](Operation *op) {
+    auto weight = dyn_cast<WeightOp>(op);
+    if (!weight || !isFamily(cast<StringAttr>(weight.getSources()[0])))
+      return;
+    auto type = weight.getType();
+    SmallVector<int64_t> shape(type.getShape());
+    bool down = shape[1] == 16;
+    shape[down ? 2 : 1] = 6;
+    weight.getResult().setType(RankedTensorType::get(shape, type.getElementType()));
+    Random random(/*seed=*/down ? 8 : 9);
+    for (int64_t e = 0; e < shape[0]; ++e)
+      weights.add(memberOf(cast<StringAttr>(weight.getSources()[0]), e), random.tensor<float>({shape[1], shape[2]}));
+  });
+  OwningOpRef<ModuleOp> module = joined();
+  module->walk([&](ExpertsOp op) { EXPECT_EQ(op.getShared(), 2u); });
+  using Precision = InterpreterOptions::Precision;
+  std::vector<double> expected = run(*plain, Precision::F64), found = run(*module, Precision::F64);
+  EXPECT_NE(found, expected);
+  // A sum of 12 products in two parts, of a handful of such sums.
+  EXPECT_LT(relativeError(found, expected), 1e-14);
+  EXPECT_LT(relativeError(run(*module, Precision::F32), expected), 1e-4);
 }
 
 TEST_F(PassesTest, RowsThatNobodyAsksForChangeNoBit) {

@@ -14,8 +14,8 @@
 // CHECK: exec.launch @gather_rows_d48(
 // CHECK: exec.launch @gather_rows_d16(
 // CHECK: exec.launch @gemm_f32_n16_k48_add_rows(
-// CHECK: exec.launch @route_softmax_e{{[0-9]+}}_top2_rows(
-// CHECK: exec.launch @dispatch_e{{[0-9]+}}_top2_rows(
-// CHECK: exec.launch @combine_top2_d16_add_rows(
+// CHECK: exec.launch @route_softmax_e{{[0-9]+}}_top2_shared1_rows(
+// CHECK: exec.launch @dispatch_e5_top3_rows(
+// CHECK: exec.launch @combine_top3_d16_add_rows(
 // CHECK: exec.launch @gemm_f32_n64_k16_rows(
 // CHECK-NOT: exec.launch

@@ -125,7 +125,7 @@ public:
   /// What codes of `step` stand for.
   Result<std::vector<float>> rounded(mlir::moe::QuantizeAttr step, int64_t expert,
                                      const Calibration &calibration) const {
-    MOEC_TRY(auto quantizer, Quantizer::open(step, name(), /*members=*/{}, block(), &calibration));
+    MOEC_TRY(auto quantizer, Quantizer::open(step, name(), /*members=*/{}, /*appended=*/{}, block(), &calibration));
     std::vector<float> all(block().rows * block().cols);
     constexpr int64_t height = 16;
     std::vector<RowCodes> codes(height);
@@ -316,7 +316,7 @@ Path pathOf(const Layer &layer) {
   return path;
 }
 
-/// Weights that are no routed experts': what lowering with these options gives, less those.
+/// Weights that are no routed experts', shared ones included: what lowering with these options gives, less those.
 Result<uint64_t> bytesBeside(const BudgetOptions &options, const std::vector<Layer> &layers) {
   CompileOptions compile = options.compile;
   compile.experts = "keep";
@@ -326,10 +326,15 @@ Result<uint64_t> bytesBeside(const BudgetOptions &options, const std::vector<Lay
   uint64_t bytes = 0;
   for (auto weight : compilation->program().getOps<mlir::exec::WeightOp>()) {
     mlir::StringRef source = mlir::cast<mlir::StringAttr>(weight.getSources()[0]).getValue();
-    if (llvm::any_of(layers, [&](const Layer &layer) { return llvm::is_contained(layer.tensors, source.str()); }))
-      continue;
     MOEC_TRY(WeightJob job, WeightJob::from(weight));
-    bytes += job.bytes();
+    if (!llvm::any_of(layers, [&](const Layer &layer) { return llvm::is_contained(layer.tensors, source.str()); })) {
+      bytes += job.bytes();
+      continue;
+    }
+    // A shared expert may be behind the routed ones, of which it is none.
+    for (mlir::Attribute step : weight.getRecipe())
+      if (auto append = mlir::dyn_cast<mlir::moe::AppendAttr>(step))
+        bytes += job.bytes() / job.shape.front() * append.getCount();
   }
   return bytes;
 }

@@ -42,8 +42,12 @@ struct Matrix {
 struct Experts {
   std::string id; ///< the first weight that follows their routing
   int64_t topk = 0, experts = 0;
+  int64_t shared = 0; ///< experts behind these that every token takes, as its last choices
   Matrix chosen, weights;
-  std::optional<Matrix> out; ///< their output, summed up; what else it is added to may be in it
+  std::optional<Matrix> out;    ///< their output, summed up; what else it is added to may be in it
+  std::optional<Matrix> stream; ///< what is in it for sure: with shared experts the output is complete without
+
+  int64_t choices() const { return topk + shared; }
 };
 
 /// Rows that weights are multiplied with.
@@ -52,6 +56,10 @@ struct Input {
   Matrix x;
   std::optional<Matrix> order;      ///< where x is sorted by expert: place of each row among the choices
   const Experts *experts = nullptr; ///< whose choices `order` sorts
+  bool ofShared = false;            ///< what its shared experts read, side by side, not the others
+
+  int64_t rowsPerToken() const { return experts && !ofShared ? experts->topk : 1; }
+  int64_t width() const { return ofShared ? experts->shared * x.width : x.width; }
 };
 
 /// Finds inputs and routings by following buffers through the launches.
@@ -71,6 +79,8 @@ private:
   Result<Matrix> matrix(size_t launch, size_t arg, DType dtype, int64_t rowsPerToken, int64_t width,
                         int64_t stride) const;
   Status readGemm(size_t launch, const Spec &spec);
+  /// Notes that the weights `names` read `input`, which `kind` tells from others of the same memory.
+  void addInput(Input input, int kind, const std::vector<std::string> &names);
   /// How errors about a launch start.
   std::string what(size_t launch) const {
     return artifact.directory() + ": launch " + quote(artifact.launches()[launch].label);
@@ -141,11 +151,11 @@ Status ProgramReader::readGemm(size_t launch, const Spec &spec) {
       return Error{what(launch) + " follows lists of experts that no dispatch makes"};
     experts = found->second;
     MOEC_TRY(int64_t topk, spec.size("topk"));
-    if (topk != experts->topk)
+    if (topk != experts->choices())
       return Error{what(launch) + " takes " + std::to_string(topk) + " rows for each token, but its router chooses " +
-                   std::to_string(experts->topk) + " experts"};
+                   std::to_string(experts->choices()) + " experts"};
     if (routing == "scatter") {
-      perToken = experts->topk;
+      perToken = experts->choices();
       input.experts = experts;
       MOEC_TRY(input.order, matrix(launch, args.size() - 1, DType::I32, perToken, 1, 1));
     }
@@ -161,33 +171,48 @@ Status ProgramReader::readGemm(size_t launch, const Spec &spec) {
     return Error{artifact.directory() + ": does not say which tensors of the checkpoint its weights are made of; "
                                         "compile the model again with this moec"};
 
-  std::vector<std::string> fresh; // a weight that two launches read has its rows from the first
-  std::ranges::copy_if(names, std::back_inserter(fresh), [&](auto &name) { return !inputIds.contains(name); });
-  if (!fresh.empty()) {
-    auto writer = writers.find(args[0].index);
-    const std::tuple key(args[0].index, args[0].offset, writer == writers.end() ? size_t(-1) : writer->second, width,
-                         stride,
-                         input.order   ? 2
-                         : rows == "R" ? 1
-                                       : 0);
-    auto [id, isNew] = known.emplace(key, fresh.front());
-    if (isNew) {
-      input.id = fresh.front();
-      inputs.push_back(std::move(input));
-    }
-    for (const std::string &name : fresh)
-      inputIds.emplace(name, id->second);
-    if (experts && experts->id.empty())
-      experts->id = fresh.front();
-    if (experts)
-      for (const std::string &name : fresh)
-        routingIds.emplace(name, experts->id);
+  // Shared experts are slices of matrices that are no families.
+  std::vector<std::string> routedNames, sharedNames;
+  for (const std::string &name : names)
+    (experts && experts->shared && name.find("{e}") == std::string::npos ? sharedNames : routedNames).push_back(name);
+  if (experts && !routedNames.empty() && experts->id.empty())
+    experts->id = routedNames.front();
+  if (experts)
+    for (const std::string &name : routedNames)
+      routingIds.emplace(name, experts->id);
+  if (input.order) {
+    Input ofShared = input;
+    ofShared.ofShared = true;
+    addInput(std::move(ofShared), /*kind=*/3, sharedNames);
+    addInput(std::move(input), /*kind=*/2, routedNames);
+  } else {
+    // As where the shared expert is launched by itself, it comes first.
+    sharedNames.insert(sharedNames.end(), routedNames.begin(), routedNames.end());
+    addInput(std::move(input), rows == "R" ? 1 : 0, sharedNames);
   }
   if (experts)
     if (auto y = std::ranges::find(artifact.launches()[launch].writes, args.size() - 4);
         y != artifact.launches()[launch].writes.end() && args[*y].kind == ArgInfo::Kind::Buffer)
       routed[args[*y].index] = experts;
   return success();
+}
+
+void ProgramReader::addInput(Input input, int kind, const std::vector<std::string> &names) {
+  std::vector<std::string> fresh; // a weight that two launches read has its rows from the first
+  std::ranges::copy_if(names, std::back_inserter(fresh), [&](auto &name) { return !inputIds.contains(name); });
+  if (fresh.empty())
+    return;
+  const ArgInfo &x = artifact.launches()[input.x.launch].args[input.x.arg];
+  auto writer = writers.find(x.index);
+  const std::tuple key(x.index, x.offset, writer == writers.end() ? size_t(-1) : writer->second, input.x.width,
+                       input.x.stride, kind);
+  auto [id, isNew] = known.emplace(key, fresh.front());
+  if (isNew) {
+    input.id = fresh.front();
+    inputs.push_back(std::move(input));
+  }
+  for (const std::string &name : fresh)
+    inputIds.emplace(name, id->second);
 }
 
 Status ProgramReader::run() {
@@ -206,8 +231,9 @@ Status ProgramReader::run() {
         MOEC_TRY(found->topk, spec.size("topk"));
         MOEC_TRY(found->experts, spec.size("experts"));
         const size_t count = launch.args.size();
-        MOEC_TRY(found->weights, matrix(i, count - 2, DType::F32, 1, found->topk, found->topk));
-        MOEC_TRY(found->chosen, matrix(i, count - 1, DType::I32, 1, found->topk, found->topk));
+        MOEC_TRY(found->shared, spec.fields.integer("shared", 0, int64_t(1) << 31));
+        MOEC_TRY(found->weights, matrix(i, count - 2, DType::F32, 1, found->topk, found->choices()));
+        MOEC_TRY(found->chosen, matrix(i, count - 1, DType::I32, 1, found->topk, found->choices()));
         routed[launch.args[count - 1].index] = found.get();
         all.push_back(std::move(found));
       } else if (spec.kind == "dispatch" && second) {
@@ -226,7 +252,13 @@ Status ProgramReader::run() {
         MOEC_TRY(int64_t width, spec.size("width"));
         MOEC_TRY(int64_t stride, spec.size("out_stride"));
         if (auto found = routed.find(y->index); found != routed.end()) {
-          MOEC_TRY(found->second->out, matrix(i, launch.args.size() - 1, DType::F32, 1, width, stride));
+          Experts &summed = *found->second;
+          MOEC_TRY(summed.out, matrix(i, launch.args.size() - 1, DType::F32, 1, width, stride));
+          MOEC_TRY(bool residual, spec.fields.boolean("residual"));
+          if (residual && summed.shared) {
+            MOEC_TRY(int64_t residualStride, spec.size("residual_stride"));
+            MOEC_TRY(summed.stream, matrix(i, launch.args.size() - 2, DType::F32, 1, width, residualStride));
+          }
         }
       }
       for (size_t arg : launch.writes)
@@ -261,8 +293,7 @@ std::vector<TensorSpec> layout(const ProgramReader &program, int64_t tokens, boo
     specs.push_back({experts->id + ".weights", DType::F32, {tokens, experts->topk}});
   }
   for (const Input &input : program.inputs)
-    specs.push_back(
-        {input.id + ".x", DType::BF16, {input.experts ? tokens * input.experts->topk : tokens, input.x.width}});
+    specs.push_back({input.id + ".x", DType::BF16, {tokens * input.rowsPerToken(), input.width()}});
   return specs;
 }
 
@@ -318,36 +349,45 @@ Status Recorder::record(const LaunchView &view) {
 Status Recorder::recordChoices(const LaunchView &view, size_t index) {
   const Experts &experts = *program.experts[index];
   const int64_t choices = view.tokens * experts.topk;
-  const auto *chosen = experts.chosen.row<int32_t>(view, 0);
-  for (int64_t i = 0; i < choices; ++i) {
-    if (chosen[i] < 0 || chosen[i] >= experts.experts)
-      return Error{what(view) + " chooses expert " + std::to_string(chosen[i]) + " of " +
-                   std::to_string(experts.experts)};
-    ++counts[index][chosen[i]];
+  std::vector<int32_t> chosen(choices);
+  std::vector<float> weights(choices);
+  for (int64_t t = 0; t < view.tokens; ++t) {
+    std::copy_n(experts.chosen.row<int32_t>(view, t), experts.topk, &chosen[t * experts.topk]);
+    std::copy_n(experts.weights.row<float>(view, t), experts.topk, &weights[t * experts.topk]);
+  }
+  for (int32_t expert : chosen) {
+    if (expert < 0 || expert >= experts.experts)
+      return Error{what(view) + " chooses expert " + std::to_string(expert) + " of " + std::to_string(experts.experts)};
+    ++counts[index][expert];
   }
   const uint64_t at = begin * experts.topk * sizeof(int32_t), bytes = choices * sizeof(int32_t);
-  MOEC_CHECK(writer.write(experts.id + ".chosen", at, chosen, bytes));
-  return writer.write(experts.id + ".weights", at, experts.weights.row<float>(view, 0), bytes);
+  MOEC_CHECK(writer.write(experts.id + ".chosen", at, chosen.data(), bytes));
+  return writer.write(experts.id + ".weights", at, weights.data(), bytes);
 }
 
 Status Recorder::recordInput(const LaunchView &view, const Input &input) {
   // All rows of logits are asked for, so that R is T.
-  const int64_t perToken = input.experts ? input.experts->topk : 1, rows = view.tokens * perToken;
-  const int64_t width = input.x.width;
-  half.resize(rows * width);
+  const int64_t choices = input.experts ? input.experts->choices() : 1, rows = view.tokens * choices;
+  const int64_t routed = input.experts ? input.experts->topk : 1, width = input.x.width;
+  half.resize(view.tokens * input.rowsPerToken() * input.width());
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t place = input.order ? *input.order->row<int32_t>(view, row) : row;
     if (place < 0 || place >= rows)
       return Error{what(view) + " has row " + std::to_string(place) + " in its order of " + std::to_string(rows)};
+    const int64_t token = place / choices, choice = place % choices;
+    if ((choice >= routed) != input.ofShared)
+      continue;
+    uint16_t *to = input.ofShared ? &half[(token * (choices - routed) + choice - routed) * width]
+                                  : &half[(token * routed + choice) * width];
     const auto *from = input.x.row<float>(view, row);
     for (int64_t column = 0; column < width; ++column) {
-      const uint16_t bits = half[place * width + column] = floatToBf16(from[column]);
+      const uint16_t bits = to[column] = floatToBf16(from[column]);
       if ((bits & 0x7f80) == 0x7f80)
-        return Error{what(view) + " reads " + numberText(from[column]) + " at token " +
-                     std::to_string(begin + place / perToken) + " of the text"};
+        return Error{what(view) + " reads " + numberText(from[column]) + " at token " + std::to_string(begin + token) +
+                     " of the text"};
     }
   }
-  return writer.write(input.id + ".x", begin * perToken * width * sizeof(uint16_t), half.data(),
+  return writer.write(input.id + ".x", begin * input.rowsPerToken() * input.width() * sizeof(uint16_t), half.data(),
                       half.size() * sizeof(uint16_t));
 }
 
@@ -355,22 +395,25 @@ Status Recorder::recordInput(const LaunchView &view, const Input &input) {
 class Noise {
 public:
   /// `share`: of the row's root mean square.
-  Noise(const Matrix &out, uint64_t seed, double share) : out(out), share(share), seed(seed) {}
+  Noise(const Experts &experts, uint64_t seed, double share)
+      : out(*experts.out), stream(experts.stream), share(share), seed(seed) {}
 
   void observe(const LaunchView &view) {
     if (view.launch != out.launch)
       return;
     for (int64_t t = 0; t < view.tokens; ++t, ++tokens)
-      disturb(out.row<float>(view, t));
+      disturb(out.row<float>(view, t), stream ? stream->row<float>(view, t) : nullptr);
   }
   /// Of all noise so far.
   double meanSquaredNorm() const { return tokens ? sum / static_cast<double>(tokens) : 0; }
 
 private:
-  void disturb(float *row) {
+  void disturb(float *row, const float *stream) {
     double squares = 0;
-    for (int64_t i = 0; i < out.width; ++i)
-      squares += static_cast<double>(row[i]) * row[i];
+    for (int64_t i = 0; i < out.width; ++i) {
+      const double value = static_cast<double>(row[i]) - (stream ? stream[i] : 0);
+      squares += value * value;
+    }
     const auto step = static_cast<float>(share * std::sqrt(squares / static_cast<double>(out.width)));
     for (int64_t i = 0; i < out.width; ++i) {
       if (i % 64 == 0)
@@ -381,7 +424,8 @@ private:
       sum += added * added;
     }
   }
-  const Matrix &out;
+  Matrix out;
+  std::optional<Matrix> stream;
   double share;
   uint64_t seed, signs = 0;
   int64_t tokens = 0;
@@ -401,20 +445,19 @@ public:
       layer.at = 0;
   }
   void remember(const LaunchView &view) {
-    atRoutes(view, [](Layer &layer, int32_t *chosen, float *weights, int64_t choices, int64_t) {
-      layer.chosen.insert(layer.chosen.end(), chosen, chosen + choices);
-      layer.weights.insert(layer.weights.end(), weights, weights + choices);
+    atRows(view, [](Layer &layer, int32_t *chosen, float *weights, int64_t topk) {
+      layer.chosen.insert(layer.chosen.end(), chosen, chosen + topk);
+      layer.weights.insert(layer.weights.end(), weights, weights + topk);
     });
   }
   void hold(const LaunchView &view) {
-    atRoutes(view, [](Layer &layer, int32_t *chosen, float *weights, int64_t choices, int64_t topk) {
-      for (int64_t i = 0; i < choices; i += topk, layer.at += topk) {
-        const int32_t *held = &layer.chosen[layer.at];
-        if (std::is_permutation(chosen + i, chosen + i + topk, held))
-          continue;
-        std::copy_n(held, topk, chosen + i);
-        std::copy_n(&layer.weights[layer.at], topk, weights + i);
-      }
+    atRows(view, [](Layer &layer, int32_t *chosen, float *weights, int64_t topk) {
+      const size_t at = std::exchange(layer.at, layer.at + topk);
+      const int32_t *held = &layer.chosen[at];
+      if (std::is_permutation(chosen, chosen + topk, held))
+        return;
+      std::copy_n(held, topk, chosen);
+      std::copy_n(&layer.weights[at], topk, weights);
     });
   }
 
@@ -424,12 +467,12 @@ private:
     std::vector<float> weights;  ///< [tokens, topk]
     size_t at = 0;
   };
-  template <typename Visit> void atRoutes(const LaunchView &view, Visit visit) {
+  /// Of each token, at the launch that routes a layer.
+  template <typename Visit> void atRows(const LaunchView &view, Visit visit) {
     for (size_t i = 0; i < layers.size(); ++i) {
       const Experts &experts = *program.experts[i];
-      if (experts.chosen.launch == view.launch)
-        visit(layers[i], experts.chosen.row<int32_t>(view, 0), experts.weights.row<float>(view, 0),
-              view.tokens * experts.topk, experts.topk);
+      for (int64_t t = 0; experts.chosen.launch == view.launch && t < view.tokens; ++t)
+        visit(layers[i], experts.chosen.row<int32_t>(view, t), experts.weights.row<float>(view, t), experts.topk);
     }
   }
 
@@ -450,8 +493,8 @@ public:
     for (const auto &experts : program.experts)
       if (experts->out)
         for (bool holds : {true, false})
-          probes.push_back({experts.get(), holds,
-                            Noise(*experts->out, /*seed=*/probes.size() << 32, holds ? heldShare : freeShare), 0});
+          probes.push_back(
+              {experts.get(), holds, Noise(*experts, /*seed=*/probes.size() << 32, holds ? heldShare : freeShare), 0});
   }
 
   /// Told of the launches of a chunk's first reading, before `add`.

@@ -6,6 +6,7 @@
 #include "codegen/Weights/Materialize.h"
 #include "dialects/Exec/ExecDialect.h"
 #include "dialects/Moe/MoeDialect.h"
+#include "dialects/Moe/Recipe.h"
 #include "frontends/HuggingFace/Inventory.h"
 #include "passes/Analysis/Cost.h"
 #include "passes/Moe/WeightFormat.h"
@@ -397,7 +398,16 @@ private:
       if (index == static_cast<int>(Part::Embeddings) &&
           llvm::any_of(op.getRecipe(), [](mlir::Attribute step) { return mlir::isa<mlir::moe::PackPanelsAttr>(step); }))
         index = static_cast<int>(Part::Head);
-      compiledBytes[index] += static_cast<uint64_t>(job.bytes());
+      auto bytes = static_cast<uint64_t>(job.bytes());
+      // A shared expert may be behind the routed ones.
+      for (mlir::Attribute step : op.getRecipe())
+        if (auto append = mlir::dyn_cast<mlir::moe::AppendAttr>(step)) {
+          auto shared = std::ranges::find_if(job.sources, [](auto &name) { return !mlir::moe::isFamily(name); });
+          uint64_t part = bytes / job.shape.front() * append.getCount();
+          compiledBytes[partOfModule.find(moduleOf(*shared))->second] += part;
+          bytes -= part;
+        }
+      compiledBytes[index] += bytes;
     }
     for (auto op : compilation->program().getOps<mlir::exec::CacheOp>())
       compiledCache += static_cast<uint64_t>(op.getWidth()) * (op.getElementType().getIntOrFloatBitWidth() / 8);

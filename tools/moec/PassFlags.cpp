@@ -15,8 +15,8 @@ std::vector<CLI::Option *> moec::addPassOptions(CLI::App &command, PassOptions &
       command
           .add_option("-O", options.level,
                       "level of optimization. -O0: what is needed to run; -O1: and gate with up, sums with residuals, "
-                      "only rows asked for; -O2: and projections of one input as one; -O3: the same so far, for what "
-                      "takes long to compile or changes sums more")
+                      "only rows asked for; -O2: and projections of one input as one, shared experts with routed "
+                      "ones; -O3: the same so far, for what takes long to compile or changes sums more")
           ->check(CLI::Range(int64_t(0), mlir::moe::kMaxOptimization))
           ->capture_default_str()
           ->group(group);

@@ -448,10 +448,12 @@ template <typename T> LogicalResult TypedMachine<T>::evaluate(ExpertsOp op) {
                         {"down", op.getDown(), "EDF", &down},
                         {"residual", op.getResidual(), "TD", &residual}})) ||
       // How many experts there are besides the members, only the router knows.
-      failed(checkRange(op, "experts", *experts, op.getMembers() ? std::numeric_limits<int32_t>::max() : gate->dim(0))))
+      failed(checkRange(op, "experts", *experts,
+                        op.getMembers() ? std::numeric_limits<int32_t>::max() : gate->dim(0) - op.getShared())))
     return failure();
-  return set(op.getResult(), reference::experts(*x, *weights, *experts, *gate, *up, *down, residual.get(),
-                                                op.getActivations().value_or(nullptr), op.getMembers()));
+  return set(op.getResult(),
+             reference::experts(*x, *weights, *experts, *gate, *up, *down, residual.get(),
+                                op.getActivations().value_or(nullptr), op.getMembers(), op.getShared()));
 }
 
 //===----------------------------------------------------------------------===//

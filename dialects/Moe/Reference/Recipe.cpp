@@ -240,6 +240,46 @@ static Result<StoredTensor> apply(ConcatAttr step, llvm::ArrayRef<Item> list) {
   return result;
 }
 
+/// `stack` [E, R, C], then `count` slices of `matrix`. `C` may be fewer columns than the step's: those of groups.
+static Result<Tensor<float>> appended(AppendAttr step, const std::string &name, const Tensor<float> &stack,
+                                      const Tensor<float> &matrix) {
+  const int64_t count = step.getCount(), experts = stack.dim(0), rows = stack.dim(1), cols = stack.dim(2);
+  const Shape expected = step.isByRows() ? Shape{count * rows, cols} : Shape{rows, count * cols};
+  if (matrix.shape != expected)
+    return stepError(step, name,
+                     "is " + print(matrix.shape) + ", expected " + print(expected) + " for matrices of " +
+                         print({rows, cols}));
+  MOEC_TRY(Tensor<float> all, zeros(step, name, {experts + count, rows, cols}));
+  llvm::copy(stack.data, all.data.begin());
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t r = 0; r < rows; ++r)
+      std::copy_n(step.isByRows() ? matrix.row(i * rows + r) : matrix.row(r) + i * cols, cols, all.row(experts + i, r));
+  return all;
+}
+
+static Result<StoredTensor> apply(AppendAttr step, const Item &stack, const Item &matrix) {
+  const StoredTensor &first = stack.members.front(), &second = matrix.members.front();
+  if (first.values.shape.size() != 3)
+    return stepError(step, stack.name, "is " + print(first.values.shape) + ", expected a stack of matrices");
+  if (second.dtype != first.dtype)
+    return stepError(step, matrix.name, "is " + print(second.dtype) + ", expected " + print(first.dtype));
+  StoredTensor result;
+  result.dtype = first.dtype;
+  MOEC_TRY(result.values, appended(step, matrix.name, first.values, second.values));
+  if (first.quantized && second.quantized && first.quantized->format == second.quantized->format) {
+    if (!step.isByRows() && first.values.dim(2) % first.quantized->format.getGroup())
+      return stepError(step, matrix.name,
+                       "is cut after " + std::to_string(first.values.dim(2)) + " columns, within a group of " +
+                           std::to_string(first.quantized->format.getGroup()));
+    result.quantized.emplace(first.quantized->format, result.values.shape);
+    for (Tensor<float> Codes::*part : {&Codes::codes, &Codes::scales, &Codes::zeros}) {
+      MOEC_TRY((*result.quantized).*part,
+               appended(step, matrix.name, (*first.quantized).*part, (*second.quantized).*part));
+    }
+  }
+  return result;
+}
+
 /// Where the lanes of panels come from: one tensor fills them all, of two (gate, up) each fills one half.
 struct Lanes {
   int64_t width;       ///< lanes of a panel
@@ -430,6 +470,21 @@ static Status applyStep(StackAttr step, std::vector<Item> &list) {
   return moec::success();
 }
 
+static Status applyStep(AppendAttr step, std::vector<Item> &list) {
+  if (list.size() % 2)
+    return Error{print(step) + " takes tensors by twos, but the recipe has " + std::to_string(list.size())};
+  std::vector<Item> pairs;
+  for (size_t i = 0; i < list.size(); i += 2) {
+    if (list[i].isFamily || list[i + 1].isFamily)
+      return stepError(step, list[i].name, "is a family, expected it to be stacked first");
+    MOEC_TRY(StoredTensor joined, apply(step, list[i], list[i + 1]));
+    pairs.push_back({list[i].name, false, {}});
+    pairs.back().members.push_back(std::move(joined));
+  }
+  list = std::move(pairs);
+  return moec::success();
+}
+
 /// Applies a step that makes one tensor of the whole list.
 template <typename StepAttr> static Status reduce(StepAttr step, std::vector<Item> &list) {
   for (const Item &item : list)
@@ -491,7 +546,7 @@ Result<StoredTensor> evaluateRecipe(ArrayAttr sources, ArrayAttr recipe, const m
   for (Attribute attr : steps) {
     Status status =
         llvm::TypeSwitch<Attribute, Status>(attr)
-            .Case([&](StackAttr step) { return applyStep(step, list); })
+            .Case<StackAttr, AppendAttr>([&](auto step) { return applyStep(step, list); })
             .Case<HeadRowsAttr, TransposeAttr, CastAttr, PadAttr>([&](auto step) { return mapEach(step, list); })
             .Case([&](QuantizeAttr step) { return quantizeEach(step, stackOf(recipe), list, moments); })
             .Case<ConcatAttr, PackPanelsAttr, PackBlockScalesAttr, PackGroupsAttr>(

@@ -337,10 +337,18 @@ template <typename T> Routing<T> route(const Tensor<T> &logits, const Tensor<T> 
 template <typename T>
 Tensor<T> experts(const Tensor<T> &x, const Tensor<T> &weights, const IndexTensor &chosen, const Tensor<T> &gate,
                   const Tensor<T> &up, const Tensor<T> &down, const Tensor<T> *residual, Attribute activations,
-                  std::optional<llvm::ArrayRef<int64_t>> members) {
+                  std::optional<llvm::ArrayRef<int64_t>> members, int64_t shared) {
   int64_t width = x.dim(1), inner = gate.dim(1);
   Tensor<T> y(x.shape), hidden({1, inner});
   for (int64_t t = 0; t < x.dim(0); ++t) {
+    auto add = [&](T weight, int64_t e) {
+      for (int64_t f = 0; f < inner; ++f)
+        hidden.data[f] = silu(dot(gate.row(e, f), x.row(t), width)) * dot(up.row(e, f), x.row(t), width);
+      if (activations)
+        hidden = fakeQuantize(hidden, activations);
+      for (int64_t d = 0; d < width; ++d)
+        y.row(t)[d] += weight * dot(down.row(e, d), hidden.row(0), inner);
+    };
     for (int64_t k = 0; k < chosen.dim(1); ++k) {
       int64_t e = chosen.row(t)[k];
       if (members) {
@@ -349,13 +357,10 @@ Tensor<T> experts(const Tensor<T> &x, const Tensor<T> &weights, const IndexTenso
           continue;
         e = found - members->begin();
       }
-      for (int64_t f = 0; f < inner; ++f)
-        hidden.data[f] = silu(dot(gate.row(e, f), x.row(t), width)) * dot(up.row(e, f), x.row(t), width);
-      if (activations)
-        hidden = fakeQuantize(hidden, activations);
-      for (int64_t d = 0; d < width; ++d)
-        y.row(t)[d] += weights.row(t)[k] * dot(down.row(e, d), hidden.row(0), inner);
+      add(weights.row(t)[k], e);
     }
+    for (int64_t e = gate.dim(0) - shared; e < gate.dim(0); ++e)
+      add(1, e);
     if (residual)
       for (int64_t d = 0; d < width; ++d)
         y.row(t)[d] += residual->row(t)[d];
@@ -385,7 +390,7 @@ Tensor<T> experts(const Tensor<T> &x, const Tensor<T> &weights, const IndexTenso
   template Routing<T> route(const Tensor<T> &, const Tensor<T> *, const RouteOptions &);                               \
   template Tensor<T> experts(const Tensor<T> &, const Tensor<T> &, const IndexTensor &, const Tensor<T> &,             \
                              const Tensor<T> &, const Tensor<T> &, const Tensor<T> *, Attribute,                       \
-                             std::optional<llvm::ArrayRef<int64_t>>);
+                             std::optional<llvm::ArrayRef<int64_t>>, int64_t);
 MOEC_INSTANTIATE(float)
 MOEC_INSTANTIATE(double)
 #undef MOEC_INSTANTIATE

@@ -191,11 +191,13 @@ template <typename T> Tensor<T> fakeQuantize(const Tensor<T> &x, Attribute forma
 /// rounded to `activations`, unless null.
 /// x [T, D], weights and experts [T, K], gate and up [E, F, D], down [E, D, F], residual [T, D] or null -> [T, D].
 /// With `members` ([E], ascending) the weights at i are those of expert members[i]; others add nothing to the sum.
+/// The last `shared` experts are added for every token, after those that it chose.
 /// Source: DeepSeek-V3, arXiv:2412.19437, sec. 2.1.2.
 template <typename T>
 Tensor<T> experts(const Tensor<T> &x, const Tensor<T> &weights, const IndexTensor &chosen, const Tensor<T> &gate,
                   const Tensor<T> &up, const Tensor<T> &down, const Tensor<T> *residual = nullptr,
-                  Attribute activations = nullptr, std::optional<llvm::ArrayRef<int64_t>> members = std::nullopt);
+                  Attribute activations = nullptr, std::optional<llvm::ArrayRef<int64_t>> members = std::nullopt,
+                  int64_t shared = 0);
 
 } // namespace mlir::moe::reference
 

@@ -221,11 +221,13 @@ LogicalResult StepLowering::needTokens(Operation *op) {
 
 FailureOr<Rows> StepLowering::needSameRows(Operation *op, ValueRange tensors) {
   std::optional<Rows> rows;
-  for (Value tensor : tensors)
-    if (tensor && rows.value_or(rowsOf(tensor)) != rowsOf(tensor))
+  for (Value tensor : tensors) {
+    if (!tensor)
+      continue;
+    if (rows.value_or(rowsOf(tensor)) != rowsOf(tensor))
       return op->emitOpError("takes rows of tokens and rows of logits together");
-    else if (tensor)
-      rows = rowsOf(tensor);
+    rows = rowsOf(tensor);
+  }
   return *rows;
 }
 
@@ -620,12 +622,29 @@ LogicalResult StepLowering::attendExpanded(moe::MlaAttentionOp op, const MlaMemo
 // Experts
 //===----------------------------------------------------------------------===//
 
+/// Experts that every token takes, beside those that `route` chooses; fails if its readers have different numbers.
+static FailureOr<int64_t> sharedExpertsOf(moe::RouteOp route) {
+  std::optional<int64_t> shared;
+  for (Operation *user : route->getUsers())
+    if (auto experts = dyn_cast<moe::ExpertsOp>(user)) {
+      int64_t count = experts.getShared();
+      if (shared.value_or(count) != count)
+        return experts.emitOpError("has ") << count << " shared experts, but one of the same choice has " << *shared;
+      shared = count;
+    }
+  return shared.value_or(0);
+}
+
 LogicalResult StepLowering::lower(moe::RouteOp op) {
+  FailureOr<int64_t> shared = sharedExpertsOf(op);
+  if (failed(shared))
+    return failure();
   Rows rows = rowsOf(op.getLogits());
   Value logits = memoryOf(op.getLogits());
   moec::RouteSpec spec;
   spec.experts = widthOf(op.getLogits());
   spec.topk = op.getTopk();
+  spec.shared = *shared;
   spec.groups = op.getGroups();
   spec.topkGroups = op.getTopkGroups();
   spec.sigmoid = op.getScoring() == moe::Scoring::Sigmoid;
@@ -642,8 +661,12 @@ LogicalResult StepLowering::lower(moe::RouteOp op) {
     spec.bias = true;
     args.push_back(ref(*bias));
   }
-  args.push_back(place(op.getWeights(), rows));
-  args.push_back(place(op.getExperts(), rows));
+  // Shared experts are choices of every token: the lists that follow know no difference.
+  for (Value result : op.getResults()) {
+    Type element = cast<RankedTensorType>(result.getType()).getElementType();
+    args.push_back(buffer(op.getLoc(), {dynamic, spec.topk + spec.shared}, element, /*rowsPerToken=*/1, rows));
+    places[result] = {args.back(), rows};
+  }
   launch(op, spec, args);
   return success();
 }
@@ -660,7 +683,8 @@ LogicalResult StepLowering::lower(moe::ExpertsOp op) {
   Location loc = op.getLoc();
   Type f32 = builder.getF32Type(), i32 = builder.getI32Type();
   int64_t experts = op.getGate().getType().getDimSize(0), inner = op.getGate().getType().getDimSize(1);
-  int64_t width = widthOf(op.getX()), topk = widthOf(op.getExperts());
+  // As many as the route writes, which has the shared experts among them.
+  int64_t width = widthOf(op.getX()), topk = widthOfMemory(memoryOf(op.getExperts()));
 
   std::vector<int64_t> members(op.getMembers().value_or(ArrayRef<int64_t>()));
   SmallVector<Value> &lists = dispatched[{op.getExperts(), op.getMembersAttr()}];

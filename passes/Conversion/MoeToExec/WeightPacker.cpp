@@ -53,13 +53,15 @@ static moe::ConcatAttr takeConcat(ArrayRef<Attribute> &recipe) {
   return concat;
 }
 
-/// The dequantisation of FP8 in blocks, if that, stacking and joining whole blocks is all that the recipe does to one
-/// weight.
+/// The dequantisation of FP8 in blocks, if that, stacking, appending and joining whole blocks is all that the recipe
+/// does to one weight.
 static moe::DequantAttr fp8Blocks(moe::WeightOp weight) {
   ArrayRef<Attribute> recipe = weight.getRecipe().getValue();
   moe::ConcatAttr concat = takeConcat(recipe);
-  size_t joined = concat ? concat.getRows().size() : 1;
-  if (recipe.empty() || !llvm::all_of(recipe.drop_front(), llvm::IsaPred<moe::StackAttr>))
+  const Attribute *found = llvm::find_if(recipe, llvm::IsaPred<moe::AppendAttr>);
+  auto append = found == recipe.end() ? nullptr : cast<moe::AppendAttr>(*found);
+  size_t joined = concat ? concat.getRows().size() : append ? 2 : 1;
+  if (recipe.empty() || !llvm::all_of(recipe.drop_front(), llvm::IsaPred<moe::StackAttr, moe::AppendAttr>))
     return nullptr;
   auto stored = dyn_cast<moe::DequantAttr>(recipe[0]);
   bool blocks = stored && stored.getFormat() == moe::StoredFormat::Fp8 && stored.getRows() > 0 && stored.getCols() > 0;
@@ -67,11 +69,16 @@ static moe::DequantAttr fp8Blocks(moe::WeightOp weight) {
     return nullptr;
   bool whole =
       !concat || llvm::all_of(concat.getRows().drop_back(), [&](int64_t rows) { return rows % stored.getRows() == 0; });
+  if (append && append.getCount() > 1) { // slices begin with blocks
+    auto type = cast<RankedTensorType>(weight.getType());
+    whole &=
+        append.isByRows() ? type.getDimSize(1) % stored.getRows() == 0 : type.getDimSize(2) % stored.getCols() == 0;
+  }
   return whole ? stored : nullptr;
 }
 
 /// The groups in which the recipe's codes lie, if they do: it quantizes in the end, or takes what is stored so and at
-/// most stacks it; what it joins then has such groups each.
+/// most stacks it and appends to it; what it joins then has such groups each.
 static moe::QuantizeAttr groupsOf(ArrayRef<Attribute> recipe) {
   takeConcat(recipe);
   if (recipe.empty())
@@ -79,7 +86,7 @@ static moe::QuantizeAttr groupsOf(ArrayRef<Attribute> recipe) {
   if (auto quantize = dyn_cast<moe::QuantizeAttr>(recipe.back()))
     return quantize;
   auto stored = dyn_cast<moe::DequantAttr>(recipe.front());
-  bool kept = stored && llvm::all_of(recipe.drop_front(), llvm::IsaPred<moe::StackAttr>);
+  bool kept = stored && llvm::all_of(recipe.drop_front(), llvm::IsaPred<moe::StackAttr, moe::AppendAttr>);
   return kept ? stored.getInt4Groups() : nullptr;
 }
 

@@ -41,6 +41,7 @@ std::vector<KernelSpec> oneOfEach() {
   route.sigmoid = route.groupTop2Sum = route.normalize = route.bias = true;
   route.scale = 2.5;
   route.logitsStride = 17;
+  route.shared = 3;
   route.rows = Rows::R;
   return {EmbedSpec{DType::F16, 256, 260},
           GatherRowsSpec{256, 257, 258},
@@ -133,7 +134,7 @@ TEST_F(KernelSpecTest, SymbolsTellTheMainParameters) {
       (std::vector<std::string>{
           "embed_f16_d256", "gather_rows_d256", "rms_norm_d256_rows", "gemm_f8e4m3_n100_k64_e8_scatter_swiglu_rows",
           "rope_angles_d6", "rope_h4_d32", "cache_append_c64_r16_bf16", "mla_attention_h4_c64_r16_bf16",
-          "mla_combine_h4_c64", "mla_expanded_f16_h4_k32_v24_c64_r16_bf16", "route_sigmoid_e16_top4_rows",
+          "mla_combine_h4_c64", "mla_expanded_f16_h4_k32_v24_c64_r16_bf16", "route_sigmoid_e16_top4_shared3_rows",
           "dispatch_e2_top4_members_rows", "combine_top4_d256_add_members_rows", "swiglu_d256_rows",
           "fake_quantize_f8e4m3_d256_rows", "quantize_rows_d256_plus8_rows", "cast_rows_bf16_d256_rows"}));
 }

@@ -62,6 +62,10 @@ Choice expectedChoice(const RouteSpec &spec, const float *logits, const float *b
   }
   for (double &weight : result.weights)
     weight = (spec.normalize ? weight / (sum + 1e-20) : weight) * spec.scale;
+  for (int64_t i = 0; i < spec.shared; ++i) {
+    result.experts.push_back(spec.experts + i);
+    result.weights.push_back(1);
+  }
   return result;
 }
 
@@ -80,6 +84,7 @@ std::vector<KernelSpec> routeSpecs() {
     spec.scale = scale;
     spec.logitsStride = experts + 3;
     spec.rows = bias ? Rows::R : Rows::T;
+    spec.shared = groups > 1 ? topk % 3 : 0;
     return spec;
   };
   return {
@@ -102,11 +107,11 @@ void checkRoutes(Random &random, llvm::function_ref<float()> nextLogit, llvm::fu
   for (size_t index = 0; index < specs.size(); ++index) {
     const auto &spec = std::get<RouteSpec>(specs[index]);
     SCOPED_TRACE("spec " + std::to_string(index));
-    int64_t tokens = 37;
-    Array<float> logits(tokens * spec.logitsStride), bias(spec.experts), weights(tokens * spec.topk, kUntouched);
+    int64_t tokens = 37, width = spec.topk + spec.shared;
+    Array<float> logits(tokens * spec.logitsStride), bias(spec.experts), weights(tokens * width, kUntouched);
     std::generate(logits.begin(), logits.end(), nextLogit);
     std::generate(bias.begin(), bias.end(), nextBias);
-    Array<int32_t> chosen(tokens * spec.topk, -1);
+    Array<int32_t> chosen(tokens * width, -1);
     std::vector<Buffer *> args = {&logits};
     if (spec.bias)
       args.push_back(&bias);
@@ -115,10 +120,10 @@ void checkRoutes(Random &random, llvm::function_ref<float()> nextLogit, llvm::fu
     kernels.run(index, args, step, kernels.gridOf(index, step));
     for (int64_t t = 0; t < tokens; ++t) {
       Choice expected = expectedChoice(spec, &logits[t * spec.logitsStride], bias.begin());
-      for (int64_t k = 0; k < spec.topk; ++k) {
-        ASSERT_EQ(chosen[t * spec.topk + k], expected.experts[k]) << "token " << t << " choice " << k;
+      for (int64_t k = 0; k < width; ++k) {
+        ASSERT_EQ(chosen[t * width + k], expected.experts[k]) << "token " << t << " choice " << k;
         // Exponentials, sums in trees or over topk, two divisions, one product.
-        ASSERT_TRUE(near(weights[t * spec.topk + k], expected.weights[k],
+        ASSERT_TRUE(near(weights[t * width + k], expected.weights[k],
                          expected.weights[k] * std::ldexp(double(40 + spec.topk), -24)));
       }
     }
@@ -141,19 +146,19 @@ TEST(Route, NaNLogitsStillChooseDifferentExperts) {
   for (size_t index = 0; index < specs.size(); ++index) {
     const auto &spec = std::get<RouteSpec>(specs[index]);
     Array<float> logits(spec.logitsStride, std::numeric_limits<float>::quiet_NaN()), bias(spec.experts, 1.0f),
-        weights(spec.topk, kUntouched);
-    Array<int32_t> chosen(spec.topk, -1);
+        weights(spec.topk + spec.shared, kUntouched);
+    Array<int32_t> chosen(spec.topk + spec.shared, -1);
     std::vector<Buffer *> args = {&logits};
     if (spec.bias)
       args.push_back(&bias);
     args.insert(args.end(), {&weights, &chosen});
     moe_step step{1, 0, 0};
     kernels.run(index, args, step, 1);
-    std::set<int32_t> different(chosen.begin(), chosen.end());
+    std::set<int32_t> different(chosen.begin(), chosen.begin() + spec.topk);
     EXPECT_EQ(int64_t(different.size()), spec.topk);
     EXPECT_GE(*different.begin(), 0);
     EXPECT_LT(*different.rbegin(), spec.experts);
-    for (float weight : std::vector<float>(weights.begin(), weights.end()))
+    for (float weight : std::vector<float>(weights.begin(), weights.begin() + spec.topk))
       EXPECT_TRUE(std::isnan(weight));
   }
 }

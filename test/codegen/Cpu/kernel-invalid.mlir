@@ -12,7 +12,7 @@
 //--- groups.mlir
 // GROUPS: emit-kernel: r: 10 experts cannot be cut into 4 groups
 exec.kernel @r "route" {experts = 10, topk = 2, groups = 4, topk_groups = 2, sigmoid = true, group_top2_sum = true,
-    normalize = true, bias = false, scale = 1.0, logits_stride = 10, rows = "T"}
+    normalize = true, bias = false, scale = 1.0, logits_stride = 10, shared = 0, rows = "T"}
 //--- width.mlir
 // WIDTH: emit-kernel: c: width 24 must be a multiple of 16 that holds 24
 // LEVEL: emit-kernel: no level 'x86-64-v9'

@@ -407,6 +407,77 @@ TEST_F(MaterializeTest, GroupsThatCannotBe) {
               HasSubstr("tensor 'b' holds nan, but weights must be numbers"));
 }
 
+TEST_F(MaterializeTest, SlicesBehindExperts) {
+  // Experts of 40 x 128 and 128 x 64, and a matrix of twice the rows or columns.
+  for (int e = 0; e < 3; ++e) {
+    source.add("g" + std::to_string(e), DType::BF16, {40, 128});
+    source.add("d" + std::to_string(e), DType::BF16, {128, 64});
+  }
+  source.add("gs", DType::BF16, {80, 128});
+  source.add("ds", DType::BF16, {128, 128});
+  source.add("one", DType::BF16, {40, 128});
+  std::string byRows = "#moe.stack<3>, #moe.append<rows, 2>", byColumns = "#moe.stack<3>, #moe.append<columns, 2>";
+  expectSame({"g{e}", "gs"}, "[" + byRows + "]");
+  expectSame({"d{e}", "ds"}, "[" + byColumns + "]");
+  expectSame({"g{e}", "one"}, "[#moe.stack<[0, 2]>, #moe.append<rows, 1>, #moe.pack_panels<32>]");
+  expectSame({"g{e}", "gs", "g{e}", "gs"}, "[" + byRows + ", #moe.pack_panels<32>]");
+  expectSame({"d{e}", "ds"}, "[" + byColumns + ", #moe.cast<f32>, #moe.pack_panels<32>]");
+  for (const char *format :
+       {"int4, group = 32, scale = f16", "int4_zero, group = 64, scale = bf16", "int8, group = 64, scale = f32",
+        "f4e2m1, group = 16, scale = f8E4M3FN", "f8e4m3, group = 64, scale = f32 rows 40"}) {
+    std::string quantize = ", #moe.quantize<" + std::string(format) + ">";
+    expectSame({"g{e}", "gs", "g{e}", "gs"}, "[" + byRows + quantize + ", #moe.pack_groups<32>]");
+    expectSame({"d{e}", "ds"}, "[" + byColumns + quantize + ", #moe.pack_groups<32>]");
+    expectSame({"d{e}", "ds"}, "[" + byColumns + quantize + "]");
+  }
+  source.add("long", DType::BF16, {81, 128});
+  EXPECT_THAT(make(job({"g{e}", "long"}, "[" + byRows + "]", DType::BF16, {5, 40, 128})).message(),
+              HasSubstr("tensor 'long' is [81, 128] BF16, but should be appended to 'g{e}' as [80, 128] BF16"));
+  // Who holds what no weight may be, a slice or a member, is said.
+  std::string int4 = ", #moe.quantize<int4, group = 32, scale = f16>, #moe.pack_groups<32>]";
+  std::fill_n(source.bytes("gs").begin() + 2 * 128 * 50, 2, std::byte(0xff));
+  EXPECT_THAT(make(job({"g{e}", "gs"}, "[" + byRows + int4, DType::U8, {5, 2, 2304})).message(),
+              HasSubstr("tensor 'gs' holds"));
+}
+
+TEST_F(MaterializeTest, StoredSlicesBehindExperts) {
+  for (int e = 0; e < 2; ++e) {
+    std::string name = "e" + std::to_string(e);
+    source.add(name, DType::F8E4M3, {32, 64});
+    source.addScales(name + ".s", {2, 2});
+    source.addWords("p" + name, DType::I32, {40, 64 / 8});
+    source.addScales("p" + name + ".s", {40, 2}, DType::BF16);
+    source.addWords("p" + name + ".h", DType::I64, {2}, std::vector<int64_t>{40, 64});
+  }
+  source.add("s", DType::F8E4M3, {32, 128});
+  source.addScales("s.s", {2, 4});
+  std::string append = ", #moe.stack<2>, #moe.append<columns, 2>, ";
+  expectSame({"e{e}", "e{e}.s", "s", "s.s"}, "[#moe.dequant<fp8 16x32, bf16>" + append + "#moe.pack_panels<32>]");
+  expectSame({"e{e}", "s"}, "[#moe.stack<2>, #moe.append<columns, 2>, #moe.pack_panels<32>]");
+  expectSame({"e{e}.s", "s.s"}, "[#moe.stack<2>, #moe.append<columns, 2>, #moe.pack_block_scales<32, 32, 16>]");
+  source.addWords("ps", DType::I32, {40, 128 / 8});
+  source.addScales("ps.s", {40, 4}, DType::BF16);
+  source.addWords("ps.h", DType::I64, {2}, std::vector<int64_t>{40, 128});
+  for (const char *last : {"#moe.pack_panels<32>]", "#moe.pack_groups<32>]"})
+    expectSame({"pe{e}", "pe{e}.s", "pe{e}.h", "ps", "ps.s", "ps.h"},
+               "[#moe.dequant<packed 1x32 bits 4 scale bf16, f32>" + append + last);
+  // Half a group belongs to each slice.
+  source.addWords("pt", DType::I32, {40, 64 / 8});
+  source.addScales("pt.s", {40, 1}, DType::BF16);
+  source.addWords("pt.h", DType::I64, {2}, std::vector<int64_t>{40, 64});
+  for (int e = 0; e < 2; ++e) {
+    std::string name = "h" + std::to_string(e);
+    source.addWords(name, DType::I32, {40, 32 / 8});
+    source.addScales(name + ".s", {40, 1}, DType::BF16);
+    source.addWords(name + ".h", DType::I64, {2}, std::vector<int64_t>{40, 32});
+  }
+  EXPECT_THAT(make(job({"h{e}", "h{e}.s", "h{e}.h", "pt", "pt.s", "pt.h"},
+                       "[#moe.dequant<packed 1x64 bits 4 scale bf16, f32>" + append + "#moe.pack_groups<32>]",
+                       DType::U8, {4, 2, 576}))
+                  .message(),
+              HasSubstr("tensor 'pt' is cut after 32 columns, within a group of 64"));
+}
+
 TEST_F(MaterializeTest, HeadsCutAcrossBlocks) {
   // 3 heads of 12 + 10 rows: head boundaries fall inside the blocks of 16 rows.
   source.add("q", DType::F8E4M3, {66, 40});

@@ -130,6 +130,11 @@ func.func private @concat_c1_empty() attributes {a = #moe.concat<[16, 0]>}
 
 // -----
 
+// expected-error@+1 {{count is 0, expected a positive number}}
+func.func private @append_c1() attributes {a = #moe.append<rows, 0>}
+
+// -----
+
 // expected-error@+1 {{element type is 'i32', expected f32, bf16 or f16}}
 func.func private @cast_c1() attributes {a = #moe.cast<i32>}
 

@@ -167,3 +167,23 @@ func.func @experts_c7_twice(%x: tensor<?x16xf32>, %w: tensor<?x2xf32>, %e: tenso
       : tensor<?x16xf32>, tensor<?x2xf32>, tensor<?x2xi32>, tensor<3x12x16xbf16>, tensor<3x12x16xbf16>, tensor<3x16x12xbf16> -> tensor<?x16xf32>
   return
 }
+
+// -----
+
+func.func @experts_c8_none_routed(%x: tensor<?x16xf32>, %w: tensor<?x2xf32>, %e: tensor<?x2xi32>, %g: tensor<3x12x16xbf16>,
+    %u: tensor<3x12x16xbf16>, %d: tensor<3x16x12xbf16>) {
+  // expected-error@+1 {{'moe.experts' op has 3 shared experts, but gate 'tensor<3x12x16xbf16>' has 3 experts in all}}
+  %y = moe.experts %x route(%w, %e) ffn(%g, %u, %d) shared 3
+      : tensor<?x16xf32>, tensor<?x2xf32>, tensor<?x2xi32>, tensor<3x12x16xbf16>, tensor<3x12x16xbf16>, tensor<3x16x12xbf16> -> tensor<?x16xf32>
+  return
+}
+
+// -----
+
+func.func @experts_c8_members(%x: tensor<?x16xf32>, %w: tensor<?x2xf32>, %e: tensor<?x2xi32>, %g: tensor<3x12x16xbf16>,
+    %u: tensor<3x12x16xbf16>, %d: tensor<3x16x12xbf16>) {
+  // expected-error@+1 {{'moe.experts' op has both members and shared experts}}
+  %y = moe.experts %x route(%w, %e) ffn(%g, %u, %d) members [0, 1, 5] shared 1
+      : tensor<?x16xf32>, tensor<?x2xf32>, tensor<?x2xi32>, tensor<3x12x16xbf16>, tensor<3x12x16xbf16>, tensor<3x16x12xbf16> -> tensor<?x16xf32>
+  return
+}

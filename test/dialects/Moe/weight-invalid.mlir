@@ -369,3 +369,52 @@ func.func @weight_c10_family() {
   %0 = moe.weight ["a", "b.{e}"] recipe [#moe.concat<[8, 16]>, #moe.stack<2>] : tensor<2x24x32xf32>
   return
 }
+
+// -----
+
+func.func @weight_c7_append() {
+  // expected-error@+1 {{recipe[1] '#moe.append<rows, 4>' appends 4 matrices to one or more, but the result is 'tensor<4x8x32xf32>'}}
+  %0 = moe.weight ["a.{e}", "b"] recipe [#moe.stack<2>, #moe.append<rows, 4>] : tensor<4x8x32xf32>
+  return
+}
+
+// -----
+
+func.func @weight_c7_append_stack() {
+  // expected-error@+1 {{recipe[0] '#moe.stack<2>' gives 2 along dimension 0, but the later steps need [3, 8, 32] for the result 'tensor<4x8x32xf32>'}}
+  %0 = moe.weight ["a.{e}", "b"] recipe [#moe.stack<2>, #moe.append<rows, 1>] : tensor<4x8x32xf32>
+  return
+}
+
+// -----
+
+func.func @weight_c7_append_rank() {
+  // expected-error@+1 {{recipe[1] '#moe.append<rows, 1>' gives three dimensions, but the result is 'tensor<24x32xf32>'}}
+  %0 = moe.weight ["a.{e}", "b"] recipe [#moe.stack<2>, #moe.append<rows, 1>] : tensor<24x32xf32>
+  return
+}
+
+// -----
+
+func.func @weight_c11_odd() {
+  // expected-error@+1 {{recipe[1] '#moe.append<rows, 1>' takes tensors by twos, but finds 3}}
+  %0 = moe.weight ["a.{e}", "b", "c"] recipe [#moe.stack<2>, #moe.append<rows, 1>] : tensor<3x8x32xf32>
+  return
+}
+
+// -----
+
+func.func @weight_c11_no_stack() {
+  // expected-error@+1 {{recipe[0] '#moe.append<rows, 1>' finds no stack to append to}}
+  %0 = moe.weight ["a.{e}", "b"] recipe [#moe.append<rows, 1>, #moe.stack<2>] : tensor<3x8x32xf32>
+  return
+}
+
+// -----
+
+// Slices have scales of their own.
+func.func @weight_c11_codes() {
+  // expected-error@+1 {{recipe[2] '#moe.append<rows, 1>' comes after codes were made}}
+  %0 = moe.weight ["a.{e}", "b"] recipe [#moe.stack<2>, #moe.quantize<int8, group = 32, scale = f32>, #moe.append<rows, 1>] : tensor<3x8x32xf32>
+  return
+}

@@ -9,7 +9,7 @@
 // CHECK: exec.weight @gate.e_score_correction_bias ["gate.e_score_correction_bias"] recipe [#moe.pad<16>] : memref<16xf32>
 // CHECK: exec.weight @experts.gate_proj ["experts.{e}.gate_proj.weight", "experts.{e}.up_proj.weight"] recipe [#moe.stack<8>, #moe.pack_panels<32>] : memref<8x3x48x32xbf16>
 // CHECK: exec.weight @experts.down_proj ["experts.{e}.down_proj.weight"] recipe [#moe.stack<8>, #moe.pack_panels<32>] : memref<8x2x40x32xbf16>
-// CHECK: exec.kernel @route_sigmoid_e8_top2 "route" {bias = true, experts = 8 : i64, group_top2_sum = true, groups = 4 : i64, logits_stride = 8 : i64, normalize = true, rows = "T", scale = 2.500000e+00 : f64, sigmoid = true, topk = 2 : i64, topk_groups = 2 : i64}
+// CHECK: exec.kernel @route_sigmoid_e8_top2 "route" {bias = true, experts = 8 : i64, group_top2_sum = true, groups = 4 : i64, logits_stride = 8 : i64, normalize = true, rows = "T", scale = 2.500000e+00 : f64, shared = 0 : i64, sigmoid = true, topk = 2 : i64, topk_groups = 2 : i64}
 // CHECK: exec.kernel @gemm_bf16_n40_k48_e8_gather_swiglu "gemm" {{.*}}routing = "gather", rows = "T", scale_cols = 0 : i64, topk = 2 : i64
 // CHECK: exec.kernel @gemm_bf16_n48_k40_e8_scatter "gemm" {{.*}}routing = "scatter"
 // CHECK: exec.kernel @combine_top2_d48_add "combine" {members = array<i64>, out_stride = 48 : i64, residual = true, residual_stride = 48 : i64, rows = "T", topk = 2 : i64, width = 48 : i64, y_stride = 48 : i64}
@@ -128,4 +128,56 @@ func.func @step(%tokens: tensor<?xi32>, %positions: tensor<?xi32>, %slots: tenso
     : tensor<?x48xf32>, tensor<?x2xf32>, tensor<?x2xi32>, tensor<4x40x48xbf16>, tensor<4x40x48xbf16>, tensor<4x48x40xbf16> -> tensor<?x48xf32>
   %z = moe.add %x, %y : tensor<?x48xf32>
   return %z : tensor<?x48xf32>
+}
+
+// -----
+
+// A shared expert among the routed ones is a choice that the router writes for every token: lists, products and sums
+// see 4 + 2 experts, of which 2 + 2 are taken.
+
+// CHECK: exec.weight @experts.gate_proj ["experts.{e}.gate_proj.weight", "shared.gate_proj.weight", "experts.{e}.up_proj.weight", "shared.up_proj.weight"] recipe [#moe.stack<4>, #moe.append<rows, 2>, #moe.pack_panels<32>] : memref<6x3x48x32xbf16>
+// CHECK: exec.weight @experts.down_proj ["experts.{e}.down_proj.weight", "shared.down_proj.weight"] recipe [#moe.stack<4>, #moe.append<columns, 2>, #moe.pack_panels<32>] : memref<6x2x40x32xbf16>
+// CHECK: exec.kernel @route_softmax_e4_top2_shared2 "route" {{.*}}experts = 4 : i64, {{.*}}shared = 2 : i64, {{.*}}topk = 2 : i64
+// CHECK: exec.kernel @dispatch_e6_top4
+// CHECK: exec.kernel @gemm_bf16_n40_k48_e6_gather_swiglu "gemm" {{.*}}topk = 4
+// CHECK: exec.kernel @combine_top4_d48
+// CHECK: exec.launch @route_softmax_e4_top2_shared2(%{{.+}}, %[[W:.+]], %[[E:.+]]) grid {{.*}} : memref<?x4xf32>, memref<?x4xf32>, memref<?x4xi32>
+// CHECK: exec.launch @dispatch_e6_top4(%[[E]],
+// CHECK: exec.buffer {rows_per_token = 4 : i64} : memref<?x40xf32>
+// CHECK: exec.launch @combine_top4_d48(%{{.+}}, %[[W]], %{{.+}})
+func.func @step(%tokens: tensor<?xi32>, %positions: tensor<?xi32>, %slots: tensor<?xi32>, %rows: tensor<?xi32>) -> tensor<?x48xf32> {
+  %table = moe.weight ["table"] : tensor<100x48xbf16>
+  %x = moe.embed %tokens in %table : tensor<?xi32>, tensor<100x48xbf16> -> tensor<?x48xf32>
+  %wr = moe.weight ["gate.weight"] : tensor<4x48xbf16>
+  %l = moe.linear %x, %wr : tensor<?x48xf32>, tensor<4x48xbf16> -> tensor<?x4xf32>
+  %w, %e = moe.route softmax topk(2) %l : tensor<?x4xf32> -> tensor<?x2xf32>, tensor<?x2xi32>
+  %G = moe.weight ["experts.{e}.gate_proj.weight", "shared.gate_proj.weight"] recipe [#moe.stack<4>, #moe.append<rows, 2>] : tensor<6x40x48xbf16>
+  %U = moe.weight ["experts.{e}.up_proj.weight", "shared.up_proj.weight"] recipe [#moe.stack<4>, #moe.append<rows, 2>] : tensor<6x40x48xbf16>
+  %D = moe.weight ["experts.{e}.down_proj.weight", "shared.down_proj.weight"] recipe [#moe.stack<4>, #moe.append<columns, 2>] : tensor<6x48x40xbf16>
+  %y = moe.experts %x route(%w, %e) ffn(%G, %U, %D) shared 2 : tensor<?x48xf32>, tensor<?x2xf32>, tensor<?x2xi32>,
+    tensor<6x40x48xbf16>, tensor<6x40x48xbf16>, tensor<6x48x40xbf16> -> tensor<?x48xf32>
+  %r = moe.gather_rows %y[%rows] : tensor<?x48xf32>, tensor<?xi32> -> tensor<?x48xf32>
+  return %r : tensor<?x48xf32>
+}
+
+// -----
+
+// FP8 stays FP8 if slices begin with blocks: 16 rows of gate and up, 16 columns of down.
+
+// CHECK: exec.weight @experts ["experts.{e}.g", "s.g", "experts.{e}.g", "s.g"] recipe [#moe.stack<4>, #moe.append<rows, 2>, #moe.pack_panels<32>] : memref<6x2x48x32xf8E4M3FN>
+// CHECK: exec.weight @experts.scales ["experts.{e}.gs", "s.gs", "experts.{e}.gs", "s.gs"] recipe [#moe.stack<4>, #moe.append<rows, 2>, #moe.pack_block_scales<32, 32, 16>] : memref<6x2x3x32xf32>
+// CHECK: exec.weight @experts.2 ["experts.{e}.d", "s.d"] recipe [#moe.stack<4>, #moe.append<columns, 2>, #moe.pack_panels<32>] : memref<6x2x32x32xf8E4M3FN>
+// CHECK: exec.weight @experts.scales.2 ["experts.{e}.ds", "s.ds"] recipe [#moe.stack<4>, #moe.append<columns, 2>, #moe.pack_block_scales<32, 48, 16>] : memref<6x2x2x32xf32>
+func.func @step(%tokens: tensor<?xi32>, %positions: tensor<?xi32>, %slots: tensor<?xi32>, %rows: tensor<?xi32>) -> tensor<?x48xf32> {
+  %table = moe.weight ["table"] : tensor<100x48xbf16>
+  %x = moe.embed %tokens in %table : tensor<?xi32>, tensor<100x48xbf16> -> tensor<?x48xf32>
+  %wr = moe.weight ["gate.weight"] : tensor<4x48xbf16>
+  %l = moe.linear %x, %wr : tensor<?x48xf32>, tensor<4x48xbf16> -> tensor<?x4xf32>
+  %w, %e = moe.route softmax topk(2) %l : tensor<?x4xf32> -> tensor<?x2xf32>, tensor<?x2xi32>
+  %G = moe.weight ["experts.{e}.g", "experts.{e}.gs", "s.g", "s.gs"] recipe [#moe.dequant<fp8 16x16, bf16>, #moe.stack<4>, #moe.append<rows, 2>] : tensor<6x32x48xbf16>
+  %D = moe.weight ["experts.{e}.d", "experts.{e}.ds", "s.d", "s.ds"] recipe [#moe.dequant<fp8 16x16, bf16>, #moe.stack<4>, #moe.append<columns, 2>] : tensor<6x48x32xbf16>
+  %y = moe.experts %x route(%w, %e) ffn(%G, %G, %D) shared 2 : tensor<?x48xf32>, tensor<?x2xf32>, tensor<?x2xi32>,
+    tensor<6x32x48xbf16>, tensor<6x32x48xbf16>, tensor<6x48x32xbf16> -> tensor<?x48xf32>
+  %r = moe.gather_rows %y[%rows] : tensor<?x48xf32>, tensor<?xi32> -> tensor<?x48xf32>
+  return %r : tensor<?x48xf32>
 }

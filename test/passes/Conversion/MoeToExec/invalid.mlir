@@ -74,6 +74,25 @@ func.func @step(%tokens: tensor<?xi32>, %positions: tensor<?xi32>, %slots: tenso
 
 // -----
 
+// One choice has its shared experts, or none.
+func.func @step(%tokens: tensor<?xi32>, %positions: tensor<?xi32>, %slots: tensor<?xi32>, %rows: tensor<?xi32>) -> tensor<?x8xf32> {
+  %table = moe.weight ["table"] : tensor<100x8xf32>
+  %wr = moe.weight ["gate"] : tensor<4x8xf32>
+  %w = moe.weight ["experts.{e}"] recipe [#moe.stack<4>] : tensor<4x8x8xf32>
+  %x = moe.embed %tokens in %table : tensor<?xi32>, tensor<100x8xf32> -> tensor<?x8xf32>
+  %l = moe.linear %x, %wr : tensor<?x8xf32>, tensor<4x8xf32> -> tensor<?x4xf32>
+  %rw, %re = moe.route softmax topk(2) %l : tensor<?x4xf32> -> tensor<?x2xf32>, tensor<?x2xi32>
+  // expected-error@+1 {{has 1 shared experts, but one of the same choice has 0}}
+  %y = moe.experts %x route(%rw, %re) ffn(%w, %w, %w) shared 1 : tensor<?x8xf32>, tensor<?x2xf32>, tensor<?x2xi32>,
+    tensor<4x8x8xf32>, tensor<4x8x8xf32>, tensor<4x8x8xf32> -> tensor<?x8xf32>
+  %z = moe.experts %y route(%rw, %re) ffn(%w, %w, %w) : tensor<?x8xf32>, tensor<?x2xf32>, tensor<?x2xi32>,
+    tensor<4x8x8xf32>, tensor<4x8x8xf32>, tensor<4x8x8xf32> -> tensor<?x8xf32>
+  %r = moe.gather_rows %z[%rows] : tensor<?x8xf32>, tensor<?xi32> -> tensor<?x8xf32>
+  return %r : tensor<?x8xf32>
+}
+
+// -----
+
 // Parts of heads do not lie side by side: joining them would be a copy.
 func.func @step(%tokens: tensor<?xi32>, %positions: tensor<?xi32>, %slots: tensor<?xi32>, %rows: tensor<?xi32>) -> tensor<?x4xf32> {
   %table = moe.weight ["table"] : tensor<100x8xf32>
