@@ -194,6 +194,7 @@ private:
     Val slot = b.convert((slots + token).load(), b.i64);
     Spans spans(b, seen);
     pages = pageTable + slot * b.pagesPerSlot();
+    lastPage = spans.pages - 1;
     // Spans in equal shares, so that neighbouring tasks, which one thread gets, are not all empty.
     Val share = task % MlaAttentionSpec::maxSpans;
     Val begin = b.select(split, share * spans.count / MlaAttentionSpec::maxSpans, b.cI64(0));
@@ -287,15 +288,17 @@ private:
     Vals state = b.loop(firstPage, endPage, 1, {part.maximum().load(kLanes), part.sum().load(kLanes)},
                         [&](Val page, llvm::ArrayRef<Val> carried) -> Vals {
                           Val entries = b.min(seen - page * pageTokens, b.cI64(pageTokens));
-                          Ptr base = cache + b.convert((pages + page).load(), b.i64) * (pageTokens * spec.width);
-                          score(base, entries);
+                          score(pageAt(page), entries);
                           Vals next = softmax(entries, carried[0], carried[1]);
-                          addLatents(part, base, entries, heads);
+                          upcoming = pageAt(b.min(page + 1, lastPage));
+                          addLatents(part, pageAt(page), entries, heads);
                           return next;
                         });
     part.maximum().store(state[0]);
     part.sum().store(state[1]);
   }
+
+  Ptr pageAt(Val page) { return cache + b.convert((pages + page).load(), b.i64) * (pageTokens * spec.width); }
 
   /// sums + products of all lanes with the word at `place`.
   Val dot(Val sums, Ptr place, Val lanes) {
@@ -373,6 +376,11 @@ private:
     Ptr columns = page + vector * kLanes;
     for (int64_t from = 0, most = tile / width; from < heads; from += most) {
       int64_t count = std::min(most, heads - from);
+      // Pages lie anywhere, and no prefetcher of the machine's foresees the next one: each pass asks for a share of it.
+      int64_t lines = pageTokens * spec.width * (halves ? 2 : 4) / 64, perVector = (heads + most - 1) / most;
+      int64_t share = (lines * width + latentVectors * perVector - 1) / (latentVectors * perVector);
+      Ptr ahead = Ptr{upcoming.base, b.i8} + (vector * perVector + from / most * width) * (share * 64 / width);
+      b.loop(b.cI64(0), b.cI64(share), 1, [&](Val line) { b.prefetch(ahead + line * 64); });
       auto memory = [&](int64_t h, int64_t v) { return part.latents(vector + v, heads) + (from + h) * kLanes; };
       Vals totals;
       for (int64_t h = 0; h < count; ++h)
@@ -426,7 +434,9 @@ private:
   Ptr factors;                        ///< [2][heads]
   Ptr own, whole;                     ///< parts
   Val split, isWhole;
-  Ptr pages; ///< of the task's slot
+  Ptr pages;    ///< of the task's slot
+  Ptr upcoming; ///< the page after the one that is attended to
+  Val lastPage;
 };
 
 class CombineEmitter {

@@ -392,6 +392,10 @@ std::pair<Val, Val> KernelBuilder::unpairBf16(Val pairs) {
   return {bitcast(pairs << 16, f32), bitcast(pairs & static_cast<int32_t>(0xFFFF0000), f32)};
 }
 
+void KernelBuilder::prefetch(Ptr at) {
+  LLVM::Prefetch::create(*this, at.base.value, /*rw=*/0, /*hint=*/2, /*cache=*/1);
+}
+
 Ptr KernelBuilder::scratch(Type element, int64_t count) {
   // In the entry block, so that it is a fixed part of the frame.
   OpBuilder::InsertionGuard guard(*this);

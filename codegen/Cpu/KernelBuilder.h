@@ -201,6 +201,9 @@ public:
   /// The two of each pair, as f32.
   std::pair<Val, Val> unpairBf16(Val pairs);
 
+  /// Asks for the cache line at an address that will be read soon; there need be no memory.
+  void prefetch(Ptr at);
+
   /// Stack memory of the kernel, 64-byte aligned, uninitialised.
   Ptr scratch(mlir::Type element, int64_t count);
 
