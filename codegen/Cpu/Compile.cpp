@@ -26,7 +26,6 @@
 #include "llvm/IR/Module.h"
 #include "llvm/MC/TargetRegistry.h"
 #include "llvm/Passes/PassBuilder.h"
-#include "llvm/Support/CommandLine.h"
 #include "llvm/Support/TargetSelect.h"
 #include "llvm/Target/TargetMachine.h"
 #include "llvm/Target/TargetOptions.h"
@@ -297,10 +296,6 @@ Result<std::unique_ptr<llvm::TargetMachine>> targetMachine(const Level &level) {
     LLVMInitializeX86Target();
     LLVMInitializeX86TargetMC();
     LLVMInitializeX86AsmPrinter();
-    // Tiles are written in the order in which they fit into registers; LLVM's scheduler makes them spill.
-    auto &&known = llvm::cl::getRegisteredOptions();
-    if (auto found = known.find("enable-misched"); found != known.end())
-      found->second->addOccurrence(0, "enable-misched", "false");
   });
   std::string message;
   llvm::Triple triple(kTriple);
