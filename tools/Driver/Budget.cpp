@@ -11,6 +11,7 @@
 #include "passes/Moe/WeightFormat.h"
 #include "runtime/ChunkReader.h"
 #include "runtime/Sampler.h"
+#include "runtime/Support/Table.h"
 #include "runtime/Support/Text.h"
 #include "tools/Driver/Text.h"
 

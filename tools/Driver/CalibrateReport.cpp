@@ -1,6 +1,7 @@
 // Part of moec, under the Apache License v2.0 with LLVM Exceptions.
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 
+#include "runtime/Support/Table.h"
 #include "runtime/Support/Text.h"
 #include "tools/Driver/Calibrate.h"
 #include "tools/Driver/Text.h"

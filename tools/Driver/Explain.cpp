@@ -9,6 +9,7 @@
 #include "dialects/Moe/Recipe.h"
 #include "passes/Analysis/Cost.h"
 #include "runtime/Support/DType.h"
+#include "runtime/Support/Table.h"
 #include "tools/Driver/Compilation.h"
 #include "tools/Driver/Text.h"
 

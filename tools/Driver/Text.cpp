@@ -3,7 +3,6 @@
 
 #include "tools/Driver/Text.h"
 
-#include <algorithm>
 #include <array>
 #include <cctype>
 #include <charconv>
@@ -52,39 +51,4 @@ Result<uint64_t> moec::parseSize(std::string_view text) {
   if (code != std::errc() || shift < 0 || value > (UINT64_MAX >> shift))
     return Error{"'" + std::string(text) + "' is not a size such as 2GiB, 512MiB or 1000000"};
   return value << shift;
-}
-
-Table::Table(std::vector<std::string> header) { rows.push_back(std::move(header)); }
-
-void Table::add(std::vector<std::string> row) {
-  assert(row.size() == rows.front().size() && "a row has a cell for each column");
-  rows.push_back(std::move(row));
-}
-
-std::string Table::text() const {
-  size_t columns = rows.front().size();
-  std::vector<size_t> widths(columns, 0);
-  std::vector<bool> numbers(columns, rows.size() > 1);
-  for (size_t r = 0; r < rows.size(); ++r)
-    for (size_t c = 0; c < columns; ++c) {
-      widths[c] = std::max(widths[c], rows[r][c].size());
-      if (r > 0 && !rows[r][c].empty() && !std::isdigit(static_cast<unsigned char>(rows[r][c].front())))
-        numbers[c] = false;
-    }
-  std::string result;
-  for (size_t r = 0; r < rows.size(); ++r) {
-    std::string line;
-    for (size_t c = 0; c < columns; ++c) {
-      std::string gap(widths[c] - rows[r][c].size(), ' ');
-      line += (c ? "  " : "") + (numbers[c] ? gap + rows[r][c] : rows[r][c] + gap);
-    }
-    line.erase(line.find_last_not_of(' ') + 1);
-    result += line + "\n";
-    if (r == 0) {
-      for (size_t c = 0; c < columns; ++c)
-        result += (c ? "  " : "") + std::string(widths[c], '-');
-      result += "\n";
-    }
-  }
-  return result;
 }

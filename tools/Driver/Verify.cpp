@@ -8,8 +8,8 @@
 #include "runtime/Model.h"
 #include "runtime/Sampler.h"
 #include "runtime/Support/SplitMix.h"
+#include "runtime/Support/Table.h"
 #include "runtime/Support/Text.h"
-#include "tools/Driver/Text.h"
 
 #include "mlir/IR/OperationSupport.h"
 #include "mlir/Pass/Pass.h"

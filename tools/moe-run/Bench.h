@@ -10,6 +10,7 @@
 
 #include "runtime/Model.h"
 #include "runtime/Support/Result.h"
+#include "runtime/Support/Table.h"
 #include "tools/moe-run/Work.h"
 
 #include <array>
@@ -96,7 +97,6 @@ struct BenchReport {
 Result<BenchReport> runBench(const BenchOptions &options);
 
 std::string toJson(const BenchReport &report);
-enum class TableStyle { Plain, Markdown };
 std::string toText(const BenchReport &report, TableStyle style);
 
 } // namespace moec

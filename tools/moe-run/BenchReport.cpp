@@ -86,48 +86,6 @@ Json toJson(const BenchReport &report, const BenchTest &test) {
 // Tables
 //===----------------------------------------------------------------------===//
 
-/// Characters that a terminal shows, of UTF-8 without wide ones.
-size_t widthOf(const std::string &text) {
-  return std::ranges::count_if(text, [](char c) { return (static_cast<unsigned char>(c) & 0xc0) != 0x80; });
-}
-
-/// Columns side by side: the first to the left, numbers to the right.
-class Table {
-public:
-  explicit Table(std::vector<std::string> head) : rows{std::move(head)} {}
-  void add(std::vector<std::string> row) { rows.push_back(std::move(row)); }
-
-  std::string text(TableStyle style) const {
-    std::vector<size_t> widths(rows.front().size());
-    for (const auto &row : rows)
-      for (size_t i = 0; i < row.size(); ++i)
-        widths[i] = std::max(widths[i], widthOf(row[i]));
-    std::string text;
-    for (size_t r = 0; r < rows.size(); ++r) {
-      std::string line;
-      for (size_t i = 0; i < widths.size(); ++i) {
-        const std::string padding(widths[i] - widthOf(rows[r][i]), ' ');
-        if (style == TableStyle::Markdown)
-          line += "| " + rows[r][i] + " ";
-        else
-          line += (i > 0 ? "  " : "") + (i == 0 ? rows[r][i] + padding : padding + rows[r][i]);
-      }
-      line += style == TableStyle::Markdown ? "|" : "";
-      line.erase(line.find_last_not_of(' ') + 1);
-      text += line + "\n";
-      if (r == 0 && style == TableStyle::Markdown) {
-        for (size_t i = 0; i < widths.size(); ++i)
-          text += i == 0 ? "| --- " : "| ---: ";
-        text += "|\n";
-      }
-    }
-    return text;
-  }
-
-private:
-  std::vector<std::vector<std::string>> rows;
-};
-
 /// Three digits that count.
 std::string number(double value) {
   char text[32];

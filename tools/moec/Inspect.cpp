@@ -3,11 +3,13 @@
 
 #include "tools/moec/Inspect.h"
 
+#include "runtime/Support/Table.h"
 #include "runtime/Support/Text.h"
 #include "tools/Driver/Text.h"
 
+#include "llvm/ADT/StringRef.h"
+
 #include <algorithm>
-#include <cctype>
 #include <filesystem>
 #include <map>
 #include <ostream>
@@ -33,10 +35,7 @@ uint64_t cacheBytesPerToken(const Artifact &artifact) {
 
 /// What caches hold: "f32", "bf16".
 std::string cacheType(const Artifact &artifact) {
-  std::string type(artifact.caches().empty() ? "" : toString(artifact.caches().front().dtype));
-  for (char &c : type)
-    c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-  return type;
+  return artifact.caches().empty() ? "" : llvm::StringRef(toString(artifact.caches().front().dtype)).lower();
 }
 
 /// The file's name inside the artifact.

@@ -4,6 +4,7 @@
 #include "tools/moec/PlanCommand.h"
 
 #include "runtime/Support/Json.h"
+#include "runtime/Support/Table.h"
 #include "tools/Driver/CompileRate.h"
 #include "tools/Driver/Text.h"
 #include "tools/moec/PassFlags.h"
