@@ -76,12 +76,15 @@ Args arguments(const FakeQuantizeSpec &) { return {in("x"), out("out")}; }
 Args arguments(const QuantizeRowsSpec &) { return {in("x"), out("out", DType::U8)}; }
 Args arguments(const CastRowsSpec &s) { return {in("x"), out("out", s.to)}; }
 
-/// The grid of a kind is its rows, which are `T` where it has no choice, unless an overload says otherwise.
+/// The grid of a kind is its rows, which are `T` where it has no choice, or several for each of them, unless an
+/// overload says otherwise.
 template <class Spec> SmallVector<AffineExpr> grid(const Spec &s, AffineExpr t, AffineExpr r) {
+  AffineExpr rows = t;
   if constexpr (requires { s.rows; })
-    return {s.rows == Rows::R ? r : t};
-  else
-    return {t};
+    rows = s.rows == Rows::R ? r : t;
+  if constexpr (requires { s.rowsPerToken; })
+    rows = rows * s.rowsPerToken;
+  return {rows};
 }
 SmallVector<AffineExpr> grid(const GatherRowsSpec &, AffineExpr, AffineExpr r) { return {r}; }
 SmallVector<AffineExpr> grid(const GemmSpec &s, AffineExpr t, AffineExpr r) {
@@ -94,22 +97,13 @@ SmallVector<AffineExpr> grid(const MlaAttentionSpec &s, AffineExpr t, AffineExpr
   return {t * (s.blocks() * MlaAttentionSpec::maxSpans)};
 }
 SmallVector<AffineExpr> grid(const MlaCombineSpec &s, AffineExpr t, AffineExpr) {
-  return {t * ((s.heads + MlaAttentionSpec::headBlock - 1) / MlaAttentionSpec::headBlock * s.pieces())};
+  return {t * (s.blocks() * s.pieces())};
 }
 SmallVector<AffineExpr> grid(const MlaExpandedSpec &s, AffineExpr t, AffineExpr) {
   return {t.ceilDiv(MlaExpandedSpec::tokenBlock) * s.heads};
 }
 SmallVector<AffineExpr> grid(const DispatchSpec &, AffineExpr t, AffineExpr) {
   return {getAffineConstantExpr(1, t.getContext())};
-}
-SmallVector<AffineExpr> grid(const FakeQuantizeSpec &s, AffineExpr t, AffineExpr r) {
-  return {(s.rows == Rows::R ? r : t) * s.rowsPerToken};
-}
-SmallVector<AffineExpr> grid(const QuantizeRowsSpec &s, AffineExpr t, AffineExpr r) {
-  return {(s.rows == Rows::R ? r : t) * s.rowsPerToken};
-}
-SmallVector<AffineExpr> grid(const CastRowsSpec &s, AffineExpr t, AffineExpr r) {
-  return {(s.rows == Rows::R ? r : t) * s.rowsPerToken};
 }
 
 } // namespace

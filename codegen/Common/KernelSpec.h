@@ -197,6 +197,7 @@ struct MlaCombineSpec {
 
   static constexpr int64_t pieceVectors = 8; ///< vectors of 16 latent elements of a task
   int64_t pieces() const { return (latent + 16 * pieceVectors - 1) / (16 * pieceVectors); }
+  int64_t blocks() const { return MlaAttentionSpec{heads}.blocks(); }
   int64_t partSize() const { return MlaAttentionSpec{heads, latent}.partSize(); }
 };
 

@@ -27,26 +27,6 @@
 
 namespace moec::cpu {
 
-Softmax foldPage(KernelBuilder &b, Ptr row, Val entries, double scale, Val maximum, Val sum) {
-  constexpr int64_t vectors = MOE_PAGE_TOKENS / kLanes;
-  static_assert(vectors == 4);
-  Vals s;
-  for (int64_t v = 0; v < vectors; ++v) {
-    Val raw = (row + v * kLanes).load(kLanes) * scale;
-    s.push_back(b.select(b.firstLanes(entries - v * kLanes), raw, raw.like(-std::numeric_limits<double>::infinity())));
-  }
-  Val top = b.max(b.max(s[0], s[1]), b.max(s[2], s[3]));
-  Softmax next;
-  next.maximum = b.max(b.maxLanes(top), maximum);
-  for (Val &value : s)
-    value = exp(b, value - next.maximum);
-  for (int64_t v = 0; v < vectors; ++v)
-    (row + v * kLanes).store(s[v]);
-  next.rescale = exp(b, maximum - next.maximum);
-  next.sum = b.fma(sum, next.rescale, b.sumLanes((s[0] + s[1]) + (s[2] + s[3])));
-  return next;
-}
-
 Val runHasAtLeast(KernelBuilder &b, Ptr slots, Val token, int64_t length) {
   Val slot = (slots + token).load();
   // One more for each neighbour up to the first of another slot.
@@ -138,12 +118,30 @@ void finish(KernelBuilder &b, Part total, Ptr factors, Ptr out, int64_t outHead,
 /// Whether tasks make one span each, for a launch after them.
 Val isSplit(KernelBuilder &b, int64_t blocks) { return b.tokens() * blocks <= MlaAttentionSpec::splitRows; }
 
+/// Calls `body` for the heads of block `which`, 16 or those of the last block, unless the token's run is so long that
+/// its rows are not written.
+template <class Spec>
+void forHeads(KernelBuilder &b, const Spec &spec, Ptr slots, Val token, Val which,
+              llvm::function_ref<void(Val firstHead, int64_t heads)> body) {
+  int64_t rest = spec.heads % block;
+  auto heads = [&] {
+    if (spec.heads >= block)
+      b.ifThen((which + 1) * block <= spec.heads, [&] { body(which * block, block); });
+    if (rest)
+      b.ifThen(which == spec.blocks() - 1, [&] { body(which * block, rest); });
+  };
+  if (spec.runBelow)
+    b.ifThen(runHasAtLeast(b, slots, token, spec.runBelow) ^ b.constant(b.i1, int64_t(1)), heads);
+  else
+    heads();
+}
+
 class AttentionEmitter {
 public:
   AttentionEmitter(KernelBuilder &b, const MlaAttentionSpec &spec, const Tiles &tiles)
       : b(b), spec(spec), halves(spec.cache == DType::BF16), wordElements(halves ? 2 : 1),
         words((spec.latent + spec.rope + wordElements - 1) / wordElements),
-        latentVectors((spec.latent + kLanes - 1) / kLanes), blocks((spec.heads + block - 1) / block) {
+        latentVectors((spec.latent + kLanes - 1) / kLanes) {
     tile = 1;
     while (tile * 2 <= std::min(tiles.gemmAccumulators, block))
       tile *= 2;
@@ -163,24 +161,15 @@ public:
     factors = b.scratch(b.f32, 2 * block);
     own = b.scratch(b.f32, spec.partSize());
     whole = b.scratch(b.f32, spec.partSize());
-    split = isSplit(b, blocks);
+    split = isSplit(b, spec.blocks());
     isWhole = split ^ b.constant(b.i1, int64_t(1));
-    int64_t rest = spec.heads % block;
     b.tasks([&](Val task) {
       Val row = task / MlaAttentionSpec::maxSpans;
-      Val token = row / blocks, which = row % blocks;
-      auto heads = [&] {
-        if (spec.heads >= block)
-          b.ifThen((which + 1) * block <= spec.heads, [&] { attend(task, row, token, which * block, block); });
-        if (rest)
-          b.ifThen(which == blocks - 1, [&] { attend(task, row, token, which * block, rest); });
-      };
+      Val token = row / spec.blocks(), which = row % spec.blocks();
       // Where rows are whole tasks the other tasks are empty.
       b.ifThen(split | (task % MlaAttentionSpec::maxSpans == 0), [&] {
-        if (spec.runBelow)
-          b.ifThen(runHasAtLeast(b, slots, token, spec.runBelow) ^ b.constant(b.i1, int64_t(1)), heads);
-        else
-          heads();
+        forHeads(b, spec, slots, token, which,
+                 [&](Val firstHead, int64_t heads) { attend(task, row, token, firstHead, heads); });
       });
     });
   }
@@ -427,7 +416,7 @@ private:
   bool halves;          ///< whether words are two bf16
   int64_t wordElements; ///< elements of a word
   int64_t words;        ///< of an entry, or a query
-  int64_t latentVectors, blocks;
+  int64_t latentVectors;
   int64_t tile; ///< accumulators in registers: entries or heads at once
   Ptr q, positions, slots, pageTable, cache, parts, out;
   Ptr queries, scores, probabilities; ///< [words][heads], [page tokens][heads], [words of page tokens][heads]
@@ -442,8 +431,7 @@ private:
 class CombineEmitter {
 public:
   CombineEmitter(KernelBuilder &b, const MlaCombineSpec &spec)
-      : b(b), spec(spec), latentVectors((spec.latent + kLanes - 1) / kLanes), blocks((spec.heads + block - 1) / block) {
-  }
+      : b(b), spec(spec), latentVectors((spec.latent + kLanes - 1) / kLanes) {}
 
   void emit() {
     parts = b.arg(0, b.f32);
@@ -452,22 +440,14 @@ public:
     out = b.arg(3, b.f32);
     factors = b.scratch(b.f32, 2 * block);
     whole = b.scratch(b.f32, spec.partSize());
-    int64_t pieces = spec.pieces(), rest = spec.heads % block;
+    int64_t pieces = spec.pieces(), blocks = spec.blocks();
     b.ifThen(isSplit(b, blocks), [&] {
       b.tasks([&](Val task) {
         Val row = task / pieces, token = row / blocks, which = row % blocks;
         Val begin = task % pieces * MlaCombineSpec::pieceVectors;
         Val end = b.min(begin + MlaCombineSpec::pieceVectors, b.cI64(latentVectors));
-        auto heads = [&] {
-          if (spec.heads >= block)
-            b.ifThen((which + 1) * block <= spec.heads, [&] { combine(row, token, which * block, begin, end, block); });
-          if (rest)
-            b.ifThen(which == blocks - 1, [&] { combine(row, token, which * block, begin, end, rest); });
-        };
-        if (spec.runBelow)
-          b.ifThen(runHasAtLeast(b, slots, token, spec.runBelow) ^ b.constant(b.i1, int64_t(1)), heads);
-        else
-          heads();
+        forHeads(b, spec, slots, token, which,
+                 [&](Val firstHead, int64_t heads) { combine(row, token, firstHead, begin, end, heads); });
       });
     });
   }
@@ -487,7 +467,7 @@ private:
 
   KernelBuilder &b;
   const MlaCombineSpec &spec;
-  int64_t latentVectors, blocks;
+  int64_t latentVectors;
   Ptr parts, positions, slots, out;
   Ptr factors, whole;
 };

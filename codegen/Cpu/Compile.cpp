@@ -40,8 +40,7 @@ namespace moec::cpu {
 
 llvm::ArrayRef<Level> levels() {
   // v4 has 32 registers of one vector, v3 16 of half a vector.
-  const Tiles wide{
-      .gemmRows = 8, .gemmAccumulators = 16, .dotRows = 16, .pairRows = 14, .scoreRows = 4, .latentVectors = 4};
+  const Tiles wide{.gemmRows = 8, .gemmAccumulators = 16, .dotRows = 16, .pairRows = 14, .latentVectors = 4};
   static const Level all[] = {
       {"x86-64-v4-vnni", "x86-64-v4", "+avx512vnni,+avx512bf16", Isa::Avx512Dot, wide},
       {"x86-64-v4", "x86-64-v4", "", Isa::Avx512, wide},
@@ -49,7 +48,7 @@ llvm::ArrayRef<Level> levels() {
        "x86-64-v3",
        "",
        Isa::Avx2,
-       {.gemmRows = 6, .gemmAccumulators = 6, .dotRows = 4, .pairRows = 2, .scoreRows = 1, .latentVectors = 1}},
+       {.gemmRows = 6, .gemmAccumulators = 6, .dotRows = 4, .pairRows = 2, .latentVectors = 1}},
   };
   return all;
 }

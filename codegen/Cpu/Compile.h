@@ -12,7 +12,6 @@
 #define MOEC_CODEGEN_CPU_COMPILE_H
 
 #include "codegen/Common/KernelSpec.h"
-#include "codegen/Cpu/KernelBuilder.h"
 #include "runtime/Support/Result.h"
 
 #include "mlir/IR/OwningOpRef.h"
@@ -27,13 +26,14 @@ class ModuleOp;
 
 namespace moec::cpu {
 
+enum class Isa; // codegen/Cpu/KernelBuilder.h
+
 /// How much of a kernel's work is in registers at once. Changes speed, never bits.
 struct Tiles {
   int64_t gemmRows = 1;         ///< rows of a full GEMM tile
   int64_t gemmAccumulators = 2; ///< accumulators of kLanes floats that fit beside the rest
   int64_t dotRows = 1;          ///< rows of a full tile of integer products, one vector wide
   int64_t pairRows = 1;         ///< rows of a full tile of bf16 products, a panel wide
-  int64_t scoreRows = 1;        ///< attention: cache entries scored together
   int64_t latentVectors = 1;    ///< attention: vectors of the latent summed together
 };
 

@@ -103,6 +103,15 @@ Val greatestOf(KernelBuilder &b, Ptr from, int64_t width) {
   return b.maxLanes(most);
 }
 
+/// Calls `body` for each `group` of `width` columns, the last of which may be smaller.
+void forGroups(KernelBuilder &b, int64_t width, int64_t group,
+               llvm::function_ref<void(Val index, int64_t columns)> body) {
+  int64_t whole = width / group;
+  b.loop(b.cI64(0), b.cI64(whole), 1, [&](Val index) { body(index, group); });
+  if (int64_t rest = width % group)
+    body(b.cI64(whole), rest);
+}
+
 struct Scale {
   Val scale, inverse; ///< the inverse is 0 where it would not be finite
 };
@@ -129,10 +138,10 @@ void emit(KernelBuilder &b, llvm::StringRef symbol, const FakeQuantizeSpec &spec
     };
     b.tasks([&](Val t) {
       Ptr from = x + t * spec.xStride, to = out + t * spec.outStride;
-      int64_t whole = spec.width / spec.group * spec.group;
-      b.loop(b.cI64(0), b.cI64(whole), spec.group, [&](Val i) { roundGroup(from + i, to + i, spec.group); });
-      if (whole < spec.width)
-        roundGroup(from + whole, to + whole, spec.width - whole);
+      forGroups(b, spec.width, spec.group, [&](Val index, int64_t columns) {
+        Val begin = index * spec.group;
+        roundGroup(from + begin, to + begin, columns);
+      });
     });
   });
 }
@@ -161,13 +170,9 @@ void emit(KernelBuilder &b, llvm::StringRef symbol, const QuantizeRowsSpec &spec
     };
     b.tasks([&](Val t) {
       Ptr from = x + t * spec.xStride, to = out + t * spec.outStride;
-      int64_t whole = spec.width / spec.scaleCols * spec.scaleCols;
-      b.loop(b.cI64(0), b.cI64(whole / spec.scaleCols), 1, [&](Val index) {
-        roundColumns(from + index * spec.scaleCols, to + index * QuantizeRowsSpec::rowBytes(spec.scaleCols),
-                     spec.scaleCols);
+      forGroups(b, spec.width, spec.scaleCols, [&](Val index, int64_t columns) {
+        roundColumns(from + index * spec.scaleCols, to + index * QuantizeRowsSpec::rowBytes(spec.scaleCols), columns);
       });
-      if (whole < spec.width)
-        roundColumns(from + whole, to + QuantizeRowsSpec::rowBytes(whole), spec.width - whole);
     });
   });
 }

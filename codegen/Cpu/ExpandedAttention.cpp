@@ -10,6 +10,7 @@
 
 #include "codegen/Cpu/AttentionCommon.h"
 #include "codegen/Cpu/Emitters.h"
+#include "codegen/Cpu/Math.h"
 
 #include "runtime/KernelAbi.h"
 
@@ -18,6 +19,34 @@
 namespace moec::cpu {
 
 namespace {
+
+/// The running softmax of one row.
+struct Softmax {
+  Val maximum, sum;
+  Val rescale; ///< what the sums of earlier pages are multiplied by
+};
+
+/// Folds the page's dot products `row` f32[page tokens], of which the first `entries` (at least 1) count, into the
+/// softmax so far and replaces them by exp(scale * dot - maximum), 0 where they do not count.
+Softmax foldPage(KernelBuilder &b, Ptr row, Val entries, double scale, Val maximum, Val sum) {
+  constexpr int64_t vectors = MOE_PAGE_TOKENS / kLanes;
+  static_assert(vectors == 4);
+  Vals s;
+  for (int64_t v = 0; v < vectors; ++v) {
+    Val raw = (row + v * kLanes).load(kLanes) * scale;
+    s.push_back(b.select(b.firstLanes(entries - v * kLanes), raw, raw.like(-std::numeric_limits<double>::infinity())));
+  }
+  Val top = b.max(b.max(s[0], s[1]), b.max(s[2], s[3]));
+  Softmax next;
+  next.maximum = b.max(b.maxLanes(top), maximum);
+  for (Val &value : s)
+    value = exp(b, value - next.maximum);
+  for (int64_t v = 0; v < vectors; ++v)
+    (row + v * kLanes).store(s[v]);
+  next.rescale = exp(b, maximum - next.maximum);
+  next.sum = b.fma(sum, next.rescale, b.sumLanes((s[0] + s[1]) + (s[2] + s[3])));
+  return next;
+}
 
 class ExpandedAttentionEmitter {
 public:

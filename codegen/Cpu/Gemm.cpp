@@ -43,6 +43,22 @@ public:
 private:
   static constexpr int64_t vectorsPerPanel = kPanelWidth / kLanes;
 
+  /// How many rows a tile has at most, and at most if it is as wide as the panel.
+  struct TileRows {
+    int64_t most, wide;
+  };
+  TileRows tileRows() const {
+    switch (spec.input) {
+    case DType::U8:
+      return {tiles.dotRows, tiles.dotRows / 4};
+    case DType::BF16:
+      return {tiles.pairRows, tiles.pairRows};
+    default:
+      return {std::min(tiles.gemmRows, tiles.gemmAccumulators / chains()),
+              tiles.gemmAccumulators / (vectorsPerPanel * chains())};
+    }
+  }
+
   /// Where a task's panel lies.
   struct Panel {
     Val index;    ///< in the matrix: p
@@ -72,9 +88,7 @@ private:
 
   /// Covers rows [begin, end) by tiles of the full height, then by smaller powers of two.
   void rowRange(Val begin, Val end, const Panel &panel) {
-    int64_t height = spec.input == DType::U8     ? tiles.dotRows
-                     : spec.input == DType::BF16 ? tiles.pairRows
-                                                 : std::min(tiles.gemmRows, tiles.gemmAccumulators / chains());
+    int64_t height = tileRows().most;
     Val whole = begin + (end - begin) / height * height;
     b.loop(begin, whole, height, [&](Val row) { tile(row, height, panel); });
     Val row = whole;
@@ -90,10 +104,7 @@ private:
 
   void tile(Val row, int64_t height, const Panel &panel) {
     // As wide as registers allow; narrow tiles walk over the panel once per vector.
-    int64_t wide = spec.input == DType::U8     ? tiles.dotRows / 4
-                   : spec.input == DType::BF16 ? tiles.pairRows
-                                               : tiles.gemmAccumulators / (vectorsPerPanel * chains());
-    int64_t width = height <= wide ? vectorsPerPanel : 1;
+    int64_t width = height <= tileRows().wide ? vectorsPerPanel : 1;
     llvm::SmallVector<Ptr, 8> inputs;
     for (int64_t m = 0; m < height; ++m)
       inputs.push_back(inputRow(row, m, panel));

@@ -1,7 +1,6 @@
 // Part of moec, under the Apache License v2.0 with LLVM Exceptions.
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 
-#include "dialects/Formats/Gguf.h"
 #include "dialects/Moe/MoeDialect.h"
 #include "dialects/Moe/Recipe.h"
 #include "passes/Moe/Fusion.h"
@@ -32,7 +31,7 @@ std::optional<SharedExpert> sharedExpert(Value value) {
     return std::nullopt;
   Value hidden = shared.down.getX();
   shared.rounding = hidden.getDefiningOp<FakeQuantizeOp>();
-  if (shared.rounding && shared.rounding->hasOneUse())
+  if (shared.rounding)
     hidden = shared.rounding.getX();
   shared.gateUp = hidden.getDefiningOp<GateUpOp>();
   if (!shared.gateUp || !shared.gateUp->hasOneUse() || (shared.rounding && !shared.rounding->hasOneUse()))

@@ -46,35 +46,32 @@ struct Options {
 
 /// The kernels of a form, in the order of their launches.
 std::vector<cpu::Kernel> kernelsOf(const Options &options, DType cache) {
-  if (options.form == "expanded") {
-    MlaExpandedSpec spec;
+  auto over = [&](auto spec) { // this cache, with as many heads
     spec.heads = options.heads;
-    spec.nope = kKey;
     spec.latent = kLatent;
     spec.rope = kRope;
-    spec.value = kValue;
     spec.width = kWidth;
+    spec.scale = 1 / std::sqrt(double(kKey + kRope));
+    spec.cache = cache;
+    return spec;
+  };
+  if (options.form == "expanded") {
+    auto spec = over(MlaExpandedSpec());
+    spec.nope = kKey;
+    spec.value = kValue;
     spec.qHead = kKey + kRope;
     spec.ropeHead = kWidth; // beside absorbed queries, as where both forms are there
     spec.outHead = kValue;
     spec.qStride = options.heads * spec.qHead;
     spec.ropeStride = options.heads * spec.ropeHead;
     spec.outStride = options.heads * spec.outHead;
-    spec.scale = 1 / std::sqrt(double(kKey + kRope));
-    spec.cache = cache;
     return {{"expanded", spec}};
   }
-  MlaAttentionSpec spec;
-  spec.heads = options.heads;
-  spec.latent = kLatent;
-  spec.rope = kRope;
-  spec.width = kWidth;
+  auto spec = over(MlaAttentionSpec());
   spec.qHead = kWidth;
   spec.qStride = options.heads * kWidth;
   spec.outHead = kLatent;
   spec.outStride = options.heads * kLatent;
-  spec.scale = 1 / std::sqrt(double(kKey + kRope));
-  spec.cache = cache;
   return {{"absorbed", spec},
           {"combine", MlaCombineSpec{spec.heads, spec.latent, spec.outStride, spec.outHead, spec.runBelow}}};
 }

@@ -213,11 +213,9 @@ FailureOr<reference::Cache<T> *> TypedMachine<T>::cache(Operation *op, FlatSymbo
 
 template <typename T>
 Tensor<T> TypedMachine<T>::stored(Operation *op, FlatSymbolRefAttr cache, const Tensor<T> &entries) {
-  Tensor<T> result = entries;
-  if (auto cacheOp = SymbolTable::lookupNearestSymbolFrom<CacheOp>(op, cache); cacheOp && cacheOp.getElementType())
-    for (T &value : result.data)
-      value = moec::bf16ToFloat(moec::floatToBf16(static_cast<float>(value)));
-  return result;
+  auto cacheOp = SymbolTable::lookupNearestSymbolFrom<CacheOp>(op, cache);
+  std::optional<Type> element = cacheOp ? cacheOp.getElementType() : std::nullopt;
+  return element ? reference::fakeQuantize(entries, CastAttr::get(op->getContext(), *element)) : entries;
 }
 
 //===----------------------------------------------------------------------===//

@@ -38,6 +38,12 @@ int64_t headStride(Value memory) {
 int64_t widthOfMemory(Value memory) { return cast<MemRefType>(memory.getType()).getShape().back(); }
 int64_t widthOf(Value tensor) { return cast<RankedTensorType>(tensor.getType()).getShape().back(); }
 
+/// How rounded rows lie in memory: F32; BF16; or U8, codes for weights that add `offset` to theirs.
+struct RowForm {
+  DType type = DType::F32;
+  int64_t offset = 0;
+};
+
 /// What rows in memory are to a GEMM kernel.
 DType inputType(Value memory) {
   Type element = cast<MemRefType>(memory.getType()).getElementType();
@@ -102,10 +108,8 @@ private:
   /// The input of a projection: codes of `tensor`, if it is rounded to such and the kernel takes them, else its
   /// elements.
   Value inputFor(Value tensor, const WeightPacker::Panels &weight);
-  /// Launches the rounding of rows to memory that holds them as `to`; for codes, `offset` is what weights add to
-  /// theirs.
-  Value roundRows(Operation *op, Attribute rounding, Value x, DType to, int64_t offset, int64_t rowsPerToken,
-                  Rows rows);
+  /// Launches the rounding of rows to memory that holds them in the form `to`.
+  Value roundRows(Operation *op, Attribute rounding, Value x, RowForm to, int64_t rowsPerToken, Rows rows);
   /// What the rows of `tensors` count, which must be one thing for all of them; those that are null have no say.
   FailureOr<Rows> needSameRows(Operation *op, ValueRange tensors);
   Rows rowsOf(Value tensor) { return places.lookup(tensor).rows; }
@@ -343,19 +347,18 @@ LogicalResult StepLowering::lower(moe::AddOp op) {
   return lowerElementwise(op, op.getLhs(), op.getRhs(), /*swiglu=*/false);
 }
 
-/// What a projection of `columns` with this weight reads of rows that are rounded so: U8, their codes; BF16; or F32.
-static DType inputOf(Attribute rounding, const WeightPacker::Panels &weight, int64_t columns) {
+/// What a projection of `columns` with this weight reads of rows that are rounded so.
+static RowForm inputOf(Attribute rounding, const WeightPacker::Panels &weight, int64_t columns) {
   auto codes = dyn_cast<moe::QuantizeAttr>(rounding);
   if (!codes)
-    return weight.type == DType::BF16 && columns % 2 == 0 ? DType::BF16 : DType::F32;
+    return {weight.type == DType::BF16 && columns % 2 == 0 ? DType::BF16 : DType::F32};
   bool taken = codes.getFormat().codes == moec::CodeKind::Int8 &&
                codes.getGroup() % moec::QuantizeRowsSpec::group == 0 && weight.group &&
                moec::GemmSpec::takesCodes({weight.codes, 1, weight.group, weight.groupScale}, columns);
-  return taken ? DType::U8 : DType::F32;
+  return taken ? RowForm{DType::U8, moec::GemmSpec::offsetOf(weight.codes)} : RowForm();
 }
 
-Value StepLowering::roundRows(Operation *op, Attribute rounding, Value x, DType to, int64_t offset,
-                              int64_t rowsPerToken, Rows rows) {
+Value StepLowering::roundRows(Operation *op, Attribute rounding, Value x, RowForm to, int64_t rowsPerToken, Rows rows) {
   auto make = [&](auto spec, int64_t width, Type element) {
     spec.width = widthOfMemory(x);
     spec.xStride = rowStride(x);
@@ -370,13 +373,13 @@ Value StepLowering::roundRows(Operation *op, Attribute rounding, Value x, DType 
   auto codes = dyn_cast<moe::QuantizeAttr>(rounding);
   if (!codes) {
     moec::CastRowsSpec spec;
-    spec.to = to;
-    return make(spec, width, to == DType::BF16 ? Type(builder.getBF16Type()) : builder.getF32Type());
+    spec.to = to.type;
+    return make(spec, width, to.type == DType::BF16 ? Type(builder.getBF16Type()) : builder.getF32Type());
   }
-  if (to == DType::U8) {
+  if (to.type == DType::U8) {
     moec::QuantizeRowsSpec spec;
     spec.scaleCols = codes.getGroup();
-    spec.offset = offset;
+    spec.offset = to.offset;
     return make(spec, moec::QuantizeRowsSpec::rowBytes(width), builder.getIntegerType(8));
   }
   moec::FakeQuantizeSpec spec;
@@ -395,21 +398,19 @@ Value StepLowering::memoryOf(Value tensor) {
   auto op = tensor.getDefiningOp<moe::FakeQuantizeOp>();
   if (found.memory || !op)
     return found.memory;
-  Value out =
-      roundRows(op, op.getFormat(), memoryOf(op.getX()), DType::F32, /*offset=*/0, /*rowsPerToken=*/1, found.rows);
+  Value out = roundRows(op, op.getFormat(), memoryOf(op.getX()), RowForm(), /*rowsPerToken=*/1, found.rows);
   places[tensor].memory = out;
   return out;
 }
 
 Value StepLowering::inputFor(Value tensor, const WeightPacker::Panels &weight) {
   auto op = tensor.getDefiningOp<moe::FakeQuantizeOp>();
-  DType to = op ? inputOf(op.getFormat(), weight, widthOf(tensor)) : DType::F32;
-  if (to == DType::F32)
+  RowForm to = op ? inputOf(op.getFormat(), weight, widthOf(tensor)) : RowForm();
+  if (to.type == DType::F32)
     return memoryOf(tensor);
-  int64_t offset = to == DType::U8 ? moec::GemmSpec::offsetOf(weight.codes) : 0;
-  Value &found = rounded[{tensor, offset}];
+  Value &found = rounded[{tensor, to.offset}];
   if (!found)
-    found = roundRows(op, op.getFormat(), memoryOf(op.getX()), to, offset, /*rowsPerToken=*/1, rowsOf(tensor));
+    found = roundRows(op, op.getFormat(), memoryOf(op.getX()), to, /*rowsPerToken=*/1, rowsOf(tensor));
   return found;
 }
 
@@ -706,11 +707,8 @@ LogicalResult StepLowering::lower(moe::ExpertsOp op) {
   Value hidden = buffer(loc, {dynamic, inner}, f32, topk, *rows);
   gemm(op, first, inputFor(op.getX(), *gateUp), *gateUp, /*residual=*/nullptr, hidden, lists, "gate_up");
 
-  if (std::optional<Attribute> rounding = op.getActivations()) {
-    DType to = inputOf(*rounding, *down, inner);
-    int64_t offset = to == DType::U8 ? moec::GemmSpec::offsetOf(down->codes) : 0;
-    hidden = roundRows(op, *rounding, hidden, to, offset, topk, *rows);
-  }
+  if (std::optional<Attribute> rounding = op.getActivations())
+    hidden = roundRows(op, *rounding, hidden, inputOf(*rounding, *down, inner), topk, *rows);
 
   moec::GemmSpec second = first;
   second.n = width;
