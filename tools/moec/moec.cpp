@@ -320,7 +320,8 @@ std::vector<CLI::Option *> addFormats(CLI::App &command, CompileOptions &options
     auto format = mlir::moe::WeightFormat::parse(name);
     return format ? std::string() : format.message();
   };
-  const std::string forms = ": keep, f32, bf16, f16, int8, fp8, int4, int4:g64:bf16, int4:zero, mxfp4, nvfp4, ...";
+  const std::string forms =
+      ": keep, f32, bf16, f16, int8, fp8, int4, int4:g64:bf16, int4:zero, int4:a32, bf16:a16, mxfp4, nvfp4, ...";
   std::vector<CLI::Option *> added;
   for (auto [name, value, what] :
        {std::tuple{"--experts", &options.experts, "format of routed experts"},
