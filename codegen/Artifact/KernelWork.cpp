@@ -12,8 +12,8 @@ using namespace moec;
 
 namespace {
 
-/// What kernels multiply in that take rows as they are.
-constexpr const char *unit = "f32";
+/// What a kernel multiplies in that takes one of its factors as `stored`; the other is rounded to it where they differ.
+const char *unitOf(DType stored) { return stored == DType::U8 ? "int8" : stored == DType::BF16 ? "bf16" : "f32"; }
 
 int64_t positionOf(ArrayRef<KernelArg> signature, StringRef name) {
   const auto *found = llvm::find_if(signature, [&](const KernelArg &arg) { return arg.name == name; });
@@ -26,11 +26,10 @@ int64_t positionOf(ArrayRef<KernelArg> signature, StringRef name) {
 Json work(const EmbedSpec &s) { return {{"token_bytes", s.width * byteSize(s.table)}}; }
 Json work(const GemmSpec &s) {
   const int64_t matrices = s.epilogue == Epilogue::Swiglu ? 2 : 1, perRow = 2 * s.n * s.k * matrices;
-  const char *unit = s.input == DType::U8 ? "int8" : s.input == DType::BF16 ? "bf16" : ::unit;
   if (s.routing == Routing::None)
-    return {{"unit", unit}, {"flops", {{s.rows == Rows::R ? "row" : "token", perRow * s.batch}}}};
+    return {{"unit", unitOf(s.input)}, {"flops", {{s.rows == Rows::R ? "row" : "token", perRow * s.batch}}}};
   const SmallVector<KernelArg> signature = argumentsOf(s);
-  return {{"unit", unit},
+  return {{"unit", unitOf(s.input)},
           {"flops", {{"choice", perRow}}},
           {"experts",
            {{"count", s.batch},
@@ -38,12 +37,12 @@ Json work(const GemmSpec &s) {
             {"active", positionOf(signature, "active")}}}};
 }
 Json work(const MlaAttentionSpec &s) {
-  return {{"unit", unit}, {"flops", {{"pair", s.heads * (4 * s.latent + 2 * s.rope)}}}};
+  return {{"unit", unitOf(s.cache)}, {"flops", {{"pair", s.heads * (4 * s.latent + 2 * s.rope)}}}};
 }
 Json work(const MlaCombineSpec &) { return Json::object(); }
 Json work(const MlaExpandedSpec &s) {
   return {
-      {"unit", unit},
+      {"unit", unitOf(DType::F32)}, // entries are widened first
       {"flops",
        {{"pair", s.heads * 2 * (s.nope + s.rope + s.value)}, {"entry", s.heads * 2 * s.latent * (s.nope + s.value)}}}};
 }

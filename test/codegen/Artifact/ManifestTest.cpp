@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 
 #include "codegen/Artifact/Manifest.h"
+#include "codegen/Artifact/KernelWork.h"
 
 #include "dialects/Exec/ExecDialect.h"
 #include "dialects/Moe/MoeDialect.h"
@@ -130,6 +131,20 @@ TEST_F(ManifestTest, ModulesMustBeComplete) {
   OwningOpRef<ModuleOp> empty = parseSourceString<ModuleOp>("module {}", &context);
   EXPECT_TRUE(failed(buildManifestProgram(*empty)));
   EXPECT_EQ(message, "module has 0 exec.program, expected one");
+}
+
+TEST(KernelWork, SaysWhatIsMultiplied) {
+  GemmSpec gemm;
+  MlaAttentionSpec attention;
+  MlaExpandedSpec expanded;
+  EXPECT_EQ(workOf(gemm)["unit"], "f32");
+  EXPECT_EQ(workOf(attention)["unit"], "f32");
+  gemm.input = attention.cache = expanded.cache = DType::BF16;
+  EXPECT_EQ(workOf(gemm)["unit"], "bf16");
+  EXPECT_EQ(workOf(attention)["unit"], "bf16");
+  EXPECT_EQ(workOf(expanded)["unit"], "f32"); // keys and values are made of a cache's entries as f32
+  gemm.input = DType::U8;
+  EXPECT_EQ(workOf(gemm)["unit"], "int8");
 }
 
 } // namespace
