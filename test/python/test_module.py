@@ -144,10 +144,10 @@ def test_verify():
     report = moec.verify(TINY, tokens=[0, 5, 6], layers=[0, 3], experts="int4")
     assert report["holds"] and report["tokens"] == 3
     names = [step["name"] for step in report["steps"]]
-    fusions = ["moe-fuse-gate-up", "moe-fuse-projections", "moe-fuse-residual"]
-    assert names == ["moe-fuse-mla", "moe-choose-mla", "moe-quantize", *fusions, "artifact"]
+    after = ["moe-fuse-gate-up", "moe-fuse-projections", "moe-fuse-residual", "moe-trim-rows"]
+    assert names == ["moe-fuse-mla", "moe-choose-mla", "moe-quantize", *after, "artifact"]
     assert report["steps"][2]["kld_mean"] > 0 and report["steps"][3]["max_abs"] == 0
-    assert moec.verify(TINY, count=2, artifact=False)["steps"][-1]["name"] == "moe-fuse-residual"
+    assert moec.verify(TINY, count=2, artifact=False)["steps"][-1]["name"] == "moe-trim-rows"
     with pytest.raises(ValueError, match="token 1280 is not in the vocabulary"):
         moec.verify(TINY, tokens=[1280])
     assert "moe-choose-mla" in moec.verify(TINY, count=2, mla="absorbed", artifact=False)["unchanged"]
