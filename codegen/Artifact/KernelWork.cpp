@@ -42,7 +42,7 @@ Json work(const MlaAttentionSpec &s) {
 Json work(const MlaCombineSpec &) { return Json::object(); }
 Json work(const MlaExpandedSpec &s) {
   return {
-      {"unit", unitOf(DType::F32)}, // entries are widened first
+      {"unit", unitOf(s.cache)},
       {"flops",
        {{"pair", s.heads * 2 * (s.nope + s.rope + s.value)}, {"entry", s.heads * 2 * s.latent * (s.nope + s.value)}}}};
 }

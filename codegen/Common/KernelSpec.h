@@ -203,8 +203,11 @@ struct MlaCombineSpec {
 
 /// Expanded latent attention: for each head, over entries j = 0 .. position of the token's slot, with
 /// key_j = w_uk . latent_j and value_j = w_uv . latent_j, p = softmax(scale * (q . key_j + ropeQ . ropeKey_j)) and
-/// out = sum_j p_j value_j. Pages are taken from 0 with a running maximum; each sum is one chain in rising order.
-/// Tokens in runs (neighbours of one slot) shorter than `runFrom` are not written.
+/// out = sum_j p_j value_j. Pages are taken from 0 with a running maximum; each sum is one chain in rising order. Where
+/// the cache is BF16, queries, keys, p and values are rounded to it and multiplied in pairs as mla_attention does; so
+/// are latents and weights, if those are BF16 too. Tokens in runs (neighbours of one slot) shorter than `runFrom` are
+/// not written.
+///
 /// args: q, ropeQ (rotated), positions, slots, pageTable, cache, w_uk in panels (batch: heads, n: nope, k: latent),
 /// w_uv in panels (n: value), out. Grid: heads * ceil(T / tokenBlock), task = block * heads + head.
 struct MlaExpandedSpec {

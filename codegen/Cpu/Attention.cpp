@@ -27,19 +27,6 @@
 
 namespace moec::cpu {
 
-Val runHasAtLeast(KernelBuilder &b, Ptr slots, Val token, int64_t length) {
-  Val slot = (slots + token).load();
-  // One more for each neighbour up to the first of another slot.
-  auto count = [&](Val most, int64_t direction) {
-    return b.loop(b.cI64(0), b.min(most, b.cI64(length - 1)), 1, {b.cI64(0)},
-                  [&](Val distance, llvm::ArrayRef<Val> carried) -> Vals {
-                    Val same = (slots + (token + (distance + 1) * direction)).load() == slot;
-                    return {b.select(same & (carried[0] == distance), distance + 1, carried[0])};
-                  })[0];
-  };
-  return count(token, -1) + count(b.tokens() - 1 - token, 1) + 1 >= length;
-}
-
 namespace {
 
 constexpr int64_t pageTokens = MOE_PAGE_TOKENS;
@@ -139,8 +126,7 @@ void forHeads(KernelBuilder &b, const Spec &spec, Ptr slots, Val token, Val whic
 class AttentionEmitter {
 public:
   AttentionEmitter(KernelBuilder &b, const MlaAttentionSpec &spec, const Tiles &tiles)
-      : b(b), spec(spec), halves(spec.cache == DType::BF16), wordElements(halves ? 2 : 1),
-        words((spec.latent + spec.rope + wordElements - 1) / wordElements),
+      : b(b), spec(spec), math(b, spec.cache), words(math.count(spec.latent + spec.rope)),
         latentVectors((spec.latent + kLanes - 1) / kLanes) {
     tile = 1;
     while (tile * 2 <= std::min(tiles.gemmAccumulators, block))
@@ -155,9 +141,9 @@ public:
     cache = b.arg(4, b.storage(spec.cache));
     parts = b.arg(5, b.f32);
     out = b.arg(6, b.f32);
-    queries = b.scratch(word(), (words + kLanes - 1) / kLanes * kLanes * block);
+    queries = b.scratch(math.type(), (words + kLanes - 1) / kLanes * kLanes * block);
     scores = b.scratch(b.f32, pageTokens * block);
-    probabilities = b.scratch(word(), pageTokens / wordElements * block);
+    probabilities = b.scratch(math.type(), pageTokens / math.elements * block);
     factors = b.scratch(b.f32, 2 * block);
     own = b.scratch(b.f32, spec.partSize());
     whole = b.scratch(b.f32, spec.partSize());
@@ -175,9 +161,6 @@ public:
   }
 
 private:
-  /// What a lane of a query or a probability is: a float, or two bf16.
-  mlir::Type word() { return halves ? b.i32 : b.f32; }
-
   void attend(Val task, Val row, Val token, Val firstHead, int64_t heads) {
     Val seen = b.convert((positions + token).load(), b.i64) + 1;
     Val slot = b.convert((slots + token).load(), b.i64);
@@ -189,7 +172,11 @@ private:
     Val begin = b.select(split, share * spans.count / MlaAttentionSpec::maxSpans, b.cI64(0));
     Val end = b.select(split, (share + 1) * spans.count / MlaAttentionSpec::maxSpans, spans.count);
     b.ifThen(begin < end, [&] {
-      prepareQueries(token, firstHead, heads);
+      // Lanes without a head have the last one's query.
+      llvm::SmallVector<Ptr> rows;
+      for (int64_t h = 0; h < block; ++h)
+        rows.push_back(q + token * spec.qStride + (firstHead + std::min(h, heads - 1)) * spec.qHead);
+      math.transposeRows(rows, spec.latent + spec.rope, queries);
       Val none = b.cI64(0), all = b.cI64(latentVectors);
       Part total{whole};
       clear(b, total, none, all, heads);
@@ -208,67 +195,6 @@ private:
   }
 
   //===--------------------------------------------------------------------===//
-  // Queries
-  //===--------------------------------------------------------------------===//
-
-  /// queries[word][lane] = that word of the query of head `firstHead` + lane, zeros where there is none.
-  void prepareQueries(Val token, Val firstHead, int64_t heads) {
-    Ptr rows = q + token * spec.qStride + firstHead * spec.qHead;
-    int64_t total = spec.latent + spec.rope, step = kLanes * wordElements;
-    auto part = [&](Val offset, int64_t elements) {
-      Vals lines;
-      for (int64_t h = 0; h < block; ++h)
-        lines.push_back(h < heads ? queryWords(rows + h * spec.qHead + offset, elements)
-                                  : b.constant(b.vec(word()), int64_t(0)));
-      transpose(lines);
-      Ptr to = queries + offset / wordElements * block;
-      for (int64_t i = 0; i < kLanes; ++i)
-        (to + i * block).store(lines[i]);
-    };
-    if (total >= step)
-      b.loop(b.cI64(0), b.cI64(total / step * step), step, [&](Val offset) { part(offset, step); });
-    if (total % step)
-      part(b.cI64(total / step * step), total % step);
-  }
-
-  /// 16 words of a query, of which `elements` elements count.
-  Val queryWords(Ptr from, int64_t elements) {
-    Vals floats;
-    for (int64_t v = 0; v < wordElements; ++v) {
-      int64_t left = std::clamp<int64_t>(elements - v * kLanes, 0, kLanes);
-      Val zero = b.constant(b.vec(b.f32), 0.0);
-      Val value = left ? (from + v * kLanes).load(kLanes) : zero;
-      floats.push_back(left < kLanes ? b.select(b.firstLanes(left), value, zero) : value);
-    }
-    if (!halves)
-      return floats[0];
-    llvm::SmallVector<int64_t> even, odd;
-    for (int64_t l = 0; l < kLanes; ++l) {
-      even.push_back(2 * l);
-      odd.push_back(2 * l + 1);
-    }
-    return b.pairBf16(b.shuffle(floats[0], floats[1], even), b.shuffle(floats[0], floats[1], odd));
-  }
-
-  /// Lane l of line i with lane i of line l, exchanging ever larger squares.
-  void transpose(Vals &lines) {
-    for (int64_t s = 1; s < kLanes; s *= 2) {
-      llvm::SmallVector<int64_t> upper, lower;
-      for (int64_t l = 0; l < kLanes; ++l) {
-        upper.push_back(l & s ? kLanes + l - s : l);
-        lower.push_back(l & s ? kLanes + l : l + s);
-      }
-      for (int64_t i = 0; i < kLanes; ++i) {
-        if (i & s)
-          continue;
-        Val a = lines[i], c = lines[i + s];
-        lines[i] = b.shuffle(a, c, upper);
-        lines[i + s] = b.shuffle(a, c, lower);
-      }
-    }
-  }
-
-  //===--------------------------------------------------------------------===//
   // A span
   //===--------------------------------------------------------------------===//
 
@@ -278,10 +204,13 @@ private:
                         [&](Val page, llvm::ArrayRef<Val> carried) -> Vals {
                           Val entries = b.min(seen - page * pageTokens, b.cI64(pageTokens));
                           score(pageAt(page), entries);
-                          Vals next = softmax(entries, carried[0], carried[1]);
+                          AttentionWords::Softmax next =
+                              math.softmax(scores, entries, b.splat(b.convert(entries, b.i32)), spec.scale, carried[0],
+                                           carried[1], probabilities);
+                          factors.store(next.factor);
                           upcoming = pageAt(b.min(page + 1, lastPage));
                           addLatents(part, pageAt(page), entries, heads);
-                          return next;
+                          return {next.maximum, next.sum};
                         });
     part.maximum().store(state[0]);
     part.sum().store(state[1]);
@@ -289,67 +218,15 @@ private:
 
   Ptr pageAt(Val page) { return cache + b.convert((pages + page).load(), b.i64) * (pageTokens * spec.width); }
 
-  /// sums + products of all lanes with the word at `place`.
-  Val dot(Val sums, Ptr place, Val lanes) {
-    Val broadcast = b.splat(place.load());
-    if (!halves)
-      return b.fma(broadcast, lanes, sums);
-    if (b.instructions == Isa::Avx512Dot)
-      return b.dotBf16(sums, broadcast, lanes);
-    // The same but for subnormal numbers, which would take more instructions than all else.
-    auto [first, second] = b.unpairBf16(broadcast);
-    auto [ofFirst, ofSecond] = b.unpairBf16(lanes);
-    return b.fma(first, ofFirst, b.fma(second, ofSecond, sums));
-  }
-  /// The same memory as words.
-  Ptr asWords(Ptr at) { return {at.base, word()}; }
-
-  /// scores[j][head] = query . entry j, one chain over the words. Entries up to a whole tile are scored too.
   /// Some words of all entries at once, so that these words of the queries stay in the nearest cache.
   void score(Ptr page, Val entries) {
-    for (int64_t from = 0; from < words; from += wordsAtOnce) {
-      int64_t count = std::min(wordsAtOnce, words - from);
-      b.loop(b.cI64(0), entries, tile, [&](Val j) {
-        Ptr rows = asWords(page + j * spec.width) + from;
-        Vals dots;
-        for (int64_t g = 0; g < tile; ++g)
-          dots.push_back(from ? (scores + (j + g) * block).load(kLanes) : b.constant(b.vec(b.f32), 0.0));
-        dots = b.loop(b.cI64(0), b.cI64(count), 1, dots, [&](Val i, llvm::ArrayRef<Val> carried) {
-          Val query = (queries + from * block + i * block).load(kLanes);
-          Vals next;
-          for (int64_t g = 0; g < tile; ++g)
-            next.push_back(dot(carried[g], rows + i + g * (spec.width / wordElements), query));
-          return next;
-        });
-        for (int64_t g = 0; g < tile; ++g)
-          (scores + (j + g) * block).store(dots[g]);
-      });
-    }
-  }
-
-  /// Scores become probabilities, factors[0 .. 16) what earlier sums are multiplied by. Gives the new maximum and sum.
-  Vals softmax(Val entries, Val maximum, Val sum) {
-    auto scaled = [&](Val j) { return (scores + j * block).load(kLanes) * spec.scale; };
-    Val top = b.loop(b.cI64(0), entries, 1, {maximum},
-                     [&](Val j, llvm::ArrayRef<Val> carried) -> Vals { return {b.max(scaled(j), carried[0])}; })[0];
-    Val factor = exp(b, maximum - top);
-    factors.store(factor);
-    Val zero = sum.like(0.0);
-    Val ofPage = b.loop(b.cI64(0), entries, wordElements, {zero}, [&](Val j, llvm::ArrayRef<Val> carried) -> Vals {
-      Val p = exp(b, scaled(j) - top);
-      Ptr to = probabilities + j / wordElements * block;
-      if (!halves) {
-        to.store(p);
-        return {carried[0] + p};
-      }
-      Val next = exp(b, scaled(j + 1) - top);
-      Val pair = b.pairBf16(p, b.select(j + 1 < entries, next, zero));
-      to.store(pair);
-      // What is summed is what latents are multiplied by.
-      auto [even, odd] = b.unpairBf16(pair);
-      return {carried[0] + even + odd};
-    })[0];
-    return {top, b.fma(sum, factor, ofPage)};
+    for (int64_t from = 0; from < words; from += wordsAtOnce)
+      math.addScores({.keys = math.words(page) + from,
+                      .keyStride = spec.width / math.elements,
+                      .queries = queries + from * block,
+                      .queryStride = 0,
+                      .words = std::min(wordsAtOnce, words - from)},
+                     entries, tile, /*vectors=*/1, scores, /*begins=*/from == 0);
   }
 
   /// part = part * factors + sum_j p_j * latent j, one chain over j (in pairs, the second of two first, for bf16).
@@ -366,7 +243,7 @@ private:
     for (int64_t from = 0, most = tile / width; from < heads; from += most) {
       int64_t count = std::min(most, heads - from);
       // Pages lie anywhere, and no prefetcher of the machine's foresees the next one: each pass asks for a share of it.
-      int64_t lines = pageTokens * spec.width * (halves ? 2 : 4) / 64, perVector = (heads + most - 1) / most;
+      int64_t lines = pageTokens * spec.width * (math.halves ? 2 : 4) / 64, perVector = (heads + most - 1) / most;
       int64_t share = (lines * width + latentVectors * perVector - 1) / (latentVectors * perVector);
       Ptr ahead = Ptr{upcoming.base, b.i8} + (vector * perVector + from / most * width) * (share * 64 / width);
       b.loop(b.cI64(0), b.cI64(share), 1, [&](Val line) { b.prefetch(ahead + line * 64); });
@@ -375,12 +252,12 @@ private:
       for (int64_t h = 0; h < count; ++h)
         for (int64_t v = 0; v < width; ++v)
           totals.push_back(memory(h, v).load(kLanes) * ofHead(b, factors, from + h));
-      totals = b.loop(b.cI64(0), entries, wordElements, totals, [&](Val j, llvm::ArrayRef<Val> carried) {
+      totals = b.loop(b.cI64(0), entries, math.elements, totals, [&](Val j, llvm::ArrayRef<Val> carried) {
         Vals lanes = wordsOfRows(columns, j, entries, width), next;
         for (int64_t h = 0; h < count; ++h) {
-          Ptr p = probabilities + j / wordElements * block + (from + h);
+          Val p = b.splat((probabilities + j / math.elements * block + (from + h)).load());
           for (int64_t v = 0; v < width; ++v)
-            next.push_back(dot(carried[h * width + v], p, lanes[v]));
+            next.push_back(math.dot(carried[h * width + v], p, lanes[v]));
         }
         return next;
       });
@@ -395,7 +272,7 @@ private:
   Vals wordsOfRows(Ptr columns, Val j, Val entries, int64_t width) {
     Vals words;
     Ptr row = columns + j * spec.width;
-    if (!halves) {
+    if (!math.halves) {
       for (int64_t v = 0; v < width; ++v)
         words.push_back((row + v * kLanes).load(kLanes));
       return words;
@@ -413,9 +290,8 @@ private:
 
   KernelBuilder &b;
   const MlaAttentionSpec &spec;
-  bool halves;          ///< whether words are two bf16
-  int64_t wordElements; ///< elements of a word
-  int64_t words;        ///< of an entry, or a query
+  AttentionWords math;
+  int64_t words; ///< of an entry, or a query
   int64_t latentVectors;
   int64_t tile; ///< accumulators in registers: entries or heads at once
   Ptr q, positions, slots, pageTable, cache, parts, out;

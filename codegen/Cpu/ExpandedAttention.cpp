@@ -5,12 +5,14 @@
 /// Latent attention in expanded form. A task takes one head and a block of
 /// tokens; for each run of one sequence in it and each page, the head's keys and
 /// values are multiplied out of the latents once, then every token that sees the
-/// page is scored against them. Each sum is one chain in a fixed order, and pages
-/// come from 0 upward, so a row's bits depend on its query and entries alone.
+/// page is scored against them, a lane for each. For the weighted sums of values
+/// lanes are a value's elements, and what is broadcast is a token's probability.
+/// Each sum is one chain in a fixed order, and pages come from 0 upward, so a
+/// row's bits depend on its query and entries alone.
 
 #include "codegen/Cpu/AttentionCommon.h"
 #include "codegen/Cpu/Emitters.h"
-#include "codegen/Cpu/Math.h"
+#include "codegen/Cpu/PairProducts.h"
 
 #include "runtime/KernelAbi.h"
 
@@ -20,45 +22,34 @@ namespace moec::cpu {
 
 namespace {
 
-/// The running softmax of one row.
-struct Softmax {
-  Val maximum, sum;
-  Val rescale; ///< what the sums of earlier pages are multiplied by
-};
-
-/// Folds the page's dot products `row` f32[page tokens], of which the first `entries` (at least 1) count, into the
-/// softmax so far and replaces them by exp(scale * dot - maximum), 0 where they do not count.
-Softmax foldPage(KernelBuilder &b, Ptr row, Val entries, double scale, Val maximum, Val sum) {
-  constexpr int64_t vectors = MOE_PAGE_TOKENS / kLanes;
-  static_assert(vectors == 4);
-  Vals s;
-  for (int64_t v = 0; v < vectors; ++v) {
-    Val raw = (row + v * kLanes).load(kLanes) * scale;
-    s.push_back(b.select(b.firstLanes(entries - v * kLanes), raw, raw.like(-std::numeric_limits<double>::infinity())));
-  }
-  Val top = b.max(b.max(s[0], s[1]), b.max(s[2], s[3]));
-  Softmax next;
-  next.maximum = b.max(b.maxLanes(top), maximum);
-  for (Val &value : s)
-    value = exp(b, value - next.maximum);
-  for (int64_t v = 0; v < vectors; ++v)
-    (row + v * kLanes).store(s[v]);
-  next.rescale = exp(b, maximum - next.maximum);
-  next.sum = b.fma(sum, next.rescale, b.sumLanes((s[0] + s[1]) + (s[2] + s[3])));
-  return next;
+/// The greatest power of two that is not above `number`, at least 1.
+int64_t powerOfTwoWithin(int64_t number) {
+  int64_t power = 1;
+  while (power * 2 <= number)
+    power *= 2;
+  return power;
 }
 
 class ExpandedAttentionEmitter {
 public:
   ExpandedAttentionEmitter(KernelBuilder &b, const MlaExpandedSpec &spec, const Tiles &tiles)
-      : b(b), spec(spec), pageVectors(std::min(tiles.latentVectors, pageTokens / kLanes)),
-        tileRows(tiles.gemmAccumulators / pageVectors), rowVectors(tiles.gemmAccumulators / 2),
-        keyPanels(panelsOf(spec.nope)), valuePanels(panelsOf(spec.value)), valueWidth(valuePanels * kPanelWidth) {
+      : b(b), spec(spec), math(b, spec.cache), pairs(math.halves && spec.weight == DType::BF16),
+        keyPanels(panelsOf(spec.nope)), valuePanels(panelsOf(spec.value)), valueWidth(valuePanels * kPanelWidth),
+        nopeWords(math.count(spec.nope)), ropeWords(math.count(spec.rope)),
+        keyWords(math.count(keyPanels * kPanelWidth) + ropeWords) {
     // Tiles of entries divide a page: none reaches into the next one, which may not be there.
-    expandRows = 1;
-    while (expandRows * 2 <= std::min(tiles.gemmRows, tiles.gemmAccumulators))
-      expandRows *= 2;
-    expandVectors = expandRows * panelVectors <= tiles.gemmAccumulators ? panelVectors : 1;
+    if (pairs) {
+      expandRows = powerOfTwoWithin(tiles.pairRows);
+      expandVectors = panelVectors;
+    } else {
+      expandRows = powerOfTwoWithin(std::min(tiles.gemmRows, tiles.gemmAccumulators));
+      expandVectors = expandRows * panelVectors <= tiles.gemmAccumulators ? panelVectors : 1;
+    }
+    tokenVectors = tiles.gemmAccumulators >= 16 ? 2 : 1;
+    keyTile = powerOfTwoWithin(tiles.gemmAccumulators / tokenVectors);
+    valueVectors = tiles.latentVectors;
+    valueRows = powerOfTwoWithin(tiles.gemmAccumulators / valueVectors);
+    rowVectors = tiles.gemmAccumulators / 2;
   }
 
   void emit() {
@@ -71,13 +62,17 @@ public:
     wUk = b.arg(6, b.storage(spec.weight));
     wUv = b.arg(7, b.storage(spec.weight));
     out = b.arg(8, b.f32);
-    keys = b.scratch(b.f32, (keyPanels * kPanelWidth + spec.rope) * pageTokens);
-    values = b.scratch(b.f32, pageTokens * valueWidth);
-    panelKeys = b.scratch(b.f32, pageTokens * kPanelWidth);
-    scores = b.scratch(b.f32, tileRows * pageTokens);
-    rescales = b.scratch(b.f32, tileRows);
-    maxima = b.scratch(b.f32, MlaExpandedSpec::tokenBlock);
-    sums = b.scratch(b.f32, MlaExpandedSpec::tokenBlock);
+    // Groups of lanes may reach over the end of a block's tokens.
+    constexpr int64_t tokens = MlaExpandedSpec::tokenBlock + 2 * kLanes;
+    queries = b.scratch(math.type(), (tokens / kLanes * (nopeWords + ropeWords) + kLanes) * kLanes);
+    keys = b.scratch(math.type(), pageTokens * keyWords);
+    values = b.scratch(math.type(), pageTokens / math.elements * valueWidth);
+    scores = b.scratch(b.f32, tokenVectors * pageTokens * kLanes);
+    probabilities = b.scratch(math.type(), tokenVectors * pageWords() * kLanes);
+    factors = b.scratch(b.f32, tokenVectors * kLanes);
+    maxima = b.scratch(b.f32, tokens);
+    sums = b.scratch(b.f32, tokens);
+    counts = b.scratch(b.i32, tokens);
     ends = b.scratch(b.i64, MlaExpandedSpec::tokenBlock);
     b.tasks([&](Val task) {
       head = task % spec.heads;
@@ -102,6 +97,7 @@ private:
   static constexpr int64_t pageTokens = MOE_PAGE_TOKENS;
   static constexpr int64_t panelVectors = kPanelWidth / kLanes;
   static int64_t panelsOf(int64_t columns) { return (columns + kPanelWidth - 1) / kPanelWidth; }
+  int64_t pageWords() const { return pageTokens / math.elements; }
 
   /// ends[i]: where the run of token first + i ends, inside the block. Filled from the last token.
   void findRuns(Val count) {
@@ -118,14 +114,17 @@ private:
   Val seenBy(Val token) { return b.convert((positions + token).load(), b.i64) + 1; }
   Ptr outRow(Val token) { return out + token * spec.outStride + head * spec.outHead; }
 
-  /// Tokens [begin, end), all of one slot.
+  /// Tokens [begin, end), all of one slot. What is kept for each of them lies at its number in the run.
   void run(Val begin, Val end) {
+    runBegin = begin;
+    Val length = end - begin;
     Val zero = b.constant(b.vec(b.f32), 0.0);
-    Vals most = b.loop(begin, end, 1, {b.cI64(0)}, [&](Val token, llvm::ArrayRef<Val> carried) -> Vals {
-      (maxima + (token - first)).store(b.cF32(-std::numeric_limits<double>::infinity()));
-      (sums + (token - first)).store(b.cF32(0));
-      b.vectors(spec.value, [&](Val offset, Val mask) { store(outRow(token) + offset, zero, mask); });
-      return {b.max(seenBy(token), carried[0])};
+    prepareLanes(begin, end);
+    Vals most = b.loop(b.cI64(0), length, 1, {b.cI64(0)}, [&](Val i, llvm::ArrayRef<Val> carried) -> Vals {
+      Val seen = seenBy(begin + i);
+      (counts + i).store(b.convert(seen, b.i32));
+      b.vectors(spec.value, [&](Val offset, Val mask) { store(outRow(begin + i) + offset, zero, mask); });
+      return {b.max(seen, carried[0])};
     });
 
     Ptr pages = pageTable + b.convert((slots + begin).load(), b.i64) * b.pagesPerSlot();
@@ -133,67 +132,116 @@ private:
       Ptr entries = cache + b.convert((pages + page).load(), b.i64) * (pageTokens * spec.width);
       Val before = page * pageTokens;
       expand(entries, b.min(most[0] - before, b.cI64(pageTokens)));
-      Val whole = begin + (end - begin) / tileRows * tileRows;
-      b.loop(begin, whole, tileRows, [&](Val token) { tile(token, tileRows, before); });
-      b.loop(whole, end, 1, [&](Val token) { tile(token, 1, before); });
+      b.loop(b.cI64(0), length, tokenVectors * kLanes, [&](Val i) { attend(i, length, before); });
     });
 
-    b.loop(begin, end, 1, [&](Val token) {
-      Val sum = (sums + (token - first)).load();
+    b.loop(b.cI64(0), length, 1, [&](Val i) {
+      Val sum = (sums + i).load();
       b.vectors(spec.value, [&](Val offset, Val mask) {
-        Ptr at = outRow(token) + offset;
+        Ptr at = outRow(begin + i) + offset;
         store(at, at.load(kLanes) / sum, mask);
       });
     });
   }
 
+  /// Transposes the queries of a run, and makes lanes that have no token see nothing.
+  void prepareLanes(Val begin, Val end) {
+    Val vectors = (end - begin + (tokenVectors * kLanes - 1)) / (tokenVectors * kLanes) * tokenVectors;
+    b.loop(b.cI64(0), vectors, 1, [&](Val vector) {
+      llvm::SmallVector<Ptr> rows, ropeRows;
+      for (int64_t l = 0; l < kLanes; ++l) {
+        // A lane without a token has the last one's query.
+        Val token = b.min(begin + vector * kLanes + l, end - 1);
+        rows.push_back(q + token * spec.qStride + head * spec.qHead);
+        ropeRows.push_back(ropeQ + token * spec.ropeStride + head * spec.ropeHead);
+      }
+      Ptr to = queriesOf(vector);
+      math.transposeRows(rows, spec.nope, to);
+      math.transposeRows(ropeRows, spec.rope, to + nopeWords * kLanes);
+      Val none = b.constant(b.vec(b.f32), 0.0);
+      (maxima + vector * kLanes).store(none.like(-std::numeric_limits<double>::infinity()));
+      (sums + vector * kLanes).store(none);
+      (counts + vector * kLanes).store(b.constant(b.vec(b.i32), int64_t(0)));
+    });
+  }
+
+  Ptr queriesOf(Val vector) { return queries + vector * ((nopeWords + ropeWords) * kLanes); }
   void store(Ptr at, Val value, Val mask) { mask.value ? at.store(value, mask) : at.store(value); }
 
   //===--------------------------------------------------------------------===//
   // Keys and values of a page
   //===--------------------------------------------------------------------===//
 
-  /// keys[n][j] and values[j][v] of the page's first `count` entries; rows of the rope part follow the keys.
+  /// Keys and values of the page's first `count` entries, the rope part of a key after the other.
   void expand(Ptr page, Val count) {
     b.loop(b.cI64(0), b.cI64(keyPanels), 1, [&](Val panel) {
-      multiply(page, count, wUk + (head * keyPanels + panel) * (spec.latent * kPanelWidth), panelKeys, kPanelWidth);
-      transpose(panelKeys, DType::F32, kPanelWidth, keys + panel * (kPanelWidth * pageTokens), kPanelWidth);
+      multiply(page, count, wUk + (head * keyPanels + panel) * (spec.latent * kPanelWidth),
+               [&](Val j, Val column, llvm::ArrayRef<Vals> rows) {
+                 for (auto [m, vectors] : llvm::enumerate(rows))
+                   for (auto [v, lanes] : llvm::enumerate(vectors))
+                     (elementsOfKey(j + m) + panel * kPanelWidth + column + v * kLanes).store(math.narrowed(lanes));
+               });
     });
-    transpose(page + spec.latent, spec.cache, spec.width, keys + keyPanels * kPanelWidth * pageTokens, spec.rope);
     b.loop(b.cI64(0), b.cI64(valuePanels), 1, [&](Val panel) {
       multiply(page, count, wUv + (head * valuePanels + panel) * (spec.latent * kPanelWidth),
-               values + panel * kPanelWidth, valueWidth);
+               [&](Val j, Val column, llvm::ArrayRef<Vals> rows) {
+                 Ptr to = values + j / math.elements * valueWidth + panel * kPanelWidth + column;
+                 for (size_t m = 0; m < rows.size(); m += math.elements)
+                   for (auto [v, lanes] : llvm::enumerate(rows[m]))
+                     (to + m / math.elements * valueWidth + v * kLanes)
+                         .store(math.paired(lanes, rows[m + math.elements - 1][v]));
+               });
     });
+    if (spec.rope)
+      b.loop(b.cI64(0), count, 1, [&](Val j) { copyRope(page + j * spec.width + spec.latent, j); });
   }
 
-  /// to[j][n] = sum_c latent_j[c] * panel[c][n], c ascending. Entries up to a whole tile are made too.
-  void multiply(Ptr page, Val count, Ptr panel, Ptr to, int64_t toStride) {
+  Ptr elementsOfKey(Val j) { return math.single(keys + j * keyWords); }
+
+  void copyRope(Ptr from, Val j) {
+    Ptr to = elementsOfKey(j) + keyPanels * kPanelWidth;
+    int64_t whole = spec.rope / kLanes * kLanes;
+    if (whole)
+      b.loop(b.cI64(0), b.cI64(whole), kLanes, [&](Val i) { (to + i).store((from + i).load(kLanes)); });
+    for (int64_t i = whole; i < spec.rope; ++i)
+      (to + i).store((from + i).load());
+    if (spec.rope < ropeWords * math.elements)
+      (to + spec.rope).store(b.constant(b.storage(spec.cache), int64_t(0)));
+  }
+
+  /// What sum_c latent_j[c] * panel[c][n] comes to for entries up to `count` and on to a whole tile: calls `use` with
+  /// the first of some entries and of some columns, and [entry][vector of columns].
+  void multiply(Ptr page, Val count, Ptr panel, llvm::function_ref<void(Val, Val, llvm::ArrayRef<Vals>)> use) {
     b.loop(b.cI64(0), count, expandRows, [&](Val j) {
+      llvm::SmallVector<Ptr> rows;
+      for (int64_t m = 0; m < expandRows; ++m)
+        rows.push_back(page + (j + m) * spec.width);
       b.loop(b.cI64(0), b.cI64(kPanelWidth), expandVectors * kLanes, [&](Val column) {
-        Vals totals(expandRows * expandVectors, b.constant(b.vec(b.f32), 0.0));
-        totals = b.loop(b.cI64(0), b.cI64(spec.latent), 1, totals, [&](Val c, llvm::ArrayRef<Val> carried) {
-          Vals w, next;
-          for (int64_t v = 0; v < expandVectors; ++v)
-            w.push_back(b.loadAsF32(panel + c * kPanelWidth + column + v * kLanes, spec.weight));
-          for (int64_t m = 0; m < expandRows; ++m) {
-            Val latent = b.splat(b.loadOneAsF32(page + (j + m) * spec.width + c, spec.cache));
-            for (int64_t v = 0; v < expandVectors; ++v)
-              next.push_back(b.fma(latent, w[v], carried[m * expandVectors + v]));
-          }
-          return next;
-        });
+        Vals products = pairs
+                            ? pairProducts(b, rows, panel, spec.latent,
+                                           [&](Val sums, Val weights, Val row) { return math.dot(sums, weights, row); })
+                            : singleProducts(rows, panel + column);
+        llvm::SmallVector<Vals> ofRows;
         for (int64_t m = 0; m < expandRows; ++m)
-          for (int64_t v = 0; v < expandVectors; ++v)
-            (to + (j + m) * toStride + column + v * kLanes).store(totals[m * expandVectors + v]);
+          ofRows.push_back(Vals(llvm::ArrayRef(products).slice(m * expandVectors, expandVectors)));
+        use(j, column, ofRows);
       });
     });
   }
 
-  /// to[i][j] = from[j][i] for a whole page of j.
-  void transpose(Ptr from, DType stored, int64_t stride, Ptr to, int64_t rows) {
-    b.loop(b.cI64(0), b.cI64(rows), 1, [&](Val i) {
-      b.loop(b.cI64(0), b.cI64(pageTokens), 1,
-             [&](Val j) { (to + i * pageTokens + j).store(b.loadOneAsF32(from + j * stride + i, stored)); });
+  /// As `pairProducts`, of one element at a time and `expandVectors` vectors of the panel.
+  Vals singleProducts(llvm::ArrayRef<Ptr> rows, Ptr panel) {
+    Vals zeros(expandRows * expandVectors, b.constant(b.vec(b.f32), 0.0));
+    return b.loop(b.cI64(0), b.cI64(spec.latent), 1, zeros, [&](Val c, llvm::ArrayRef<Val> carried) {
+      Vals w, next;
+      for (int64_t v = 0; v < expandVectors; ++v)
+        w.push_back(b.loadAsF32(panel + c * kPanelWidth + v * kLanes, spec.weight));
+      for (int64_t m = 0; m < expandRows; ++m) {
+        Val latent = b.splat(b.loadOneAsF32(rows[m] + c, spec.cache));
+        for (int64_t v = 0; v < expandVectors; ++v)
+          next.push_back(b.fma(latent, w[v], carried[m * expandVectors + v]));
+      }
+      return next;
     });
   }
 
@@ -201,90 +249,111 @@ private:
   // Tokens against a page
   //===--------------------------------------------------------------------===//
 
-  /// `rows` tokens from `token` on against the page whose first entry has position `before`.
-  void tile(Val token, int64_t rows, Val before) {
+  /// The tokens of `tokenVectors` vectors, from number `i` of the run's `length` on, against the page whose first
+  /// entry has position `before`.
+  void attend(Val i, Val length, Val before) {
+    Vals seen;
+    for (int64_t v = 0; v < tokenVectors; ++v) {
+      Val whole = b.constant(b.vec(b.i32), pageTokens);
+      Val count = (counts + i + v * kLanes).load(kLanes) - b.splat(b.convert(before, b.i32));
+      seen.push_back(b.min(count, whole));
+    }
+    Val most = seen[0];
+    for (Val count : llvm::drop_begin(seen))
+      most = b.max(most, count);
+    most = b.convert(b.maxIntLanes(most), b.i64);
+    b.ifThen(most > 0, [&] {
+      AttentionWords::Products nope{.keys = keys,
+                                    .keyStride = keyWords,
+                                    .queries = queriesOf(i / kLanes),
+                                    .queryStride = (nopeWords + ropeWords) * kLanes,
+                                    .words = nopeWords};
+      math.addScores(nope, most, keyTile, tokenVectors, scores, /*begins=*/true);
+      if (spec.rope) {
+        AttentionWords::Products rope = nope;
+        rope.keys = nope.keys + (keyWords - ropeWords);
+        rope.queries = nope.queries + nopeWords * kLanes;
+        rope.words = ropeWords;
+        math.addScores(rope, most, keyTile, tokenVectors, scores, /*begins=*/false);
+      }
+      for (int64_t v = 0; v < tokenVectors; ++v) {
+        Ptr maximum = maxima + i + v * kLanes, sum = sums + i + v * kLanes;
+        AttentionWords::Softmax next =
+            math.softmax(scores + v * (pageTokens * kLanes), most, seen[v], spec.scale, maximum.load(kLanes),
+                         sum.load(kLanes), probabilities + v * (pageWords() * kLanes));
+        maximum.store(next.maximum);
+        sum.store(next.sum);
+        (factors + v * kLanes).store(next.factor);
+      }
+      Val end = b.min(length - i, b.cI64(tokenVectors * kLanes)), whole = end / valueRows * valueRows;
+      b.loop(b.cI64(0), whole, valueRows, [&](Val lane) { addValues(i, lane, valueRows, before); });
+      b.loop(whole, end, 1, [&](Val lane) { addValues(i, lane, 1, before); });
+    });
+  }
+
+  /// The page's values for `rows` tokens, from lane `lane` of those at number `i` of the run on.
+  void addValues(Val i, Val lane, int64_t rows, Val before) {
     Vals entries;
     for (int64_t m = 0; m < rows; ++m)
-      entries.push_back(b.min(seenBy(token + m) - before, b.cI64(pageTokens)));
-    Val most = entries[0], least = entries[0];
-    for (Val count : llvm::drop_begin(entries)) {
-      most = b.max(most, count);
+      entries.push_back(b.min(b.convert((counts + i + lane + m).load(), b.i64) - before, b.cI64(pageTokens)));
+    Val least = entries[0];
+    for (Val count : llvm::drop_begin(entries))
       least = b.min(least, count);
-    }
-    b.ifThen(most > 0, [&] {
-      score(token, rows);
+    Val token = runBegin + i + lane;
+    b.ifThen(least == pageTokens, [&] { addWhole(token, lane, rows); });
+    // Where a token sees part of the page it goes alone: what it does not see may be no number.
+    b.ifThen(least < pageTokens, [&] {
       for (int64_t m = 0; m < rows; ++m)
-        b.ifThen(entries[m] > 0, [&] {
-          Ptr maximum = maxima + (token + m - first), sum = sums + (token + m - first);
-          Softmax next = foldPage(b, scores + m * pageTokens, entries[m], spec.scale, maximum.load(), sum.load());
-          maximum.store(next.maximum);
-          sum.store(next.sum);
-          (rescales + m).store(next.rescale);
-        });
-      // Where a token sees part of the page it goes alone: what it does not see may be no number.
-      b.ifThen(least == pageTokens, [&] { addValues(token, 0, rows, b.cI64(pageTokens)); });
-      b.ifThen(least < pageTokens, [&] {
-        for (int64_t m = 0; m < rows; ++m)
-          b.ifThen(entries[m] > 0, [&] { addValues(token + m, m, 1, entries[m]); });
-      });
+        b.ifThen(entries[m] > 0, [&] { addPart(token + m, lane + m, entries[m]); });
     });
   }
 
-  /// scores[m][j] = q . key_j, then rope_q . rope key_j, in order. All of the page is scored; the caller masks.
-  void score(Val token, int64_t rows) {
-    b.loop(b.cI64(0), b.cI64(pageTokens), pageVectors * kLanes, [&](Val column) {
-      Vals dots(rows * pageVectors, b.constant(b.vec(b.f32), 0.0));
-      auto addProducts = [&](Ptr query, int64_t stride, Ptr with, int64_t count) {
-        dots = b.loop(b.cI64(0), b.cI64(count), 1, dots, [&](Val n, llvm::ArrayRef<Val> carried) {
-          Vals key, next;
-          for (int64_t v = 0; v < pageVectors; ++v)
-            key.push_back((with + n * pageTokens + column + v * kLanes).load(kLanes));
-          for (int64_t m = 0; m < rows; ++m) {
-            Val value = b.splat((query + m * stride + n).load());
-            for (int64_t v = 0; v < pageVectors; ++v)
-              next.push_back(b.fma(value, key[v], carried[m * pageVectors + v]));
-          }
-          return next;
-        });
-      };
-      addProducts(q + token * spec.qStride + head * spec.qHead, spec.qStride, keys, spec.nope);
-      addProducts(ropeQ + token * spec.ropeStride + head * spec.ropeHead, spec.ropeStride,
-                  keys + keyPanels * kPanelWidth * pageTokens, spec.rope);
-      for (int64_t m = 0; m < rows; ++m)
-        for (int64_t v = 0; v < pageVectors; ++v)
-          (scores + m * pageTokens + column + v * kLanes).store(dots[m * pageVectors + v]);
+  /// The probability word of entries `word` of the page for the token in a lane.
+  Val probability(Val word, Val lane) {
+    return b.splat((probabilities + lane / kLanes * (pageWords() * kLanes) + lane % kLanes + word * kLanes).load());
+  }
+
+  void addWhole(Val token, Val lane, int64_t rows) {
+    addColumns(token, lane, rows, valueVectors, b.cI64(pageWords()), [&](Val, Ptr at) { return at.load(kLanes); });
+  }
+
+  void addPart(Val token, Val lane, Val entries) {
+    addColumns(token, lane, 1, rowVectors, (entries + (math.elements - 1)) / math.elements, [&](Val word, Ptr at) {
+      Val value = at.load(kLanes);
+      if (!math.halves)
+        return value;
+      // Of the last word the second entry may be one that the token does not see.
+      return value & b.splat(b.select(word * 2 + 1 < entries, b.constant(b.i32, int64_t(-1)),
+                                      b.constant(b.i32, int64_t(0xFFFF))));
     });
   }
 
-  /// out = out * rescale + sum_j p_j * value_j, j ascending, for `rows` tokens from row `m` of the tile on.
-  void addValues(Val token, int64_t m, int64_t rows, Val entries) {
-    auto columns = [&](Val offset, int64_t vectors) {
+  /// out = out * factor + sum_j p_j * value_j, one chain over the first `words` words of j, for `rows` tokens and
+  /// `width` vectors of values at once. `load` gives 16 lanes of word j.
+  void addColumns(Val token, Val lane, int64_t rows, int64_t width, Val words,
+                  llvm::function_ref<Val(Val word, Ptr at)> load) {
+    auto put = [&](Val offset, int64_t vectors, int64_t tail) {
+      auto at = [&](int64_t m, int64_t v) { return outRow(token + m) + offset + v * kLanes; };
       Vals totals;
-      for (int64_t i = 0; i < rows; ++i)
+      for (int64_t m = 0; m < rows; ++m)
         for (int64_t v = 0; v < vectors; ++v)
-          totals.push_back((outRow(token + i) + offset + v * kLanes).load(kLanes) * (rescales + (m + i)).load());
-      totals = b.loop(b.cI64(0), entries, 1, totals, [&](Val j, llvm::ArrayRef<Val> carried) {
+          totals.push_back(at(m, v).load(kLanes) * (factors + lane + m).load());
+      totals = b.loop(b.cI64(0), words, 1, totals, [&](Val j, llvm::ArrayRef<Val> carried) {
         Vals value, next;
         for (int64_t v = 0; v < vectors; ++v)
-          value.push_back((values + j * valueWidth + offset + v * kLanes).load(kLanes));
-        for (int64_t i = 0; i < rows; ++i) {
-          Val p = b.splat((scores + (m + i) * pageTokens + j).load());
+          value.push_back(load(j, values + j * valueWidth + offset + v * kLanes));
+        for (int64_t m = 0; m < rows; ++m) {
+          Val p = probability(j, lane + m);
           for (int64_t v = 0; v < vectors; ++v)
-            next.push_back(b.fma(p, value[v], carried[i * vectors + v]));
+            next.push_back(math.dot(carried[m * vectors + v], p, value[v]));
         }
         return next;
       });
-      return totals;
-    };
-    int64_t width = rows == 1 ? rowVectors : pageVectors;
-    int64_t whole = spec.value / kLanes / width * width;
-    auto put = [&](Val offset, int64_t vectors, int64_t tail) {
-      Vals totals = columns(offset, vectors);
-      for (int64_t i = 0; i < rows; ++i)
+      for (int64_t m = 0; m < rows; ++m)
         for (int64_t v = 0; v < vectors; ++v)
-          store(outRow(token + i) + offset + v * kLanes, totals[i * vectors + v],
-                tail && v == vectors - 1 ? b.firstLanes(tail) : Val());
+          store(at(m, v), totals[m * vectors + v], tail && v == vectors - 1 ? b.firstLanes(tail) : Val());
     };
+    int64_t whole = spec.value / kLanes / width * width;
     if (whole)
       b.loop(b.cI64(0), b.cI64(whole * kLanes), width * kLanes, [&](Val offset) { put(offset, width, 0); });
     if (whole * kLanes < spec.value)
@@ -293,16 +362,24 @@ private:
 
   KernelBuilder &b;
   const MlaExpandedSpec &spec;
-  int64_t pageVectors, tileRows; ///< registers of a tile: `tileRows` tokens by `pageVectors` vectors
-  int64_t rowVectors;            ///< vectors of a token that goes alone
-  int64_t expandRows, expandVectors;
+  AttentionWords math;
+  bool pairs; ///< whether latents and weights are multiplied as bf16
   int64_t keyPanels, valuePanels, valueWidth;
+  int64_t nopeWords, ropeWords;
+  int64_t keyWords;                  ///< of a key in memory: whole panels, then the rope part
+  int64_t expandRows, expandVectors; ///< entries and vectors of a panel that are multiplied out at once
+  int64_t keyTile, tokenVectors;     ///< keys and vectors of tokens that are scored at once
+  int64_t valueRows, valueVectors;   ///< tokens and vectors of values that are summed up at once
+  int64_t rowVectors;                ///< vectors of a token that goes alone
   Ptr q, ropeQ, positions, slots, pageTable, cache, wUk, wUv, out;
-  Ptr keys, values;       ///< [keys, then rope][page tokens], [page tokens][valueWidth]
-  Ptr panelKeys;          ///< [page tokens][kPanelWidth]
-  Ptr scores, rescales;   ///< [tileRows][page tokens], [tileRows]
-  Ptr maxima, sums, ends; ///< of each token of the block
-  Val head, first;        ///< of the task
+  Ptr queries;               ///< [vector of tokens][word][token]
+  Ptr keys, values;          ///< [page tokens][keyWords], [words of page tokens][valueWidth]
+  Ptr scores, probabilities; ///< [vector][page tokens][token], [vector][words of page tokens][token]
+  Ptr factors;               ///< [vector][token]
+  Ptr maxima, sums, counts;  ///< of each token of the run; counts: entries it sees
+  Ptr ends;                  ///< of each token of the block
+  Val head, first;           ///< of the task
+  Val runBegin;
 };
 
 } // namespace

@@ -11,6 +11,7 @@
 
 #include "codegen/Cpu/Emitters.h"
 #include "codegen/Cpu/Math.h"
+#include "codegen/Cpu/PairProducts.h"
 
 namespace moec::cpu {
 
@@ -111,11 +112,12 @@ private:
     int64_t panelSize = spec.group ? format.panelBytes(kPanelWidth, spec.k) : spec.k * kPanelWidth;
     Ptr panelWeights = weights + panel.position * panelSize;
 
+    auto dotPairs = [&](Val sums, Val w, Val row) { return b.dotBf16(sums, w, row); };
     // sums[m][v] for the panel's vectors.
     llvm::SmallVector<Vals> sums(height);
     for (int64_t first = 0; first < vectorsPerPanel; first += width) {
       Vals part = spec.input == DType::U8     ? dotSums(inputs, panelWeights, first, width)
-                  : spec.input == DType::BF16 ? pairSums(inputs, panelWeights)
+                  : spec.input == DType::BF16 ? pairProducts(b, inputs, panelWeights, spec.k, dotPairs)
                   : spec.group                ? groupedSums(inputs, panelWeights, first, width)
                   : scaleBlocks               ? scaledSums(inputs, panelWeights, panel, first, width)
                                               : plainSums(inputs, panelWeights, first, width);
@@ -180,48 +182,6 @@ private:
         next.push_back(b.fma(sums[i], scale[i % width], totals[i]));
       return next;
     });
-  }
-
-  /// Sums of bf16 products over pairs of columns.
-  Vals pairSums(llvm::ArrayRef<Ptr> inputs, Ptr panelWeights) {
-    static_assert(vectorsPerPanel == 2);
-    // Rows k and k + 1 of the panel, element by element; eight lanes of each lie in one part of a register, four of
-    // which are the lower and four the upper half of what comes out.
-    llvm::SmallVector<int64_t> masks[2];
-    for (int64_t part = 0; part < kPanelWidth; part += 8)
-      for (int64_t i = 0; i < 8; ++i)
-        masks[i / 4].append({part + i, kPanelWidth + part + i});
-    auto add = [&](Val k, Val second, llvm::function_ref<Val(Ptr)> pairAt, Vals sums) {
-      Val first = (panelWeights + k * kPanelWidth).load(kPanelWidth);
-      Val weights[2];
-      for (int64_t half = 0; half < 2; ++half)
-        weights[half] = b.bitcast(b.shuffle(first, second, masks[half]), b.vec(b.i32));
-      for (auto [m, input] : llvm::enumerate(inputs)) {
-        Val x = b.splat(pairAt(input + k));
-        for (int64_t half = 0; half < 2; ++half)
-          sums[2 * m + half] = b.dotBf16(sums[2 * m + half], weights[half], x);
-      }
-      return sums;
-    };
-    Vals sums =
-        b.loop(b.cI64(0), b.cI64(spec.k / 2 * 2), 2, zeros(2 * inputs.size()), [&](Val k, llvm::ArrayRef<Val> carried) {
-          return add(
-              k, (panelWeights + (k + 1) * kPanelWidth).load(kPanelWidth),
-              [&](Ptr at) { return Ptr{at.base, b.i32}.load(); }, Vals(carried));
-        });
-    if (spec.k % 2)
-      sums = add(
-          b.cI64(spec.k - 1), b.constant(b.vec(b.i16, kPanelWidth), int64_t(0)),
-          [&](Ptr at) { return b.zeroExtend(at.load(), b.i32); }, sums);
-    // Back to the order of the panel's lanes.
-    llvm::SmallVector<int64_t> order[2];
-    for (int64_t lane = 0; lane < kPanelWidth; ++lane)
-      order[lane / kLanes].push_back(lane / 8 * 4 + lane % 4 + (lane % 8 / 4) * kLanes);
-    Vals result;
-    for (size_t m = 0; m < inputs.size(); ++m)
-      for (const auto &lanes : order)
-        result.push_back(b.shuffle(sums[2 * m], sums[2 * m + 1], lanes));
-    return result;
   }
 
   /// Sums of integer products over blocks of 32 columns, times the scales of both sides.

@@ -142,7 +142,7 @@ TEST(KernelWork, SaysWhatIsMultiplied) {
   gemm.input = attention.cache = expanded.cache = DType::BF16;
   EXPECT_EQ(workOf(gemm)["unit"], "bf16");
   EXPECT_EQ(workOf(attention)["unit"], "bf16");
-  EXPECT_EQ(workOf(expanded)["unit"], "f32"); // keys and values are made of a cache's entries as f32
+  EXPECT_EQ(workOf(expanded)["unit"], "bf16");
   gemm.input = DType::U8;
   EXPECT_EQ(workOf(gemm)["unit"], "int8");
 }

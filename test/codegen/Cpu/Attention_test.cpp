@@ -384,6 +384,8 @@ TEST(MlaExpanded, AgreesWithTheDefinition) {
   for (size_t index = 0; index < specs.size(); ++index) {
     const auto &spec = std::get<MlaExpandedSpec>(specs[index]);
     SCOPED_TRACE("spec " + std::to_string(index));
+    // What rounding to bf16 changes at most, relatively.
+    const double halfRounding = spec.cache == DType::BF16 ? std::ldexp(1.0, -9) : 0;
     Cache cache(lengths, spec.latent + spec.rope, spec.width, random, spec.cache);
     HeadWeights uk(spec.weight, spec.heads, spec.nope, spec.latent, random);
     HeadWeights uv(spec.weight, spec.heads, spec.value, spec.latent, random);
@@ -425,30 +427,37 @@ TEST(MlaExpanded, AgreesWithTheDefinition) {
         double top = -std::numeric_limits<double>::infinity(), total = 0, scoreError = 0;
         for (int64_t j = 0; j < seen; ++j) {
           const float *entry = cache.entry(slots[t], j, spec.width);
-          double magnitude = 0, part = 0;
+          double magnitude = 0, ofKeys = 0, part = 0;
           for (int64_t i = 0; i < spec.nope; ++i) {
-            p[j] += query[i] * product(uk.row(h, i), entry, part);
-            magnitude += std::fabs(query[i]) * part;
+            double factor = stored(spec.cache, query[i]), key = product(uk.row(h, i), entry, part);
+            p[j] += factor * key;
+            magnitude += std::fabs(factor) * part;
+            ofKeys += std::fabs(factor * key) * halfRounding;
           }
           for (int64_t i = 0; i < spec.rope; ++i) {
-            p[j] += double(rotated[i]) * entry[spec.latent + i];
-            magnitude += std::fabs(double(rotated[i]) * entry[spec.latent + i]);
+            double term = double(stored(spec.cache, rotated[i])) * entry[spec.latent + i];
+            p[j] += term;
+            magnitude += std::fabs(term);
           }
           p[j] *= spec.scale;
           int64_t roundings = spec.latent + spec.nope + spec.rope + 2;
-          scoreError = std::max(scoreError, magnitude * spec.scale * std::ldexp(double(roundings), -24));
+          double error = magnitude * std::ldexp(double(roundings), -24) + ofKeys;
+          scoreError = std::max(scoreError, error * spec.scale);
           top = std::max(top, p[j]);
         }
         for (double &value : p)
           total += value = std::exp(value - top);
         for (int64_t i = 0; i < spec.value; ++i) {
-          double sum = 0, magnitude = 0, part = 0;
+          double sum = 0, magnitude = 0, ofValues = 0, part = 0;
           for (int64_t j = 0; j < seen; ++j) {
-            sum += p[j] / total * product(uv.row(h, i), cache.entry(slots[t], j, spec.width), part);
+            double term = p[j] / total * product(uv.row(h, i), cache.entry(slots[t], j, spec.width), part);
+            sum += term;
             magnitude += p[j] / total * part;
+            ofValues += std::fabs(term);
           }
-          // As in the absorbed form; a value has `latent` roundings more.
-          double tolerance = magnitude * (2 * scoreError + std::ldexp(double(seen + spec.latent + 30), -24));
+          // As in the absorbed form; a value has `latent` roundings more, and one to bf16.
+          double tolerance = magnitude * std::ldexp(double(seen + spec.latent + 30), -24) +
+                             ofValues * (2 * scoreError + 3 * halfRounding);
           size_t at = t * spec.outStride + h * spec.outHead + i;
           owned[at] = true;
           ASSERT_TRUE(near(out[at], sum, tolerance)) << "token " << t << " head " << h << " element " << i;
@@ -472,12 +481,13 @@ TEST(MlaExpanded, AgreesWithTheDefinition) {
 
 /// More tokens than a block holds, in one run: each has the bits it has alone.
 TEST(MlaExpanded, RunsGoOnInTheNextBlock) {
-  MlaExpandedSpec spec = expanded(DType::F32, 1, 8, 8, 16, 4);
+  MlaExpandedSpec spec = expanded(DType::BF16, 1, 8, 8, 16, 4);
   spec.runFrom = 600;
+  spec.cache = DType::BF16;
   Kernels kernels({spec});
   Random random(8);
   int64_t tokens = MlaExpandedSpec::tokenBlock + 100;
-  Cache cache({tokens}, spec.latent + spec.rope, spec.width, random);
+  Cache cache({tokens}, spec.latent + spec.rope, spec.width, random, spec.cache);
   HeadWeights uk(spec.weight, 1, spec.nope, spec.latent, random), uv(spec.weight, 1, spec.value, spec.latent, random);
   Array<float> q(random.normals(tokens * spec.qStride)), ropeQ(random.normals(tokens * spec.ropeStride));
   Array<float> out(tokens * spec.outStride, kUntouched), alone(tokens * spec.outStride, kUntouched);
@@ -516,23 +526,30 @@ TEST(MlaExpanded, LeavesTokensOfShortRunsAlone) {
 
 /// An entry that a token may not see must not reach it, though its page is expanded for those that see it.
 TEST(MlaExpanded, NaNOfALaterEntryStaysBehind) {
-  MlaExpandedSpec spec = expanded(DType::F32, 2, 16, 16, 16, 4);
-  Kernels kernels({spec});
-  Random random(10);
-  Cache cache({100}, spec.latent + spec.rope, spec.width, random);
-  cache.entry(0, 90, spec.width)[3] = kNaN;
-  HeadWeights uk(spec.weight, 2, spec.nope, spec.latent, random), uv(spec.weight, 2, spec.value, spec.latent, random);
-  Array<float> q(random.normals(20 * spec.qStride)), ropeQ(random.normals(20 * spec.ropeStride));
-  Array<float> out(20 * spec.outStride, kUntouched);
-  Array<int32_t> slots(20, 0), positions(20, 0);
-  std::iota(positions.begin(), positions.end(), 80);
-  moe_step step{20, 0, cache.pagesPerSlot};
-  kernels.run(0, {&q, &ropeQ, &positions, &slots, &cache.table, cache.pages(), &uk.panels, &uv.panels, &out}, step,
-              kernels.gridOf(0, step));
-  for (int64_t t = 0; t < 20; ++t)
-    for (int64_t h = 0; h < 2; ++h)
-      for (int64_t i = 0; i < spec.value; ++i)
-        EXPECT_EQ(std::isnan(out[t * spec.outStride + h * spec.outHead + i]), t >= 10) << "token " << t;
+  for (DType type : {DType::F32, DType::BF16}) {
+    MlaExpandedSpec spec = expanded(DType::BF16, 2, 16, 16, 16, 4);
+    spec.cache = type;
+    Kernels kernels({spec});
+    for (int64_t bad : {89, 90}) { // beside an entry that is seen, and not
+      SCOPED_TRACE("entry " + std::to_string(bad) + (type == DType::F32 ? " of f32" : " of bf16"));
+      Random random(10);
+      Cache cache({100}, spec.latent + spec.rope, spec.width, random, type);
+      cache.entry(0, bad, spec.width)[3] = kNaN;
+      HeadWeights uk(spec.weight, 2, spec.nope, spec.latent, random);
+      HeadWeights uv(spec.weight, 2, spec.value, spec.latent, random);
+      Array<float> q(random.normals(20 * spec.qStride)), ropeQ(random.normals(20 * spec.ropeStride));
+      Array<float> out(20 * spec.outStride, kUntouched);
+      Array<int32_t> slots(20, 0), positions(20, 0);
+      std::iota(positions.begin(), positions.end(), 80);
+      moe_step step{20, 0, cache.pagesPerSlot};
+      kernels.run(0, {&q, &ropeQ, &positions, &slots, &cache.table, cache.pages(), &uk.panels, &uv.panels, &out}, step,
+                  kernels.gridOf(0, step));
+      for (int64_t t = 0; t < 20; ++t)
+        for (int64_t h = 0; h < 2; ++h)
+          for (int64_t i = 0; i < spec.value; ++i)
+            EXPECT_EQ(std::isnan(out[t * spec.outStride + h * spec.outHead + i]), 80 + t >= bad) << "token " << t;
+    }
+  }
 }
 
 TEST(CacheAppend, WritesOneEntryAndItsPadding) {
