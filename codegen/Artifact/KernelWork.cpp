@@ -58,6 +58,7 @@ Json work(const ElementwiseSpec &) { return Json::object(); }
 Json work(const FakeQuantizeSpec &) { return Json::object(); }
 Json work(const QuantizeRowsSpec &) { return Json::object(); }
 Json work(const CastRowsSpec &) { return Json::object(); }
+Json work(const RowsSpec &) { return Json::object(); }
 
 } // namespace
 

@@ -76,6 +76,13 @@ Args arguments(const FakeQuantizeSpec &) { return {in("x"), out("out")}; }
 Args arguments(const QuantizeRowsSpec &) { return {in("x"), out("out", DType::U8)}; }
 Args arguments(const CastRowsSpec &s) { return {in("x"), out("out", s.to)}; }
 
+Args arguments(const RowsSpec &s) {
+  Args args;
+  for (const KernelSpec &part : s.parts)
+    llvm::append_range(args, argumentsOf(part));
+  return args;
+}
+
 /// The grid of a kind is its rows, which are `T` where it has no choice, or several for each of them, unless an
 /// overload says otherwise.
 template <class Spec> SmallVector<AffineExpr> grid(const Spec &s, AffineExpr t, AffineExpr r) {
@@ -104,6 +111,10 @@ SmallVector<AffineExpr> grid(const MlaExpandedSpec &s, AffineExpr t, AffineExpr)
 }
 SmallVector<AffineExpr> grid(const DispatchSpec &, AffineExpr t, AffineExpr) {
   return {getAffineConstantExpr(1, t.getContext())};
+}
+
+SmallVector<AffineExpr> grid(const RowsSpec &s, AffineExpr t, AffineExpr r) {
+  return std::visit([&](const auto &part) { return grid(part, t, r); }, s.parts.front());
 }
 
 } // namespace

@@ -200,6 +200,8 @@ template <Is<CastRowsSpec> S> void forEachField(S &s, auto field) {
   field("rows", s.rows);
 }
 
+template <Is<RowsSpec> S> void forEachField(S &s, auto field) { field("parts", s.parts); }
+
 //===----------------------------------------------------------------------===//
 // Kinds, in the order of the variant
 //===----------------------------------------------------------------------===//
@@ -207,7 +209,7 @@ template <Is<CastRowsSpec> S> void forEachField(S &s, auto field) {
 constexpr StringLiteral kinds[] = {"embed",         "gather_rows",  "rms_norm",      "gemm",        "rope_angles",
                                    "rope",          "cache_append", "mla_attention", "mla_combine", "mla_expanded",
                                    "route",         "dispatch",     "combine",       "elementwise", "fake_quantize",
-                                   "quantize_rows", "cast_rows"};
+                                   "quantize_rows", "cast_rows",    "rows"};
 static_assert(std::size(kinds) == std::variant_size_v<KernelSpec>);
 
 /// The default spec of the alternative `index`.
@@ -272,6 +274,13 @@ struct AttrWriter {
   Attribute operator()(bool value) { return builder.getBoolAttr(value); }
   Attribute operator()(const std::vector<float> &value) { return builder.getDenseF32ArrayAttr(value); }
   Attribute operator()(const std::vector<int64_t> &value) { return builder.getDenseI64ArrayAttr(value); }
+  /// [{kind = "rms_norm", spec = {...}}, ...]
+  Attribute operator()(const std::vector<KernelSpec> &value) {
+    return builder.getArrayAttr(llvm::map_to_vector(value, [&](const KernelSpec &part) -> Attribute {
+      return builder.getDictionaryAttr({builder.getNamedAttr("kind", builder.getStringAttr(kindOf(part))),
+                                        builder.getNamedAttr("spec", toAttr(part, builder.getContext()))});
+    }));
+  }
   template <class Enum>
     requires std::is_enum_v<Enum>
   Attribute operator()(Enum value) {
@@ -281,6 +290,25 @@ struct AttrWriter {
 
 /// Each overload gives an empty string, or what it expected.
 struct AttrReader {
+  static std::string read(Attribute attr, std::vector<KernelSpec> &value) {
+    auto array = dyn_cast<ArrayAttr>(attr);
+    for (Attribute entry : array ? array.getValue() : ArrayRef<Attribute>()) {
+      auto part = dyn_cast<DictionaryAttr>(entry);
+      auto kind = part ? part.getAs<StringAttr>("kind") : StringAttr();
+      auto spec = part ? part.getAs<DictionaryAttr>("spec") : DictionaryAttr();
+      if (!kind || !spec || part.size() != 2)
+        break;
+      // What is wrong inside a part is told by the message about the whole.
+      ScopedDiagnosticHandler silent(attr.getContext(), [](Diagnostic &) { return mlir::success(); });
+      FailureOr<KernelSpec> found = fromAttr(kind, spec, [&] { return emitError(UnknownLoc::get(attr.getContext())); });
+      if (failed(found) || !worksOnRows(*found))
+        break;
+      value.push_back(std::move(*found));
+    }
+    return array && value.size() >= 2 && value.size() == array.size()
+               ? ""
+               : "an array of two or more {kind, spec} of kernels that work on rows";
+  }
   static std::string read(Attribute attr, int64_t &value) {
     auto integer = dyn_cast<IntegerAttr>(attr);
     if (!integer || !integer.getType().isSignlessInteger(64) || integer.getInt() < 0)
@@ -410,6 +438,12 @@ void describe(const CastRowsSpec &s, Symbol &symbol) {
   symbol.tag(nameOf(s.to)).tag("d", s.width).tagIf(s.rows == Rows::R, "rows");
 }
 
+void describe(const RowsSpec &s, Symbol &symbol) {
+  symbol.text.clear();
+  for (const KernelSpec &part : s.parts)
+    symbol.text += (symbol.text.empty() ? "" : "_and_") + symbolFor(part);
+}
+
 } // namespace
 
 //===----------------------------------------------------------------------===//
@@ -417,6 +451,16 @@ void describe(const CastRowsSpec &s, Symbol &symbol) {
 //===----------------------------------------------------------------------===//
 
 StringRef moec::kindOf(const KernelSpec &spec) { return kinds[spec.index()]; }
+
+bool moec::worksOnRows(const KernelSpec &spec) {
+  return std::visit(
+      []<class Spec>(const Spec &) {
+        using namespace llvm;
+        return is_one_of<Spec, RmsNormSpec, RopeAnglesSpec, RopeSpec, CacheAppendSpec, ElementwiseSpec,
+                         FakeQuantizeSpec, QuantizeRowsSpec, CastRowsSpec>::value;
+      },
+      spec);
+}
 
 std::string moec::symbolFor(const KernelSpec &spec) {
   Symbol symbol;

@@ -276,10 +276,24 @@ struct FakeQuantizeSpec {
   Rows rows = Rows::T;
 };
 
+struct RowsSpec;
+
 using KernelSpec =
     std::variant<EmbedSpec, GatherRowsSpec, RmsNormSpec, GemmSpec, RopeAnglesSpec, RopeSpec, CacheAppendSpec,
                  MlaAttentionSpec, MlaCombineSpec, MlaExpandedSpec, RouteSpec, DispatchSpec, CombineSpec,
-                 ElementwiseSpec, FakeQuantizeSpec, QuantizeRowsSpec, CastRowsSpec>;
+                 ElementwiseSpec, FakeQuantizeSpec, QuantizeRowsSpec, CastRowsSpec, RowsSpec>;
+
+/// Kernels of one grid that `worksOnRows`, in order for each row: one launch instead of several, each of which would
+/// wait for all rows of the one before. args: those of all parts, in order. Grid: that of each part.
+struct RowsSpec {
+  std::vector<KernelSpec> parts; ///< at least two, none of them a RowsSpec
+};
+
+/// Whether each task of a kernel touches one row of the buffers that have as many rows as there are tasks, or a fixed
+/// number of them for each, and no two tasks the same one; what else it writes is nobody's but the cache's entry of
+/// its token. Left out are an embedding, which reads few bytes of a weight, and what those who watch a model run look
+/// for by its kind, to read or to change what it wrote: route and combine.
+bool worksOnRows(const KernelSpec &spec);
 
 /// "embed", "gather_rows", "rms_norm", "gemm", ...
 llvm::StringRef kindOf(const KernelSpec &spec);

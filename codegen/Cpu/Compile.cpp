@@ -3,6 +3,7 @@
 
 #include "codegen/Cpu/Compile.h"
 
+#include "codegen/Common/KernelSignature.h"
 #include "codegen/Cpu/Emitters.h"
 #include "codegen/Cpu/Members.h"
 
@@ -235,6 +236,17 @@ struct Checker {
     positive("rowsPerToken", spec.rowsPerToken);
     stride("xStride", spec.xStride, spec.width);
     stride("outStride", spec.outStride, QuantizeRowsSpec::rowBytes(spec.width));
+  }
+  void operator()(const RowsSpec &spec) {
+    require(spec.parts.size() >= 2, "a kernel over rows has two parts or more");
+    mlir::MLIRContext context;
+    for (const KernelSpec &part : spec.parts) {
+      require(worksOnRows(part), kindOf(part) + " does not work on rows");
+      require(complaint || gridOf(part, &context) == gridOf(spec.parts.front(), &context),
+              "parts of a kernel over rows have different grids");
+      if (!complaint)
+        std::visit(*this, part);
+    }
   }
   void operator()(const ElementwiseSpec &spec) {
     positive("width", spec.width);

@@ -129,7 +129,7 @@ void Ptr::store(Val value, Val mask) const {
 KernelBuilder::KernelBuilder(ModuleOp module, Isa isa)
     : ImplicitLocOpBuilder(module.getLoc(), module.getContext()), instructions(isa), i1(getI1Type()), i8(getI8Type()),
       i16(getI16Type()), i32(getI32Type()), i64(getI64Type()), f16(getF16Type()), f32(getF32Type()), f64(getF64Type()),
-      ptr(LLVM::LLVMPointerType::get(module.getContext())) {
+      ptr(LLVM::LLVMPointerType::get(module.getContext())), module(module) {
   setInsertionPointToEnd(module.getBody());
 }
 
@@ -143,6 +143,17 @@ void KernelBuilder::kernel(StringRef symbol, llvm::function_ref<void()> body) {
   setInsertionPointToStart(entry);
   body();
   LLVM::ReturnOp::create(*this, ValueRange());
+}
+
+void KernelBuilder::hide(StringRef symbol) {
+  auto function = module.lookupSymbol<LLVM::LLVMFuncOp>(symbol);
+  function.setLinkage(LLVM::Linkage::Internal);
+}
+
+void KernelBuilder::callTask(StringRef symbol, int64_t firstArg, Val task) {
+  Val args = (Ptr{wrap(entry->getArgument(0)), ptr} + firstArg).base;
+  LLVM::CallOp::create(*this, module.lookupSymbol<LLVM::LLVMFuncOp>(symbol),
+                       ValueRange{args, entry->getArgument(1), task, task + 1});
 }
 
 void KernelBuilder::tasks(llvm::function_ref<void(Val)> body) {

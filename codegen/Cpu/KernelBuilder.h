@@ -17,14 +17,11 @@
 
 #include "runtime/Support/DType.h"
 
+#include "mlir/IR/BuiltinOps.h"
 #include "mlir/IR/ImplicitLocOpBuilder.h"
 
 #include <concepts>
 #include <type_traits>
-
-namespace mlir {
-class ModuleOp;
-}
 
 namespace moec::cpu {
 
@@ -130,6 +127,10 @@ public:
 
   /// Emits `void symbol(args, step, begin, end)` of runtime/KernelAbi.h around `body`.
   void kernel(llvm::StringRef symbol, llvm::function_ref<void()> body);
+  /// Makes a kernel of the module one that others of it alone call.
+  void hide(llvm::StringRef symbol);
+  /// Runs one task of another kernel of the module, whose arguments are those of this one from `firstArg` on.
+  void callTask(llvm::StringRef symbol, int64_t firstArg, Val task);
   /// Runs `body` for each task in [begin, end) of the call.
   void tasks(llvm::function_ref<void(Val task)> body);
   /// Argument `index` of the launch.
@@ -222,6 +223,7 @@ private:
   /// Elements of a stored type, as `storage` has them, as f32; see `loadAsF32`.
   Val widen(Val raw, DType type);
 
+  mlir::ModuleOp module;
   mlir::Block *entry = nullptr;
 };
 

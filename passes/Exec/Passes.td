@@ -6,6 +6,30 @@
 
 include "mlir/Pass/PassBase.td"
 
+def FuseRowsPass : Pass<"exec-fuse-rows", "::mlir::ModuleOp"> {
+  let summary = "Launch kernels that work row by row together";
+  let description = [{
+    ```
+    exec.launch @rms_norm_d2048(%x, %g, %h) grid affine_map<(T, R) -> (T)> ..
+    exec.launch @gemm_router(%h, %w, %scores) ..
+    exec.launch @quantize_rows_d2048(%h, %q) grid affine_map<(T, R) -> (T)> ..
+    ->
+    exec.launch @rms_norm_d2048_and_quantize_rows_d2048(%x, %g, %h, %h, %q) grid affine_map<(T, R) -> (T)> ..
+    exec.launch @gemm_router(%h, %w, %scores) ..
+    ```
+
+    All threads wait for each other after each launch. A kernel of which each task works on one row
+    (`moec::worksOnRows`) need not wait for the rows of others: it joins the nearest launch before it that works on rows,
+    has the same grid, and that it may move up to, past launches it shares no written memory with. With those it joins
+    it may share only buffers that have a row for each task. Launches with `run_from` or `run_below` are left alone.
+
+    Kernels become parts of one of kind `rows`; those that no launch is left of are erased. Each row is computed as
+    it was, so results do not change. Run it before `exec-plan-memory`: a buffer that a part has read may not be
+    written by a later one for another row.
+  }];
+  let statistics = [Statistic<"numJoined", "num-joined", "Launches that joined others">];
+}
+
 def PlanMemoryPass : Pass<"exec-plan-memory", "::mlir::exec::ProgramOp"> {
   let summary = "Give each buffer its place in one arena";
   let description = [{

@@ -8,8 +8,7 @@
 // CHECK: exec.buffer {offset = {{[0-9]+}} : i64}
 // CHECK: exec.launch @embed_f32_d16(
 // CHECK: exec.launch @rms_norm_d16(
-// CHECK: exec.launch @rope_angles_d8(
-// CHECK: exec.launch @cache_append_c32_r8(
+// CHECK: exec.launch @rms_norm_d32_and_rope_angles_d8_and_rope_h1_d8_and_cache_append_c32_r8_and_rope_h4_d8(
 // CHECK: exec.launch @mla_attention_h4_c32_r8(
 // CHECK: exec.launch @gather_rows_d48(
 // CHECK: exec.launch @gather_rows_d16(

@@ -59,7 +59,8 @@ std::vector<KernelSpec> oneOfEach() {
           ElementwiseSpec{true, 256, 257, 258, 259, Rows::R},
           FakeQuantizeSpec{CodeKind::F8E4M3, 256, 128, 257, 258, 6, Rows::R},
           QuantizeRowsSpec{256, 64, 257, 330, 8, 6, Rows::R},
-          CastRowsSpec{DType::BF16, 256, 257, 258, 6, Rows::R}};
+          CastRowsSpec{DType::BF16, 256, 257, 258, 6, Rows::R},
+          RowsSpec{{RmsNormSpec{256, 257, 258, 1e-6, Rows::R}, CastRowsSpec{DType::BF16, 256, 258, 259, 1, Rows::R}}}};
 }
 
 class KernelSpecTest : public ::testing::Test {
@@ -129,14 +130,14 @@ TEST_F(KernelSpecTest, SymbolsTellTheMainParameters) {
   std::vector<std::string> symbols;
   for (const KernelSpec &spec : oneOfEach())
     symbols.push_back(symbolFor(spec));
-  EXPECT_EQ(
-      symbols,
-      (std::vector<std::string>{
-          "embed_f16_d256", "gather_rows_d256", "rms_norm_d256_rows", "gemm_f8e4m3_n100_k64_e8_scatter_swiglu_rows",
-          "rope_angles_d6", "rope_h4_d32", "cache_append_c64_r16_bf16", "mla_attention_h4_c64_r16_bf16",
-          "mla_combine_h4_c64", "mla_expanded_f16_h4_k32_v24_c64_r16_bf16", "route_sigmoid_e16_top4_shared3_rows",
-          "dispatch_e2_top4_members_rows", "combine_top4_d256_add_members_rows", "swiglu_d256_rows",
-          "fake_quantize_f8e4m3_d256_rows", "quantize_rows_d256_plus8_rows", "cast_rows_bf16_d256_rows"}));
+  EXPECT_EQ(symbols, (std::vector<std::string>{
+                         "embed_f16_d256", "gather_rows_d256", "rms_norm_d256_rows",
+                         "gemm_f8e4m3_n100_k64_e8_scatter_swiglu_rows", "rope_angles_d6", "rope_h4_d32",
+                         "cache_append_c64_r16_bf16", "mla_attention_h4_c64_r16_bf16", "mla_combine_h4_c64",
+                         "mla_expanded_f16_h4_k32_v24_c64_r16_bf16", "route_sigmoid_e16_top4_shared3_rows",
+                         "dispatch_e2_top4_members_rows", "combine_top4_d256_add_members_rows", "swiglu_d256_rows",
+                         "fake_quantize_f8e4m3_d256_rows", "quantize_rows_d256_plus8_rows", "cast_rows_bf16_d256_rows",
+                         "rms_norm_d256_rows_and_cast_rows_bf16_d256_rows"}));
 }
 
 TEST_F(KernelSpecTest, WrongDictionariesAreRefused) {
@@ -159,6 +160,16 @@ TEST_F(KernelSpecTest, WrongDictionariesAreRefused) {
   for (std::vector<int64_t> members : {std::vector<int64_t>{3, 3}, {4, 3}, {-1, 3}}) {
     EXPECT_TRUE(failed(read("dispatch", with(dispatch, "members", builder.getDenseI64ArrayAttr(members)))));
     EXPECT_TRUE(StringRef(message).ends_with("expected an array of ascending i64, none negative")) << message;
+  }
+  // One part; a part of a kind that does not work on rows; parts within parts; no dictionary.
+  auto parts = [&](std::vector<KernelSpec> specs) { return toAttr(RowsSpec{std::move(specs)}, &context); };
+  RowsSpec pair{{RmsNormSpec{}, CastRowsSpec{}}};
+  for (DictionaryAttr rows : {parts({RmsNormSpec{}}), parts({RmsNormSpec{}, GemmSpec{}}), parts({RmsNormSpec{}, pair}),
+                              with(parts({}), "parts", builder.getStrArrayAttr({"a", "b"}))}) {
+    EXPECT_TRUE(failed(read("rows", rows)));
+    EXPECT_TRUE(
+        StringRef(message).ends_with("expected an array of two or more {kind, spec} of kernels that work on rows"))
+        << message;
   }
   DictionaryAttr norm = toAttr(RmsNormSpec{}, &context);
   EXPECT_TRUE(failed(read("rms_norm", with(norm, "rows", builder.getStringAttr("S")))));

@@ -208,6 +208,39 @@ TEST(QuantizeRows, GivesWhatFakeQuantizeGives) {
   }
 }
 
+/// Parts find their own arguments and the results of those before.
+TEST(Rows, PartsGiveWhatTheyGiveAlone) {
+  constexpr int64_t width = 96, rows = 5;
+  RmsNormSpec norm;
+  norm.width = norm.xStride = norm.outStride = width;
+  norm.eps = 1e-6;
+  ElementwiseSpec add;
+  add.width = add.aStride = add.bStride = add.outStride = width;
+  QuantizeRowsSpec quantize;
+  quantize.width = quantize.xStride = width;
+  quantize.scaleCols = 32;
+  quantize.offset = 8;
+  quantize.outStride = QuantizeRowsSpec::rowBytes(width);
+  Kernels kernels({norm, add, quantize, RowsSpec{{norm, add, quantize}}});
+  Random random(9);
+  Array<float> x(random.normals(rows * width)), g(random.normals(width));
+  moe_step step{rows, 0, 0};
+  std::vector<std::string> results;
+  for (bool together : {false, true}) {
+    Array<float> normed(rows * width, kUntouched), sum(rows * width, kUntouched);
+    Array<uint8_t> codes(rows * quantize.outStride, 0xEE);
+    if (together) {
+      kernels.run(3, {&x, &g, &normed, &normed, &x, &sum, &sum, &codes}, step, kernels.gridOf(3, step));
+    } else {
+      kernels.run(0, {&x, &g, &normed}, step, kernels.gridOf(0, step));
+      kernels.run(1, {&normed, &x, &sum}, step, kernels.gridOf(1, step));
+      kernels.run(2, {&sum, &codes}, step, kernels.gridOf(2, step));
+    }
+    results.push_back(normed.contents() + sum.contents() + codes.contents());
+  }
+  EXPECT_EQ(results[0], results[1]);
+}
+
 TEST(CastRows, RoundsToNearestEven) {
   for (int64_t width : kWidths) {
     CastRowsSpec stored;

@@ -1,0 +1,167 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+#include "passes/Exec/Passes.h"
+
+#include "codegen/Common/KernelSignature.h"
+
+#include "mlir/IR/Builders.h"
+#include "mlir/IR/BuiltinOps.h"
+#include "llvm/ADT/STLExtras.h"
+#include "llvm/ADT/SetVector.h"
+
+namespace mlir::exec {
+
+#define GEN_PASS_DEF_FUSEROWSPASS
+#include "passes/Exec/Passes.h.inc"
+
+namespace {
+
+/// Launches that become one, or one that stays.
+struct Unit {
+  SmallVector<LaunchOp> launches;
+  std::vector<moec::KernelSpec> specs; ///< empty: does not work on rows
+  SmallPtrSet<Value, 8> touched, written;
+};
+
+/// Whether each task of a launch over rows has its own part of `memory`.
+bool hasRows(Value memory) {
+  auto buffer = memory.getDefiningOp<BufferOp>();
+  return buffer && cast<MemRefType>(buffer.getType()).isDynamicDim(0);
+}
+
+struct FuseRowsPass : impl::FuseRowsPassBase<FuseRowsPass> {
+  void runOnOperation() override {
+    kernels.clear();
+    for (auto program : getOperation().getOps<ProgramOp>())
+      if (failed(fuse(program)))
+        return signalPassFailure();
+    for (auto kernel : llvm::make_early_inc_range(getOperation().getOps<KernelOp>()))
+      if (SymbolTable::symbolKnownUseEmpty(kernel, getOperation()))
+        kernel.erase();
+  }
+
+  LogicalResult fuse(ProgramOp program);
+  FailureOr<Unit> unitOf(LaunchOp launch);
+  Value memoryOf(Value arg);
+  void launchTogether(const Unit &unit);
+
+  DenseMap<Attribute, Value> caches;     ///< by name, the first mention in the program
+  DenseMap<Attribute, KernelOp> kernels; ///< that the pass has made, by spec
+};
+
+/// What an argument is a part of, the same value for the same memory.
+Value FuseRowsPass::memoryOf(Value arg) {
+  while (auto view = arg.getDefiningOp<ViewOp>())
+    arg = view.getSource();
+  if (auto cache = arg.getDefiningOp<CacheRefOp>())
+    return caches.try_emplace(cache.getCacheAttr(), arg).first->second;
+  return arg;
+}
+
+FailureOr<Unit> FuseRowsPass::unitOf(LaunchOp launch) {
+  Unit unit;
+  unit.launches.push_back(launch);
+  for (auto [index, arg] : llvm::enumerate(launch.getArgs())) {
+    Value memory = memoryOf(arg);
+    unit.touched.insert(memory);
+    if (llvm::is_contained(launch.getWrites(), index))
+      unit.written.insert(memory);
+  }
+  auto kernel = getOperation().lookupSymbol<KernelOp>(launch.getKernel());
+  FailureOr<moec::KernelSpec> spec =
+      moec::fromAttr(kernel.getKind(), kernel.getSpec(), [&] { return kernel.emitOpError() << "is not valid: "; });
+  if (failed(spec))
+    return failure();
+  if (moec::worksOnRows(*spec) && !launch.getRunFrom() && !launch.getRunBelow())
+    unit.specs.push_back(std::move(*spec));
+  return unit;
+}
+
+/// Memory that one of two units writes and the other one touches.
+SmallVector<Value> sharedMemory(const Unit &a, const Unit &b) {
+  SmallVector<Value> shared;
+  for (Value memory : a.touched)
+    if (b.touched.contains(memory) && (a.written.contains(memory) || b.written.contains(memory)))
+      shared.push_back(memory);
+  return shared;
+}
+
+bool mayJoin(Unit &before, Unit &unit) {
+  return !before.specs.empty() && before.launches.front().getGrid() == unit.launches.front().getGrid() &&
+         llvm::all_of(sharedMemory(before, unit), hasRows);
+}
+
+LogicalResult FuseRowsPass::fuse(ProgramOp program) {
+  caches.clear();
+  std::vector<Unit> units;
+  for (auto launch : program.getOps<LaunchOp>()) {
+    FailureOr<Unit> unit = unitOf(launch);
+    if (failed(unit))
+      return failure();
+    Unit *joined = nullptr;
+    if (!unit->specs.empty())
+      for (Unit &before : llvm::reverse(units)) {
+        if (mayJoin(before, *unit)) {
+          joined = &before;
+          break;
+        }
+        if (!sharedMemory(before, *unit).empty())
+          break;
+      }
+    if (!joined) {
+      units.push_back(std::move(*unit));
+      continue;
+    }
+    joined->launches.append(unit->launches);
+    joined->specs.push_back(std::move(unit->specs.front()));
+    joined->touched.insert_range(unit->touched);
+    joined->written.insert_range(unit->written);
+    ++numJoined;
+  }
+  if (units.empty())
+    return success();
+  // Launches move up: what their arguments are has to be said before.
+  Operation *first = units.front().launches.front();
+  for (Operation &op : llvm::make_early_inc_range(llvm::make_range(first->getIterator(), first->getBlock()->end())))
+    if (!isa<LaunchOp>(op))
+      op.moveBefore(first);
+  for (const Unit &unit : units)
+    if (unit.launches.size() > 1)
+      launchTogether(unit);
+  return success();
+}
+
+void FuseRowsPass::launchTogether(const Unit &unit) {
+  LaunchOp first = unit.launches.front();
+  OpBuilder builder(first);
+  moec::KernelSpec spec = moec::RowsSpec{unit.specs};
+  DictionaryAttr dictionary = moec::toAttr(spec, &getContext());
+  KernelOp &kernel = kernels[dictionary];
+  if (!kernel) {
+    OpBuilder::InsertionGuard guard(builder);
+    builder.setInsertionPoint(getOperation().lookupSymbol(first.getKernel()));
+    kernel = KernelOp::create(builder, first.getLoc(), moec::symbolFor(spec), moec::kindOf(spec), dictionary);
+    SymbolTable(getOperation()).insert(kernel);
+  }
+  SmallVector<Value> args;
+  SmallVector<int64_t> writes;
+  SmallVector<Location> locations;
+  std::string label;
+  for (LaunchOp launch : unit.launches) {
+    for (int64_t index : launch.getWrites())
+      writes.push_back(std::ssize(args) + index);
+    llvm::append_range(args, launch.getArgs());
+    locations.push_back(launch.getLoc());
+    if (launch.getLabel())
+      label += (label.empty() ? "" : " + ") + launch.getLabel()->str();
+  }
+  LaunchOp::create(builder, builder.getFusedLoc(locations), kernel.getSymName(), args, first.getGrid(), writes,
+                   label.empty() ? StringAttr() : builder.getStringAttr(label), /*run_from=*/IntegerAttr(),
+                   /*run_below=*/IntegerAttr());
+  for (LaunchOp launch : unit.launches)
+    launch.erase();
+}
+
+} // namespace
+} // namespace mlir::exec
