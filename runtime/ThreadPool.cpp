@@ -51,12 +51,18 @@ ThreadPool::~ThreadPool() {
     worker.join();
 }
 
+int64_t ThreadPool::claimSize(int64_t begin, int64_t count) const {
+  // Long stretches first, as neighbours share data and memory is read best in order; short ones at the end, so that
+  // threads of unequal speed end together.
+  const int64_t left = count - begin, share = 2 * threads();
+  return std::min(left, std::max({int64_t(1), left / share, count / (16 * share)}));
+}
+
 void ThreadPool::help(uint64_t seen) {
   const uint64_t loop = seen >> indexBits;
   // If these belong to a later loop, `state` has left `loop` before they
   // were stored, and the first compare-exchange fails.
   const int64_t count = tasks.load(std::memory_order_acquire);
-  const int64_t step = chunk.load(std::memory_order_acquire);
   Function function = body.load(std::memory_order_acquire);
   void *context = argument.load(std::memory_order_acquire);
   int64_t ran = 0;
@@ -64,7 +70,7 @@ void ThreadPool::help(uint64_t seen) {
     int64_t begin = seen & indexMask;
     if (begin >= count)
       break;
-    int64_t end = std::min(begin + step, count);
+    int64_t end = begin + claimSize(begin, count);
     if (!state.compare_exchange_weak(seen, (loop << indexBits) | static_cast<uint64_t>(end), std::memory_order_acq_rel,
                                      std::memory_order_acquire))
       continue;
@@ -110,8 +116,6 @@ void ThreadPool::run(int64_t count, Function function, void *context) {
   const uint64_t closed = nextLoop(state.load(std::memory_order_relaxed));
   state.exchange(closed, std::memory_order_acq_rel);
   tasks.store(count, std::memory_order_release);
-  // A few chunks per thread even out cores of unequal speed; chunks are contiguous, as neighbours share data.
-  chunk.store(std::max<int64_t>(1, count / (threads() * 4)), std::memory_order_release);
   body.store(function, std::memory_order_release);
   argument.store(context, std::memory_order_release);
   done.store(0, std::memory_order_relaxed);

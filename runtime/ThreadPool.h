@@ -56,6 +56,8 @@ private:
   ThreadPool() = default;
   void run(int64_t count, Function function, void *context);
   void work();
+  /// How many tasks of `count` are claimed at once when those from `begin` on are left.
+  int64_t claimSize(int64_t begin, int64_t count) const;
   /// Claims and runs ranges of the open loop until none is left; `seen` is the
   /// value of `state` that showed it.
   void help(uint64_t seen);
@@ -68,7 +70,6 @@ private:
   alignas(64) std::atomic<int64_t> done{0};
   std::atomic<uint32_t> finished{0}; ///< counts ended loops; the caller sleeps on it
   alignas(64) std::atomic<int64_t> tasks{0};
-  std::atomic<int64_t> chunk{1};
   std::atomic<Function> body{nullptr};
   std::atomic<void *> argument{nullptr};
   alignas(64) std::atomic<uint32_t> started{0}; ///< counts begun loops; idle workers sleep on it
