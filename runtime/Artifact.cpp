@@ -182,26 +182,33 @@ public:
                    " a moment ago"};
     const uint64_t page = ::sysconf(_SC_PAGESIZE);
     auto result = std::make_shared<Mapping>();
-    // Anonymous pages first, the file over all but the last of them.
-    uint64_t length = (bytes + page - 1) / page * page + page;
-    void *base = ::mmap(nullptr, length, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (base == MAP_FAILED)
+    // Anonymous pages first, the file over all but the last of them, and from a huge page's border on: where the page
+    // cache holds it in such, they are mapped whole, and reading it all for each token misses no TLB.
+    uint64_t length = (bytes + page - 1) / page * page + page + hugePageBytes;
+    void *memory = ::mmap(nullptr, length, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED)
       return fail("cannot map " + std::to_string(bytes) + " bytes");
-    result->base = static_cast<std::byte *>(base);
+    result->memory = memory;
     result->length = length;
+    void *base = reinterpret_cast<void *>((reinterpret_cast<uintptr_t>(memory) + hugePageBytes - 1) / hugePageBytes *
+                                          hugePageBytes);
+    result->base = static_cast<std::byte *>(base);
     if (::mmap(base, bytes, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED)
       return fail("cannot map " + std::to_string(bytes) + " bytes");
+    // A wish; an old kernel that refuses it maps small pages.
+    ::madvise(base, bytes, MADV_HUGEPAGE);
     return std::shared_ptr<const Mapping>(std::move(result));
   }
 
   Mapping() = default;
   Mapping(const Mapping &) = delete;
   ~Mapping() {
-    if (base)
-      ::munmap(base, length);
+    if (memory)
+      ::munmap(memory, length);
   }
 
-  std::byte *base = nullptr;
+  std::byte *base = nullptr; ///< of the file
+  void *memory = nullptr;    ///< all that is mapped
   uint64_t length = 0;
 };
 

@@ -316,12 +316,13 @@ Result<OutputFile> OutputFile::reopen(const std::string &path, uint64_t keep) {
     return Error{path + ": is " + kindOf(info.st_mode) + ", expected a regular file or nothing"};
   if (static_cast<uint64_t>(info.st_size) > keep && retry([&] { return ::ftruncate(file.fd, keep); }) != 0)
     return failed(path, "cut");
+  file.kept = keep;
   return file;
 }
 
 OutputFile::OutputFile(OutputFile &&other) noexcept
     : finalPath(std::move(other.finalPath)), tempPath(std::exchange(other.tempPath, {})),
-      fd(std::exchange(other.fd, -1)) {}
+      fd(std::exchange(other.fd, -1)), kept(other.kept), fresh(std::move(other.fresh)) {}
 
 OutputFile::~OutputFile() {
   if (!tempPath.empty())
@@ -333,6 +334,9 @@ OutputFile::~OutputFile() {
 Status OutputFile::allocate(uint64_t size) {
   MOEC_CHECK(checkFileSizeLimit(finalPath, size));
   auto length = static_cast<off_t>(size);
+  fresh = std::make_unique<Fresh>();
+  for (uint64_t stretch = 0; stretch < size / hugePageBytes; ++stretch)
+    fresh->stretches.push_back(stretch * hugePageBytes >= kept);
   if (size == 0 || retry([&] { return ::fallocate(fd, 0, 0, length); }) == 0)
     return success();
   if (errno == ENOSPC || errno == EDQUOT)
@@ -352,7 +356,28 @@ Status OutputFile::writeAt(uint64_t offset, const void *data, uint64_t size) {
   if (size > std::numeric_limits<uint64_t>::max() - offset)
     return Error{finalPath + ": cannot be written: offset " + std::to_string(offset) + " is out of range"};
   MOEC_CHECK(checkFileSizeLimit(finalPath, offset + size));
-  const char *from = static_cast<const char *>(data);
+  if (fresh && size > 0)
+    MOEC_CHECK(writeFresh(offset, size));
+  return writeAll(offset, static_cast<const char *>(data), size);
+}
+
+/// Zeros to what is about to be written to for the first time, unless it will be all at once.
+Status OutputFile::writeFresh(uint64_t offset, uint64_t size) {
+  static char zeros[hugePageBytes]; // not const, which would be bytes of the program
+  std::lock_guard lock(fresh->mutex);
+  const uint64_t end = std::min((offset + size - 1) / hugePageBytes + 1, uint64_t{fresh->stretches.size()});
+  for (uint64_t stretch = offset / hugePageBytes; stretch < end; ++stretch) {
+    if (!fresh->stretches[stretch])
+      continue;
+    const uint64_t begin = stretch * hugePageBytes;
+    if (offset > begin || offset + size < begin + hugePageBytes)
+      MOEC_CHECK(writeAll(begin, zeros, hugePageBytes));
+    fresh->stretches[stretch] = false;
+  }
+  return success();
+}
+
+Status OutputFile::writeAll(uint64_t offset, const char *from, uint64_t size) {
   while (size > 0) {
     // One call moves less than 2 GiB on Linux; a short write says why it is short when asked again.
     size_t chunk = static_cast<size_t>(std::min<uint64_t>(size, uint64_t{1} << 30));

@@ -12,10 +12,16 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace moec {
+
+/// What the processor's and the kernel's huge pages hold, on most machines.
+inline constexpr uint64_t hugePageBytes = 2u << 20;
 
 /// A regular file mapped read-only. Directories, pipes, devices, sockets and
 /// symlink loops are refused. An empty file has size 0 and no data.
@@ -64,7 +70,9 @@ public:
 
   /// Makes the file `size` bytes long and reserves them on disk, so that a full
   /// disk is told before the work. Where the file system cannot reserve, the
-  /// free space is compared and `writeAt` may still find the disk full.
+  /// free space is compared and `writeAt` may still find the disk full. From
+  /// then on each 2 MiB of the file are first written at once, so that the page
+  /// cache can hold them in a huge page, which readers may map as one.
   Status allocate(uint64_t size);
   /// Thread-safe for disjoint ranges; writes all or says why not.
   Status writeAt(uint64_t offset, const void *data, uint64_t size);
@@ -74,9 +82,20 @@ public:
   Status commit();
 
 private:
+  /// Which stretches of a huge page's size nothing was written to.
+  struct Fresh {
+    std::mutex mutex;
+    std::vector<bool> stretches;
+  };
+
   OutputFile() = default;
+  Status writeFresh(uint64_t offset, uint64_t size);
+  Status writeAll(uint64_t offset, const char *data, uint64_t size);
+
   std::string finalPath, tempPath;
   int fd = -1;
+  uint64_t kept = 0;            ///< bytes that were there
+  std::unique_ptr<Fresh> fresh; ///< of an allocated file
 };
 
 /// Whole small files. `limit` bounds what is read; a larger file is an error.

@@ -206,6 +206,38 @@ TEST(OutputFile, GoesOnWithAFileAndCutsIt) {
   EXPECT_EQ(contentOf(dir / "f"), std::string("abc\0E", 5));
 }
 
+/// Stretches of a huge page are filled before their first bytes are written, never after.
+TEST(OutputFile, AllocatedStretchesKeepWhatIsWritten) {
+  TemporaryDirectory dir;
+  constexpr uint64_t size = 3 * hugePageBytes + 5;
+  std::string expected(size, '\0');
+  auto write = [&](OutputFile &file, uint64_t offset, const std::string &bytes) {
+    ASSERT_TRUE(file.writeAt(offset, bytes.data(), bytes.size()));
+    expected.replace(offset, bytes.size(), bytes);
+  };
+  {
+    Result<OutputFile> file = OutputFile::reopen(dir / "f", 0);
+    ASSERT_TRUE(file) << file.message();
+    ASSERT_TRUE(file->allocate(size));
+    write(*file, hugePageBytes + 7, "second");
+    write(*file, 3, "first");
+    write(*file, hugePageBytes - 2, "border");
+    write(*file, hugePageBytes + 100, std::string(hugePageBytes, 'x'));
+    write(*file, size - 4, "last");
+    ASSERT_TRUE(file->sync());
+  }
+  EXPECT_EQ(contentOf(dir / "f"), expected);
+  // Goes on in the middle of a stretch.
+  expected.replace(hugePageBytes + 200, std::string::npos, size - hugePageBytes - 200, '\0');
+  Result<OutputFile> file = OutputFile::reopen(dir / "f", hugePageBytes + 200);
+  ASSERT_TRUE(file) << file.message();
+  ASSERT_TRUE(file->allocate(size));
+  write(*file, hugePageBytes + 300, "more");
+  write(*file, 2 * hugePageBytes + 9, "third");
+  ASSERT_TRUE(file->commit());
+  EXPECT_EQ(contentOf(dir / "f"), expected);
+}
+
 TEST(OutputFile, FollowsUmaskAndSymlinks) {
   TemporaryDirectory dir;
   ASSERT_EQ(::mkdir((dir / "real").c_str(), 0777), 0);
