@@ -126,7 +126,7 @@ def test_from_the_last_attention_on_only_rows_asked_for_are_computed(moec):
         launches = re.findall(r'exec.launch .* grid (#\w+) .*label = "(.*?)"', program)
         labels = [label for _, label in launches]
         after = launches[labels.index("layers.3.self_attn.o_proj") :]
-        assert len(after) > 12
+        assert len(after) > 10
         assert all("d0" not in maps[grid] for grid, _ in after) == trimmed
 
 
