@@ -24,7 +24,7 @@ struct MoePipelineOptions : PassPipelineOptions<MoePipelineOptions> {
   Option<int64_t> level{*this, "level", llvm::cl::desc("Level of optimization, 0 to 3"), llvm::cl::init(2)};
   Option<std::string> mla{*this, "mla", llvm::cl::desc("Form of latent attention: auto, absorbed or expanded"),
                           llvm::cl::init("auto")};
-  Option<std::string> cache{*this, "cache", llvm::cl::desc("Format of cache entries: f32 or bf16"),
+  Option<std::string> cache{*this, "cache", llvm::cl::desc("Format of cache entries: f32, bf16, int8 or fp8"),
                             llvm::cl::init("f32")};
   Option<std::string> experts{*this, "experts", llvm::cl::desc("Format of routed experts"), llvm::cl::init("keep")};
   Option<std::string> attention{*this, "attention", llvm::cl::desc("Format of attention's projections"),

@@ -5,6 +5,7 @@
 
 #include "runtime/Hash.h"
 #include "runtime/KernelAbi.h"
+#include "runtime/Support/CacheCodes.h"
 #include "runtime/Support/Text.h"
 
 #include <algorithm>
@@ -586,6 +587,12 @@ Status Artifact::readProgram(const JsonObject &program) {
     MOEC_TRY(cache.name, json.string("name"));
     MOEC_TRY(cache.dtype, readDType(json));
     MOEC_TRY(cache.width, json.integer("width", 1, 1 << 26));
+    MOEC_TRY(cache.codes, json.stringOr("codes", ""));
+    if (!cache.codes.empty() && cacheCodesFromString(cache.codes) == CacheCodes::None)
+      return Error{at(json, "codes") + " is " + quote(cache.codes) + ", expected int8 or fp8"};
+    if (cache.codes.empty() == (cache.dtype == DType::U8))
+      return Error{at(json, "dtype") + " is " + std::string(toString(cache.dtype)) +
+                   ", but entries in codes, and no others, are U8"};
     cache.pageBytes = cache.width * byteSize(cache.dtype) * MOE_PAGE_TOKENS;
     cacheInfos.push_back(std::move(cache));
     return success();

@@ -95,6 +95,7 @@ struct KernelInfo {
 struct CacheInfo {
   std::string name;
   DType dtype = DType::F32;
+  std::string codes; ///< what bytes (U8) are: "int8" or "fp8" codes and scales; empty for elements
   int64_t width = 0;
   /// Bytes of one page of MOE_PAGE_TOKENS entries.
   uint64_t pageBytes = 0;

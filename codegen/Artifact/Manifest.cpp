@@ -246,6 +246,8 @@ FailureOr<Json> ProgramWriter::run() {
     caches.push_back({{"name", cache.getSymName().str()},
                       {"dtype", nameOf(dtypeOf(cache.getElementType()))},
                       {"width", cache.getWidth()}});
+    if (std::optional<StringRef> codes = cache.getCodes())
+      caches.back()["codes"] = codes->str();
   }
   int64_t maxTokens = program.getMaxTokens();
   for (auto buffer : program.getBody().getOps<exec::BufferOp>()) {

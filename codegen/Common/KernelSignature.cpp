@@ -34,10 +34,11 @@ Args arguments(const GemmSpec &s) {
 Args arguments(const RopeAnglesSpec &) { return {index("positions"), out("out")}; }
 Args arguments(const RopeSpec &) { return {in("x"), in("angles"), out("out")}; }
 Args arguments(const CacheAppendSpec &s) {
-  return {in("latent"), in("rope_key"), index("positions"), index("slots"), index("page_table"), out("cache", s.cache)};
+  return {in("latent"),   in("rope_key"),      index("positions"),
+          index("slots"), index("page_table"), out("cache", cacheElement(s))};
 }
 Args arguments(const MlaAttentionSpec &s) {
-  return {in("q"),      index("positions"), index("slots"), index("page_table"), in("cache", s.cache),
+  return {in("q"),      index("positions"), index("slots"), index("page_table"), in("cache", cacheElement(s)),
           out("parts"), out("out")};
 }
 Args arguments(const MlaCombineSpec &) { return {in("parts"), index("positions"), index("slots"), out("out")}; }
@@ -47,7 +48,7 @@ Args arguments(const MlaExpandedSpec &s) {
           index("positions"),
           index("slots"),
           index("page_table"),
-          in("cache", s.cache),
+          in("cache", cacheElement(s)),
           in("w_uk", s.weight),
           in("w_uv", s.weight),
           out("out")};

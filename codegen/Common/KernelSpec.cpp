@@ -86,6 +86,7 @@ template <Is<CacheAppendSpec> S> void forEachField(S &s, auto field) {
   field("latent_stride", s.latentStride);
   field("rope_stride", s.ropeStride);
   field("cache", s.cache);
+  field("codes", s.codes);
 }
 
 template <Is<MlaAttentionSpec> S> void forEachField(S &s, auto field) {
@@ -100,6 +101,7 @@ template <Is<MlaAttentionSpec> S> void forEachField(S &s, auto field) {
   field("scale", s.scale);
   field("run_below", s.runBelow);
   field("cache", s.cache);
+  field("codes", s.codes);
 }
 
 template <Is<MlaCombineSpec> S> void forEachField(S &s, auto field) {
@@ -127,6 +129,7 @@ template <Is<MlaExpandedSpec> S> void forEachField(S &s, auto field) {
   field("scale", s.scale);
   field("run_from", s.runFrom);
   field("cache", s.cache);
+  field("codes", s.codes);
 }
 
 template <Is<RouteSpec> S> void forEachField(S &s, auto field) {
@@ -239,6 +242,11 @@ ArrayRef<NamedValue<CodeKind>> names(const CodeKind *) {
                                                    {"int8", CodeKind::Int8},
                                                    {"f8e4m3", CodeKind::F8E4M3},
                                                    {"f4e2m1", CodeKind::F4E2M1}};
+  return table;
+}
+ArrayRef<NamedValue<CacheCodes>> names(const CacheCodes *) {
+  static constexpr NamedValue<CacheCodes> table[] = {
+      {"none", CacheCodes::None}, {"int8", CacheCodes::Int8}, {"fp8", CacheCodes::F8E4M3}};
   return table;
 }
 ArrayRef<NamedValue<Rows>> names(const Rows *) {
@@ -379,6 +387,10 @@ struct Symbol {
   Symbol &tagIf(bool condition, StringRef name) { return condition ? tag(name) : *this; }
 };
 
+template <class Spec> StringRef cacheName(const Spec &s) {
+  return s.codes == CacheCodes::None ? nameOf(s.cache) : nameOf(s.codes);
+}
+
 void describe(const EmbedSpec &s, Symbol &symbol) { symbol.tag(nameOf(s.table)).tag("d", s.width); }
 void describe(const GatherRowsSpec &s, Symbol &symbol) { symbol.tag("d", s.width); }
 void describe(const RmsNormSpec &s, Symbol &symbol) { symbol.tag("d", s.width).tagIf(s.rows == Rows::R, "rows"); }
@@ -399,15 +411,15 @@ void describe(const GemmSpec &s, Symbol &symbol) {
 void describe(const RopeAnglesSpec &s, Symbol &symbol) { symbol.tag("d", 2 * static_cast<int64_t>(s.invFreq.size())); }
 void describe(const RopeSpec &s, Symbol &symbol) { symbol.tag("h", s.heads).tag("d", s.dim); }
 void describe(const CacheAppendSpec &s, Symbol &symbol) {
-  symbol.tag("c", s.latent).tag("r", s.rope).tagIf(s.cache != DType::F32, nameOf(s.cache));
+  symbol.tag("c", s.latent).tag("r", s.rope).tagIf(s.cache != DType::F32, cacheName(s));
 }
 void describe(const MlaAttentionSpec &s, Symbol &symbol) {
-  symbol.tag("h", s.heads).tag("c", s.latent).tag("r", s.rope).tagIf(s.cache != DType::F32, nameOf(s.cache));
+  symbol.tag("h", s.heads).tag("c", s.latent).tag("r", s.rope).tagIf(s.cache != DType::F32, cacheName(s));
 }
 void describe(const MlaCombineSpec &s, Symbol &symbol) { symbol.tag("h", s.heads).tag("c", s.latent); }
 void describe(const MlaExpandedSpec &s, Symbol &symbol) {
   symbol.tag(nameOf(s.weight)).tag("h", s.heads).tag("k", s.nope).tag("v", s.value);
-  symbol.tag("c", s.latent).tag("r", s.rope).tagIf(s.cache != DType::F32, nameOf(s.cache));
+  symbol.tag("c", s.latent).tag("r", s.rope).tagIf(s.cache != DType::F32, cacheName(s));
 }
 void describe(const RouteSpec &s, Symbol &symbol) {
   symbol.tag(s.sigmoid ? "sigmoid" : "softmax").tag("e", s.experts).tag("top", s.topk);

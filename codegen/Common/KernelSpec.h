@@ -20,7 +20,9 @@
 #ifndef MOEC_CODEGEN_COMMON_KERNELSPEC_H
 #define MOEC_CODEGEN_COMMON_KERNELSPEC_H
 
+#include "dialects/Formats/CodedEntry.h"
 #include "dialects/Formats/Groups.h"
+#include "runtime/Support/CacheCodes.h"
 #include "runtime/Support/DType.h"
 
 #include "mlir/IR/BuiltinAttributes.h"
@@ -155,20 +157,28 @@ struct RopeSpec {
 };
 
 /// Writes cache entry [latent | rope key | zeros up to width] of (slot, position), rounded once to what it is stored
-/// as. args: latent, ropeKey, positions, slots, pageTable i32[slots, pages_per_slot], cache [pages, 64, width]. Grid:
-/// T.
+/// as; or, with `codes`, bytes as CodedEntry lays them out, those between its parts left as they are. args: latent,
+/// ropeKey, positions, slots, pageTable i32[slots, pages_per_slot], cache [pages, 64, width], or U8 [pages, 64,
+/// CodedEntry::stride()]. Grid: T.
 struct CacheAppendSpec {
   int64_t latent = 0, rope = 0, width = 0;
   int64_t latentStride = 0, ropeStride = 0;
-  DType cache = DType::F32; ///< or BF16
+  DType cache = DType::F32;            ///< what entries are read as; or BF16, as with all codes
+  CacheCodes codes = CacheCodes::None; ///< what their latents are stored in, if not in the same
 };
+
+/// What lies in the cache of a kernel.
+template <class Spec> DType cacheElement(const Spec &spec) {
+  return spec.codes == CacheCodes::None ? spec.cache : DType::U8;
+}
 
 /// Absorbed latent attention: for each head, over entries j = 0 .. position of the token's slot,
 /// p = softmax(scale * q . cache[j, 0 .. latent + rope)), out = sum_j p_j cache[j, 0 .. latent).
 /// A context is cut into at most `maxSpans` spans of equally many pages, `leastSpanPages` or more, each taken page by
 /// page with a running maximum, and spans are folded together in order: the order depends on the position alone. Where
 /// the cache is BF16, q and p are rounded to it, and elements are taken in pairs, the second of two first, as vdpbf16ps
-/// does; what is below 2^-126 in magnitude may count as 0 or as what it is. With `runBelow`, rows of tokens in runs
+/// does; what is below 2^-126 in magnitude may count as 0 or as what it is. With `codes`, an entry is what
+/// `#moe.cache_codes` reads of it. With `runBelow`, rows of tokens in runs
 /// (neighbours of one slot) of so many tokens or more are not written. Where a step has at most `splitRows` rows (a
 /// token's block of heads each), tasks make one span each, and `parts` of f32[splitRows, maxSpans, partSize()] instead
 /// of `out`: an mla_combine after it folds them together. args: q, positions, slots, pageTable, cache, parts, out.
@@ -178,7 +188,8 @@ struct MlaAttentionSpec {
   int64_t qStride = 0, qHead = 0, outStride = 0, outHead = 0;
   double scale = 1;
   int64_t runBelow = 0;     ///< 0: all tokens
-  DType cache = DType::F32; ///< or BF16
+  DType cache = DType::F32; ///< as in CacheAppendSpec
+  CacheCodes codes = CacheCodes::None;
 
   static constexpr int64_t headBlock = 16;
   static constexpr int64_t maxSpans = 16, leastSpanPages = 2;
@@ -205,8 +216,8 @@ struct MlaCombineSpec {
 /// key_j = w_uk . latent_j and value_j = w_uv . latent_j, p = softmax(scale * (q . key_j + ropeQ . ropeKey_j)) and
 /// out = sum_j p_j value_j. Pages are taken from 0 with a running maximum; each sum is one chain in rising order. Where
 /// the cache is BF16, queries, keys, p and values are rounded to it and multiplied in pairs as mla_attention does; so
-/// are latents and weights, if those are BF16 too. Tokens in runs (neighbours of one slot) shorter than `runFrom` are
-/// not written.
+/// are latents and weights, if those are BF16 too. With `codes`, an entry is what `#moe.cache_codes` reads of it.
+/// Tokens in runs (neighbours of one slot) shorter than `runFrom` are not written.
 ///
 /// args: q, ropeQ (rotated), positions, slots, pageTable, cache, w_uk in panels (batch: heads, n: nope, k: latent),
 /// w_uv in panels (n: value), out. Grid: heads * ceil(T / tokenBlock), task = block * heads + head.
@@ -216,7 +227,8 @@ struct MlaExpandedSpec {
   int64_t qStride = 0, qHead = 0, ropeStride = 0, ropeHead = 0, outStride = 0, outHead = 0;
   double scale = 1;
   int64_t runFrom = 1;      ///< 1: all tokens
-  DType cache = DType::F32; ///< or BF16
+  DType cache = DType::F32; ///< as in CacheAppendSpec
+  CacheCodes codes = CacheCodes::None;
 
   /// Tokens that share one expansion of a page.
   static constexpr int64_t tokenBlock = 512;

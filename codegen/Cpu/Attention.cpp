@@ -15,7 +15,7 @@
 /// Either way a row's bits depend on its query and its entries.
 ///
 /// A cache of bf16 is multiplied as it is, two elements a lane, by queries and
-/// probabilities rounded to bf16.
+/// probabilities rounded to bf16; one of codes likewise, once a page is unpacked.
 
 #include "codegen/Cpu/AttentionCommon.h"
 #include "codegen/Cpu/Emitters.h"
@@ -24,6 +24,7 @@
 #include "runtime/KernelAbi.h"
 
 #include <limits>
+#include <optional>
 
 namespace moec::cpu {
 
@@ -138,7 +139,7 @@ public:
     positions = b.arg(1, b.i32);
     slots = b.arg(2, b.i32);
     pageTable = b.arg(3, b.i32);
-    cache = b.arg(4, b.storage(spec.cache));
+    cache.emplace(b, 4, spec);
     parts = b.arg(5, b.f32);
     out = b.arg(6, b.f32);
     queries = b.scratch(math.type(), (words + kLanes - 1) / kLanes * kLanes * block);
@@ -203,20 +204,21 @@ private:
     Vals state = b.loop(firstPage, endPage, 1, {part.maximum().load(kLanes), part.sum().load(kLanes)},
                         [&](Val page, llvm::ArrayRef<Val> carried) -> Vals {
                           Val entries = b.min(seen - page * pageTokens, b.cI64(pageTokens));
-                          score(pageAt(page), entries);
+                          Ptr rows = cache->read(idOf(page), entries);
+                          score(rows, entries);
                           AttentionWords::Softmax next =
                               math.softmax(scores, entries, b.splat(b.convert(entries, b.i32)), spec.scale, carried[0],
                                            carried[1], probabilities);
                           factors.store(next.factor);
-                          upcoming = pageAt(b.min(page + 1, lastPage));
-                          addLatents(part, pageAt(page), entries, heads);
+                          upcoming = cache->stored(idOf(b.min(page + 1, lastPage)));
+                          addLatents(part, rows, entries, heads);
                           return {next.maximum, next.sum};
                         });
     part.maximum().store(state[0]);
     part.sum().store(state[1]);
   }
 
-  Ptr pageAt(Val page) { return cache + b.convert((pages + page).load(), b.i64) * (pageTokens * spec.width); }
+  Val idOf(Val page) { return b.convert((pages + page).load(), b.i64); }
 
   /// Some words of all entries at once, so that these words of the queries stay in the nearest cache.
   void score(Ptr page, Val entries) {
@@ -243,7 +245,7 @@ private:
     for (int64_t from = 0, most = tile / width; from < heads; from += most) {
       int64_t count = std::min(most, heads - from);
       // Pages lie anywhere, and no prefetcher of the machine's foresees the next one: each pass asks for a share of it.
-      int64_t lines = pageTokens * spec.width * (math.halves ? 2 : 4) / 64, perVector = (heads + most - 1) / most;
+      int64_t lines = cache->pageBytes() / 64, perVector = (heads + most - 1) / most;
       int64_t share = (lines * width + latentVectors * perVector - 1) / (latentVectors * perVector);
       Ptr ahead = Ptr{upcoming.base, b.i8} + (vector * perVector + from / most * width) * (share * 64 / width);
       b.loop(b.cI64(0), b.cI64(share), 1, [&](Val line) { b.prefetch(ahead + line * 64); });
@@ -294,7 +296,8 @@ private:
   int64_t words; ///< of an entry, or a query
   int64_t latentVectors;
   int64_t tile; ///< accumulators in registers: entries or heads at once
-  Ptr q, positions, slots, pageTable, cache, parts, out;
+  Ptr q, positions, slots, pageTable, parts, out;
+  std::optional<CachePages> cache;
   Ptr queries, scores, probabilities; ///< [words][heads], [page tokens][heads], [words of page tokens][heads]
   Ptr factors;                        ///< [2][heads]
   Ptr own, whole;                     ///< parts

@@ -5,9 +5,9 @@
 
 #include "codegen/Cpu/Math.h"
 
-#include "runtime/KernelAbi.h"
-
+#include <algorithm>
 #include <limits>
+#include <numeric>
 
 namespace moec::cpu {
 
@@ -23,6 +23,69 @@ Val runHasAtLeast(KernelBuilder &b, Ptr slots, Val token, int64_t length) {
   };
   return count(token, -1) + count(b.tokens() - 1 - token, 1) + 1 >= length;
 }
+
+//===----------------------------------------------------------------------===//
+// Pages
+//===----------------------------------------------------------------------===//
+
+CachePages::CachePages(KernelBuilder &b, Ptr cache, DType type, CacheCodes codes, CodedEntry entry, int64_t width)
+    : b(b), cache(cache), codes(codes), entry(entry), width(width),
+      element(codes == CacheCodes::None ? type : DType::U8),
+      stride(codes == CacheCodes::None ? width : entry.stride()) {
+  // Vectors that begin in the last entry may end behind it.
+  if (codes != CacheCodes::None)
+    unpacked = b.scratch(b.i16, MOE_PAGE_TOKENS * width + 4 * kLanes);
+}
+
+Ptr CachePages::read(Val page, Val count) const {
+  Ptr from = stored(page);
+  if (codes == CacheCodes::None)
+    return from;
+  b.loop(b.cI64(0), count, 1, [&](Val j) { unpack(from + j * stride, unpacked + j * width); });
+  return unpacked;
+}
+
+/// What 32 codes stand for; those of e4m3 over `weightScale`, as `loadAsF32` has them, but none is NaN.
+std::pair<Val, Val> CachePages::codeValues(Ptr from) const {
+  if (codes == CacheCodes::Int8)
+    return {b.convert(from.load(kLanes), b.f32), b.convert((from + kLanes).load(kLanes), b.f32)};
+  Val bits = (b.convert(from.load(2 * kLanes), b.i16) << 7) & static_cast<int16_t>(0xBFFF);
+  Val halves = b.bitcast(bits, b.f16);
+  llvm::SmallVector<int64_t> lanes(2 * kLanes);
+  std::iota(lanes.begin(), lanes.end(), 0);
+  llvm::ArrayRef<int64_t> all(lanes);
+  return {b.convert(b.shuffle(halves, halves, all.take_front(kLanes)), b.f32),
+          b.convert(b.shuffle(halves, halves, all.drop_front(kLanes)), b.f32)};
+}
+
+/// One entry. Whole vectors, in rising order: what one writes too many, the next one or the next entry writes over.
+void CachePages::unpack(Ptr from, Ptr to) const {
+  Ptr scales{(from + entry.scalesAt()).base, b.f32}, rope{(from + entry.ropeAt()).base, b.i16};
+  double codeScale = codes == CacheCodes::F8E4M3 ? KernelBuilder::weightScale(DType::F8E4M3) : 1;
+  auto group = [&](Val index, int64_t columns) {
+    Val scale = b.splat((scales + index).load() * codeScale);
+    Val begin = index * CodedEntry::group;
+    for (int64_t i = 0; i < columns; i += 2 * kLanes) {
+      auto [first, second] = codeValues(from + begin + i);
+      (to + begin + i).store(b.toBf16Fast(first * scale, second * scale));
+    }
+  };
+  int64_t whole = entry.latent / CodedEntry::group, used = entry.latent + entry.rope;
+  b.loop(b.cI64(0), b.cI64(whole), 1, [&](Val index) { group(index, CodedEntry::group); });
+  if (int64_t rest = entry.latent % CodedEntry::group)
+    group(b.cI64(whole), rest);
+  // Behind the rope part are zeros, as in other caches: a last pair of elements may reach there.
+  for (int64_t at = entry.latent; at < width; at += kLanes) {
+    int64_t left = std::clamp<int64_t>(used - at, 0, kLanes);
+    Val zero = b.constant(b.vec(b.i16), int64_t(0));
+    Val value = left ? (rope + (at - entry.latent)).load(kLanes) : zero;
+    (to + at).store(left % kLanes ? b.select(b.firstLanes(left), value, zero) : value);
+  }
+}
+
+//===----------------------------------------------------------------------===//
+// Products
+//===----------------------------------------------------------------------===//
 
 Val AttentionWords::dot(Val sums, Val x, Val y) const {
   if (!halves)

@@ -2,11 +2,11 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 
 /// \file
-/// What both forms of latent attention share: the runs of a step, and scores and
-/// softmax of 16 queries side by side. A lane of a vector is a query, of a head
-/// (absorbed form) or of a token (expanded form); what it meets is one element of
-/// a key, broadcast. So a key once loaded serves all queries and the softmax needs
-/// no sums across lanes.
+/// What both forms of latent attention share: the runs of a step, the pages of the
+/// cache, and scores and softmax of 16 queries side by side. A lane of a vector is
+/// a query, of a head (absorbed form) or of a token (expanded form); what it meets
+/// is one element of a key, broadcast. So a key once loaded serves all queries and
+/// the softmax needs no sums across lanes.
 ///
 /// Queries, keys, probabilities and values lie in words: one f32 or, where the
 /// cache holds bf16, two bf16, of which the first is the lower half. Then what is
@@ -16,13 +16,46 @@
 #ifndef MOEC_CODEGEN_CPU_ATTENTIONCOMMON_H
 #define MOEC_CODEGEN_CPU_ATTENTIONCOMMON_H
 
+#include "codegen/Common/KernelSpec.h"
 #include "codegen/Cpu/KernelBuilder.h"
+#include "runtime/KernelAbi.h"
 
 namespace moec::cpu {
 
 /// Whether the run around `token`, its longest stretch of neighbours in `slots` of one slot, has at least `length`
 /// tokens (i1). Looks at no more than `length` - 1 tokens to each side.
 Val runHasAtLeast(KernelBuilder &b, Ptr slots, Val token, int64_t length);
+
+/// The cache of an attention kernel, by pages. Pages of codes are unpacked to bf16, into memory of the task, before
+/// they are read: 72 KiB for DeepSeek's entries, which the L2 cache of a core holds.
+class CachePages {
+public:
+  /// Of argument `index`.
+  template <class Spec>
+  CachePages(KernelBuilder &b, int64_t index, const Spec &spec)
+      : CachePages(b, b.arg(index, b.storage(cacheElement(spec))), spec.cache, spec.codes, {spec.latent, spec.rope},
+                   spec.width) {}
+
+  /// Page `page` (i64) as it lies in memory, `pageBytes()` bytes.
+  Ptr stored(Val page) const { return cache + page * (MOE_PAGE_TOKENS * stride); }
+  int64_t pageBytes() const { return MOE_PAGE_TOKENS * stride * byteSize(element); }
+  /// At least the first `count` entries of page `page`, each `width` elements of the spec's type `cache` after the one
+  /// before; until the next call.
+  Ptr read(Val page, Val count) const;
+
+private:
+  CachePages(KernelBuilder &b, Ptr cache, DType type, CacheCodes codes, CodedEntry entry, int64_t width);
+  std::pair<Val, Val> codeValues(Ptr from) const;
+  void unpack(Ptr from, Ptr to) const;
+
+  KernelBuilder &b;
+  Ptr cache, unpacked;
+  CacheCodes codes;
+  CodedEntry entry;
+  int64_t width;
+  DType element;  ///< of the cache's memory
+  int64_t stride; ///< from one entry to the next there, in such elements
+};
 
 class AttentionWords {
 public:

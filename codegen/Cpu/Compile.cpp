@@ -150,17 +150,19 @@ struct Checker {
     stride("xHead", spec.heads > 1 ? spec.xHead : spec.dim, spec.dim);
     stride("outHead", spec.heads > 1 ? spec.outHead : spec.dim, spec.dim);
   }
-  void cacheEntry(int64_t latent, int64_t rope, int64_t width, DType stored) {
-    require(stored == DType::F32 || stored == DType::BF16,
-            "a cache of " + llvm::Twine(llvm::StringRef(toString(stored))) + " is not supported");
-    positive("latent", latent);
-    require(rope >= 0, "rope must not be negative");
-    require(width % kLanes == 0 && width >= latent + rope,
-            "width " + llvm::Twine(width) + " must be a multiple of 16 that holds " + llvm::Twine(latent + rope));
+  template <class Spec> void cacheEntry(const Spec &spec) {
+    require(spec.cache == DType::F32 || spec.cache == DType::BF16,
+            "a cache of " + llvm::Twine(llvm::StringRef(toString(spec.cache))) + " is not supported");
+    require(spec.cache == DType::BF16 || spec.codes == CacheCodes::None, "entries in codes are read as bf16");
+    positive("latent", spec.latent);
+    require(spec.rope >= 0, "rope must not be negative");
+    int64_t used = spec.latent + spec.rope;
+    require(spec.width % kLanes == 0 && spec.width >= used,
+            "width " + llvm::Twine(spec.width) + " must be a multiple of 16 that holds " + llvm::Twine(used));
   }
-  void operator()(const CacheAppendSpec &spec) { cacheEntry(spec.latent, spec.rope, spec.width, spec.cache); }
+  void operator()(const CacheAppendSpec &spec) { cacheEntry(spec); }
   void operator()(const MlaAttentionSpec &spec) {
-    cacheEntry(spec.latent, spec.rope, spec.width, spec.cache);
+    cacheEntry(spec);
     positive("heads", spec.heads);
     finite("scale", spec.scale);
   }
@@ -169,7 +171,7 @@ struct Checker {
     positive("latent", spec.latent);
   }
   void operator()(const MlaExpandedSpec &spec) {
-    cacheEntry(spec.latent, spec.rope, spec.width, spec.cache);
+    cacheEntry(spec);
     positive("heads", spec.heads);
     positive("nope", spec.nope);
     positive("value", spec.value);

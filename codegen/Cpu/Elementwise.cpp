@@ -89,6 +89,23 @@ Val roundToF8E4M3(KernelBuilder &b, Val x) {
   return b.select(isNormal, b.bitcast(rounded, b.f32), small);
 }
 
+/// The codes (i8) of the same, for numbers that are nearer to one of 448 or less than to 480: the sign of zeros and of
+/// what becomes zero is kept.
+Val codesOfF8E4M3(KernelBuilder &b, Val x) {
+  Val bits = b.bitcast(x, b.i32);
+  Val magnitude = bits & 0x7FFFFFFF;
+  // An exponent that counts from 2^-7 in place of 2^-127; small numbers are counted in steps of 2^-9, as above.
+  Val normal = ((magnitude + ((magnitude >> 20) & 1) + 0x7FFFF) >> 20) - (120 << 3);
+  Val small = b.bitcast(b.bitcast(magnitude, b.f32) + 0x1.8p14, b.i32) - 0x46C00000;
+  return b.convert(b.select(magnitude >= 0x3C800000, normal, small) | ((bits >> 24) & 0x80), b.i8);
+}
+
+/// The nearest integers (i32) to `x * by`, ties to even; |x * by| < 2^22. One near 1.5 * 2^23 has its last bits where
+/// f32 has them.
+Val codesOfInt8(KernelBuilder &b, Val x, Val by) {
+  return b.bitcast(b.fma(x, by, x.like(0x1.8p23)), b.i32) - 0x4B400000;
+}
+
 /// `x` to the nearest integer, ties to even; |x| < 2^22.
 Val roundScaled(KernelBuilder &b, Val x, Val by) { return b.fma(x, by, x.like(0x1.8p23)) - 0x1.8p23; }
 
@@ -160,8 +177,7 @@ void emit(KernelBuilder &b, llvm::StringRef symbol, const QuantizeRowsSpec &spec
         Val sum;
         for (int64_t v = 0; v < 2; ++v) {
           Val value = (from + (index * group + v * kLanes)).load(kLanes);
-          // An integer near 1.5 * 2^23 has its last bits where f32 has them.
-          Val code = b.bitcast(b.fma(value, scale.inverse, value.like(0x1.8p23)), b.i32) - 0x4B400000;
+          Val code = codesOfInt8(b, value, scale.inverse);
           (record + v * kLanes).store(b.convert(code, b.i8));
           sum = v ? sum + code : code;
         }
@@ -300,21 +316,61 @@ void emit(KernelBuilder &b, llvm::StringRef symbol, const RopeSpec &spec, const 
   });
 }
 
+namespace {
+
+/// The greatest magnitude of `width` numbers by its bits (i32), of which those of NaN and infinity are the greatest.
+Val greatestBitsOf(KernelBuilder &b, Ptr from, int64_t width) {
+  Val most = b.constant(b.vec(b.i32), int64_t(0));
+  for (int64_t i = 0; i < width; i += kLanes) {
+    Val bits = b.bitcast((from + i).load(kLanes), b.i32) & 0x7FFFFFFF;
+    most = b.max(i + kLanes <= width ? bits : b.select(b.firstLanes(width - i), bits, bits.like(0)), most);
+  }
+  return b.maxIntLanes(most);
+}
+
+/// A latent as codes at `codes` (i8) and scales.
+void storeCodes(KernelBuilder &b, Ptr from, int64_t width, CacheCodes kind, Ptr codes, Ptr scales) {
+  forGroups(b, width, CodedEntry::group, [&](Val index, int64_t columns) {
+    Val begin = index * CodedEntry::group;
+    Val bits = greatestBitsOf(b, from + begin, columns);
+    Val numbers = bits < 0x7F800000; // all of them
+    Scale found = scaleOf(b, b.bitcast(bits, b.f32), kind == CacheCodes::Int8 ? CodeKind::Int8 : CodeKind::F8E4M3);
+    (scales + index).store(b.select(numbers, found.scale, b.cF32(std::numeric_limits<double>::quiet_NaN())));
+    Val inverse = b.splat(found.inverse);
+    b.vectors(columns, [&](Val i, Val mask) {
+      Val x = (from + begin + i).load(kLanes);
+      Val code = kind == CacheCodes::Int8 ? b.convert(codesOfInt8(b, x, inverse), b.i8) : codesOfF8E4M3(b, x * inverse);
+      (codes + begin + i).store(b.select(b.splat(numbers), code, code.like(0)), mask);
+    });
+  });
+}
+
+} // namespace
+
 void emit(KernelBuilder &b, llvm::StringRef symbol, const CacheAppendSpec &spec, const Tiles &) {
   b.kernel(symbol, [&] {
     Ptr latent = b.arg(0, b.f32), ropeKey = b.arg(1, b.f32), positions = b.arg(2, b.i32), slots = b.arg(3, b.i32),
-        pageTable = b.arg(4, b.i32), cache = b.arg(5, b.storage(spec.cache));
+        pageTable = b.arg(4, b.i32), cache = b.arg(5, b.storage(cacheElement(spec)));
     auto stored = [&](Val value) { return spec.cache == DType::BF16 ? b.toBf16(value) : value; };
+    const bool coded = spec.codes != CacheCodes::None;
+    const CodedEntry layout{spec.latent, spec.rope};
     b.tasks([&](Val t) {
       Val position = b.convert((positions + t).load(), b.i64);
       Val slot = b.convert((slots + t).load(), b.i64);
       Val page = b.convert((pageTable + slot * b.pagesPerSlot() + position / MOE_PAGE_TOKENS).load(), b.i64);
-      Ptr entry = cache + (page * MOE_PAGE_TOKENS + position % MOE_PAGE_TOKENS) * spec.width;
-      auto copy = [&](Ptr from, int64_t at, int64_t width) {
-        b.vectors(width, [&](Val i, Val mask) { (entry + at + i).store(stored((from + i).load(kLanes)), mask); });
+      Ptr entry =
+          cache + (page * MOE_PAGE_TOKENS + position % MOE_PAGE_TOKENS) * (coded ? layout.stride() : spec.width);
+      auto copy = [&](Ptr from, Ptr to, int64_t width) {
+        b.vectors(width, [&](Val i, Val mask) { (to + i).store(stored((from + i).load(kLanes)), mask); });
       };
-      copy(latent + t * spec.latentStride, 0, spec.latent);
-      copy(ropeKey + t * spec.ropeStride, spec.latent, spec.rope);
+      Ptr latentRow = latent + t * spec.latentStride, ropeRow = ropeKey + t * spec.ropeStride;
+      if (coded) {
+        storeCodes(b, latentRow, spec.latent, spec.codes, entry, Ptr{(entry + layout.scalesAt()).base, b.f32});
+        copy(ropeRow, Ptr{(entry + layout.ropeAt()).base, b.i16}, spec.rope);
+        return;
+      }
+      copy(latentRow, entry, spec.latent);
+      copy(ropeRow, entry + spec.latent, spec.rope);
       int64_t used = spec.latent + spec.rope;
       b.vectors(spec.width - used,
                 [&](Val i, Val mask) { (entry + used + i).store(b.constant(b.vec(cache.element), int64_t(0)), mask); });

@@ -17,6 +17,7 @@
 #include "runtime/KernelAbi.h"
 
 #include <limits>
+#include <optional>
 
 namespace moec::cpu {
 
@@ -58,7 +59,7 @@ public:
     positions = b.arg(2, b.i32);
     slots = b.arg(3, b.i32);
     pageTable = b.arg(4, b.i32);
-    cache = b.arg(5, b.storage(spec.cache));
+    cache.emplace(b, 5, spec);
     wUk = b.arg(6, b.storage(spec.weight));
     wUv = b.arg(7, b.storage(spec.weight));
     out = b.arg(8, b.f32);
@@ -129,9 +130,8 @@ private:
 
     Ptr pages = pageTable + b.convert((slots + begin).load(), b.i64) * b.pagesPerSlot();
     b.loop(b.cI64(0), (most[0] + (pageTokens - 1)) / pageTokens, 1, [&](Val page) {
-      Ptr entries = cache + b.convert((pages + page).load(), b.i64) * (pageTokens * spec.width);
-      Val before = page * pageTokens;
-      expand(entries, b.min(most[0] - before, b.cI64(pageTokens)));
+      Val before = page * pageTokens, count = b.min(most[0] - before, b.cI64(pageTokens));
+      expand(cache->read(b.convert((pages + page).load(), b.i64), count), count);
       b.loop(b.cI64(0), length, tokenVectors * kLanes, [&](Val i) { attend(i, length, before); });
     });
 
@@ -371,7 +371,8 @@ private:
   int64_t keyTile, tokenVectors;     ///< keys and vectors of tokens that are scored at once
   int64_t valueRows, valueVectors;   ///< tokens and vectors of values that are summed up at once
   int64_t rowVectors;                ///< vectors of a token that goes alone
-  Ptr q, ropeQ, positions, slots, pageTable, cache, wUk, wUv, out;
+  Ptr q, ropeQ, positions, slots, pageTable, wUk, wUv, out;
+  std::optional<CachePages> cache;
   Ptr queries;               ///< [vector of tokens][word][token]
   Ptr keys, values;          ///< [page tokens][keyWords], [words of page tokens][valueWidth]
   Ptr scores, probabilities; ///< [vector][page tokens][token], [vector][words of page tokens][token]

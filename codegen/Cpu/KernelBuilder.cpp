@@ -457,13 +457,26 @@ Val KernelBuilder::widen(Val raw, DType type) {
   }
 }
 
+/// The upper halves of the bits of f32 lanes become those of the nearest bf16, of two the even one.
+static Val halfAdded(Val bits) { return bits + (((bits >> 16) & 1) + 0x7FFF); }
+
 Val KernelBuilder::toBf16(Val a) {
   // In integers: the instruction for it takes subnormals for zero.
   Val bits = bitcast(a, i32);
-  Val odd = zeroExtend(convert(bits >> 16, i1), i32);
-  Val rounded = bits + (odd + 0x7FFF);
-  rounded = select(isNaN(a), bits | 0x00400000, rounded);
+  Val rounded = select(isNaN(a), bits | 0x00400000, halfAdded(bits));
   return convert(rounded >> 16, i16);
+}
+
+Val KernelBuilder::toBf16Fast(Val a, Val b) {
+  if (instructions == Isa::Avx512Dot)
+    return bitcast(call("llvm.x86.avx512bf16.cvtne2ps2bf16.512", vec(getBF16Type(), 2 * kLanes), {b, a}), i16);
+  // The upper halves of all words.
+  Val first = bitcast(halfAdded(bitcast(a, i32)), vec(i16, 2 * kLanes));
+  Val second = bitcast(halfAdded(bitcast(b, i32)), vec(i16, 2 * kLanes));
+  SmallVector<int64_t> lanes;
+  for (int64_t l = 1; l < 4 * kLanes; l += 2)
+    lanes.push_back(l);
+  return shuffle(first, second, lanes);
 }
 
 void loadKernelDialects(MLIRContext &context) {

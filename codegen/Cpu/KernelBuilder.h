@@ -163,6 +163,9 @@ public:
   Val isNaN(Val a);
   /// The bits (i16) of f32 lanes rounded to bf16, to nearest even; a NaN stays one.
   Val toBf16(Val a);
+  /// Both, side by side, as `toBf16` has them for numbers and for the NaN that has one bit of its fraction set; what is
+  /// below 2^-126 in magnitude may become 0 of its sign. Takes one instruction where there is one.
+  Val toBf16Fast(Val a, Val b);
   /// Same bits as another type.
   Val bitcast(Val a, mlir::Type type);
   /// To an integer or float type (element type, for vectors): sign extends, converts, widens or narrows.

@@ -3,6 +3,8 @@
 
 #include "dialects/Exec/ExecDialect.h"
 
+#include "runtime/Support/CacheCodes.h"
+
 #include "mlir/IR/Builders.h"
 #include "llvm/ADT/STLExtras.h"
 
@@ -45,8 +47,13 @@ LogicalResult WeightOp::verify() {
 LogicalResult CacheOp::verify() {
   // C1
   Type element = getElementType();
-  if (!element.isF32() && !element.isF16() && !element.isBF16())
-    return emitOpError("has elements of ") << element << ", expected f32, f16 or bf16";
+  if (!element.isF32() && !element.isF16() && !element.isBF16() && !element.isSignlessInteger(8))
+    return emitOpError("has elements of ") << element << ", expected f32, f16, bf16 or i8";
+  // C2
+  if (element.isInteger(8) != getCodes().has_value())
+    return emitOpError("has elements of ") << element << " and " << (getCodes() ? "" : "no ") << "codes";
+  if (getCodes() && moec::cacheCodesFromString(*getCodes()) == moec::CacheCodes::None)
+    return emitOpError("has codes ") << getCodesAttr() << ", expected \"int8\" or \"fp8\"";
   return success();
 }
 

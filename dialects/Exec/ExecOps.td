@@ -52,14 +52,18 @@ def Exec_CacheOp : Exec_Op<"cache", [Symbol]> {
     The runtime owns the pages. Entry `j` of a sequence in slot `s` is row `j mod 64` of page
     `page_table[s, j / 64]`.
 
-    - (C1) `element_type` is f32, f16 or bf16.
+    - (C1) `element_type` is f32, f16, bf16 or i8.
+    - (C2) `codes`, there for i8 and for no other type, is "int8" or "fp8": entries are codes, scales and a part in bf16
+      as `#moe.cache_codes` and dialects/Formats/CodedEntry.h say, and `width` counts their bytes.
 
     ```mlir
     exec.cache @kv.0 width 80 of f32
+    exec.cache @kv.1 width 656 of i8 codes "fp8"
     ```
   }];
-  let arguments = (ins SymbolNameAttr:$sym_name, ConfinedAttr<I64Attr, [IntPositive]>:$width, TypeAttr:$element_type);
-  let assemblyFormat = "$sym_name `width` $width `of` $element_type attr-dict";
+  let arguments = (ins SymbolNameAttr:$sym_name, ConfinedAttr<I64Attr, [IntPositive]>:$width, TypeAttr:$element_type,
+                       OptionalAttr<StrAttr>:$codes);
+  let assemblyFormat = "$sym_name `width` $width `of` $element_type (`codes` $codes^)? attr-dict";
   let extraClassDeclaration = [{
     /// Tokens in one page; the runtime's MOE_PAGE_TOKENS.
     static constexpr int64_t pageTokens = 64;

@@ -425,4 +425,39 @@ def Moe_PackGroupsAttr : Moe_StepAttr<"PackGroups", "pack_groups"> {
   let genVerifyDecl = 1;
 }
 
+//===----------------------------------------------------------------------===//
+// Caches
+//===----------------------------------------------------------------------===//
+
+def Moe_CacheCodesAttr : Moe_Attr<"CacheCodes", "cache_codes"> {
+  let summary = "Cache entries whose latents are codes in groups that share a scale";
+  let description = [{
+    The first `channels` channels of an entry, its latent, are cut into groups of 128, of which the last one may be
+    smaller. Of each group, with `amax` the greatest `|x[c]|` in it:
+
+    ```
+    scale   = f32(amax / 127)                                        // int8
+    scale   = f32(amax / 448)                                        // f8e4m3
+    i       = f32(1 / scale), or 0 where that is not finite
+    code[c] = rint(x[c] * i) within -127 .. 127                      // int8: the exact product
+    code[c] = e4m3(f32(x[c] * i)), at most 448 in magnitude          // f8e4m3
+    ```
+
+    All roundings are to nearest, ties to even; e4m3 codes keep the sign of zeros and of what rounds to them. So a group
+    of zeros has scale 0. A group that holds a NaN or an infinity has the scale NaN and codes +0.
+
+    What is read from the cache is `bf16(f32(code[c] * scale))`, to nearest even: NaN for the whole of a group that held
+    anything else than numbers. An implementation may take values below `2^-126` for zeros when it reads. The other
+    channels, the rope part, are rounded to bf16 as they are stored.
+
+    With 512 + 64 channels these are the 656 bytes of FlashMLA's FP8 cache for DeepSeek-V3.2, where bf16 takes 1152.
+
+    - (C1) `codes` is int8 or f8e4m3.
+    - (C2) `channels` is positive.
+  }];
+  let parameters = (ins EnumParameter<Moe_CodeFormat>:$codes, "int64_t":$channels);
+  let assemblyFormat = "`<` $codes `,` $channels `>`";
+  let genVerifyDecl = 1;
+}
+
 #endif

@@ -370,6 +370,13 @@ LogicalResult CastAttr::verify(EmitError emitError, Type type) {
   return checkRounded(emitError, type); // C1
 }
 
+LogicalResult CacheCodesAttr::verify(EmitError emitError, CodeFormat codes, int64_t channels) {
+  // C1
+  if (codes != CodeFormat::Int8 && codes != CodeFormat::F8E4M3)
+    return emitError() << "codes of a cache are " << stringifyCodeFormat(codes) << ", expected int8 or f8e4m3";
+  return checkPositive(emitError, "channels", channels); // C2
+}
+
 LogicalResult PadAttr::verify(EmitError emitError, int64_t size) {
   return checkPositive(emitError, "size", size); // C1
 }

@@ -59,7 +59,8 @@ static LogicalResult checkPositiveScale(Operation *op, const APFloat &scale) {
   return op->emitOpError("scale is ") << scale.convertToDouble() << ", expected a finite positive number";
 }
 
-/// `cache` names a `moe.cache` whose entries are as wide as `parts` together.
+/// `cache` names a `moe.cache` whose entries are as wide as `parts` together, of which the first is in its codes, if it
+/// has any.
 static LogicalResult checkCache(Operation *op, FlatSymbolRefAttr cache, ValueRange parts,
                                 SymbolTableCollection &symbolTable) {
   Operation *symbol = symbolTable.lookupNearestSymbolFrom(op, cache);
@@ -77,6 +78,14 @@ static LogicalResult checkCache(Operation *op, FlatSymbolRefAttr cache, ValueRan
   if (width != cacheOp.getWidth()) {
     InFlightDiagnostic diag = op->emitOpError() << "stores entries of " << width << " channels, but cache " << cache
                                                 << " has width " << cacheOp.getWidth();
+    diag.attachNote(cacheOp.getLoc()) << "defined here";
+    return diag;
+  }
+  int64_t first = cast<RankedTensorType>(parts.front().getType()).getDimSize(1);
+  if (CacheCodesAttr codes = cacheOp.getCodes(); codes && codes.getChannels() != first) {
+    InFlightDiagnostic diag = op->emitOpError()
+                              << "stores entries whose first part has " << first << " channels, but cache " << cache
+                              << " has codes for " << codes.getChannels();
     diag.attachNote(cacheOp.getLoc()) << "defined here";
     return diag;
   }
@@ -102,10 +111,15 @@ void WeightOp::getAsmResultNames(OpAsmSetValueNameFn setNameFn) {
 
 LogicalResult CacheOp::verify() {
   // C2
-  if (std::optional<Type> element = getElementType(); element && !element->isBF16())
-    return emitOpError("has elements of ") << *element << ", expected bf16";
+  if (auto element = dyn_cast_if_present<TypeAttr>(getFormatAttr()); element && !element.getValue().isBF16())
+    return emitOpError("has elements of ") << element.getValue() << ", expected bf16";
+  // C3
+  if (CacheCodesAttr codes = getCodes(); codes && codes.getChannels() > int64_t(getWidth()))
+    return emitOpError("has codes for ") << codes.getChannels() << " channels, but entries of " << getWidth();
   return success();
 }
+
+CacheCodesAttr CacheOp::getCodes() { return dyn_cast_if_present<CacheCodesAttr>(getFormatAttr()); }
 
 LogicalResult CacheAppendOp::verify() {
   // C1
@@ -131,7 +145,7 @@ LogicalResult CacheAppendOp::verify() {
   return checkEqual(*this, {"context_slots", getContextSlots(), 0, "entries"}, entries);
 }
 
-// C4, C5
+// C4, C5, C6
 LogicalResult CacheAppendOp::verifySymbolUses(SymbolTableCollection &symbolTable) {
   return checkCache(*this, getCacheAttr(), getParts(), symbolTable);
 }
@@ -376,7 +390,7 @@ LogicalResult MlaAttentionOp::verify() {
   return checkPositiveScale(*this, getScale()); // C5
 }
 
-// C6, C7
+// C6, C7, C8
 LogicalResult MlaAttentionOp::verifySymbolUses(SymbolTableCollection &symbolTable) {
   return checkCache(*this, getCacheAttr(), {getLatent(), getRopeKey()}, symbolTable);
 }

@@ -91,19 +91,27 @@ def Moe_CacheOp : Moe_Op<"cache", [Symbol]> {
   let description = [{
     A map from (slot, position) to `width` channels, empty at first. It lives from step
     to step; `moe.cache_append` and `moe.mla_attention` are the ops that touch it.
-    Channels are float32; with an `element_type`, entries are rounded to it as they are stored, to nearest even.
+    Channels are float32, and entries come back as they were stored, unless there is a `format`: in one of bf16 they
+    are rounded to it as they are stored, to nearest even; in codes, as `#moe.cache_codes` says. What a step reads of its
+    own entries is what later steps read of them.
 
     - (C1) `width` is positive.
-    - (C2) `element_type`, if present, is bf16.
+    - (C2) `format`, if present, is bf16 or `#moe.cache_codes`.
+    - (C3) `#moe.cache_codes` is of no more than `width` channels.
 
     ```mlir
     moe.cache @kv.0 width 576
     moe.cache @kv.1 width 576 of bf16
+    moe.cache @kv.2 width 576 of #moe.cache_codes<f8e4m3, 512>
     ```
   }];
   let arguments = (ins SymbolNameAttr:$sym_name, ConfinedAttr<I64Attr, [IntPositive]>:$width, // C1
-                       OptionalAttr<TypeAttr>:$element_type);
-  let assemblyFormat = "$sym_name `width` $width (`of` $element_type^)? attr-dict";
+                       OptionalAttr<AnyAttrOf<[TypeAttr, Moe_CacheCodesAttr]>>:$format);
+  let assemblyFormat = "$sym_name `width` $width (`of` $format^)? attr-dict";
+  let extraClassDeclaration = [{
+    /// The format, if it is one of codes; else null.
+    CacheCodesAttr getCodes();
+  }];
   let hasVerifier = 1;
 }
 
@@ -129,6 +137,7 @@ def Moe_CacheAppendOp : Moe_Op<"cache_append", [
     - (C3) All contexts, `context_positions` and `context_slots` have `S` rows.
     - (C4) `cache` names a `moe.cache`.
     - (C5) The widths of the parts add up to the width of the cache.
+    - (C6) Where the cache is of `#moe.cache_codes`, these are of the channels of the first part.
 
     ```mlir
     moe.cache @kv.0 width 576
@@ -510,6 +519,7 @@ def Moe_MlaAttentionOp : Moe_Op<"mla_attention", [DeclareOpInterfaceMethods<Symb
     - (C5) `scale` is finite and positive.
     - (C6) `cache` names a `moe.cache`.
     - (C7) The widths of `latent` and `rope_key` add up to the width of the cache.
+    - (C8) Where the cache is of `#moe.cache_codes`, these are of the channels of `latent`.
 
     ```mlir
     moe.cache @kv.0 width 40

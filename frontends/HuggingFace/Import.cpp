@@ -40,7 +40,7 @@ public:
     b.setInsertionPointToEnd(module.getBody());
     for (int64_t layer : layers)
       CacheOp::create(b, loc(layerName(layer) + "self_attn.cache"), b.getStringAttr(cacheName(layer)),
-                      b.getI64IntegerAttr(config.kvLoraRank + config.ropeDim), /*element_type=*/TypeAttr());
+                      b.getI64IntegerAttr(config.kvLoraRank + config.ropeDim), /*format=*/Attribute());
 
     Type indices = index(1);
     auto step = func::FuncOp::create(b, loc("step"), "step",

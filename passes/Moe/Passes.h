@@ -9,7 +9,13 @@
 
 #include "mlir/Pass/Pass.h"
 
+#include <string>
+#include <vector>
+
 namespace mlir::moe {
+
+/// What `moe-store-cache` takes for a format: f32, bf16, int8, fp8.
+const std::vector<std::string> &cacheFormats();
 
 #define GEN_PASS_DECL
 #include "passes/Moe/Passes.h.inc"

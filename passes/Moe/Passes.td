@@ -193,11 +193,14 @@ def QuantizePass : InterfacePass<"moe-quantize", "::mlir::FunctionOpInterface"> 
 def StoreCachePass : Pass<"moe-store-cache", "::mlir::ModuleOp"> {
   let summary = "Store the entries of caches in another format";
   let description = [{
-    Sets the `element_type` of each `moe.cache`, so that entries are rounded as they are stored: `bf16` halves the bytes
-    of a cache and what attention reads of it. `f32` takes the type away. Results of later steps and of the same one
-    change, by what the format rounds.
+    Sets the `format` of each `moe.cache`, so that entries are rounded as they are stored: `bf16` halves the bytes
+    of a cache and what attention reads of it; `int8` and `fp8` store latents as codes with a scale for 128 channels and
+    the rope part in bf16, in 656 bytes for DeepSeek's 576 channels. `f32` takes the format away. Results of later steps
+    and of the same one change, by what the format rounds.
+
+    What of an entry is its latent, the ops say that store some; a cache that nothing uses is not put into codes.
   }];
-  let options = [Option<"format", "format", "std::string", /*default=*/"\"f32\"", "f32 or bf16">];
+  let options = [Option<"format", "format", "std::string", /*default=*/"\"f32\"", "f32, bf16, int8 or fp8">];
   let statistics = [Statistic<"numStored", "num-stored", "Caches that got another format">];
 }
 

@@ -61,7 +61,8 @@ def compile(
       rounding: how codes are chosen: "nearest", or by a calibration: "importance" (of columns, for better scales) or
         "feedback" (of errors, as GPTQ does).
       calibration: a file that `calibrate` made.
-      cache: format of cache entries: "f32", or "bf16" for half of the memory and of what attention reads.
+      cache: format of cache entries: "f32"; "bf16" for half of the memory and of what attention reads; "int8" or "fp8",
+        latents in codes, for little more than half of that.
       max_tokens: tokens in one run of the program; longer steps are cut.
       max_memory: bound, in bytes, on what making the weights keeps in memory.
       threads: None: one per processor.

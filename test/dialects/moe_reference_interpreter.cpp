@@ -299,6 +299,60 @@ func.func @f(%a: tensor<?x1xf32>, %b: tensor<?x1xf32>, %p: tensor<?xi32>, %s: te
   }
 }
 
+/// Latents in groups of 128 of which the last one has 2 channels, each with its scale; the rope part in bf16.
+TEST_F(MoeReferenceInterpreter, CachesOfCodesRoundGroups) {
+  const std::string program = R"mlir(
+moe.cache @kv width 131 of #moe.cache_codes<CODES, 130>
+func.func @f(%a: tensor<?x130xf32>, %b: tensor<?x1xf32>, %p: tensor<?xi32>, %s: tensor<?xi32>)
+    -> (tensor<?x130xf32>, tensor<?x1xf32>) {
+  %c:2, %cp, %cs = moe.cache_append @kv(%a, %b) at %p, %s
+      : (tensor<?x130xf32>, tensor<?x1xf32>), tensor<?xi32>, tensor<?xi32>
+     -> (tensor<?x130xf32>, tensor<?x1xf32>), tensor<?xi32>, tensor<?xi32>
+  return %c#0, %c#1 : tensor<?x130xf32>, tensor<?x1xf32>
+}
+)mlir";
+  const double infinity = std::numeric_limits<double>::infinity();
+  struct Case {
+    std::string codes;
+    std::vector<double> first, last; ///< what a group of 128 begins with, and one of 2
+    std::vector<double> expectedFirst, expectedLast;
+  };
+  const std::vector<Case> cases = {
+      // Scales 1 and 2. Ties go to even codes.
+      {"int8", {127, 0.5, -1.5, 2.5, 0}, {254, -3}, {127, 0, -2, 2, 0}, {254, -4}},
+      {"f8e4m3", {448, 17, 19, -0.0, 0x1p-10, 0x1.8p-9}, {896, -34}, {448, 16, 20, 0, 0, 0x1p-8}, {896, -32}},
+      // What is read is rounded to bf16: 127 * (1 + 2^-9), and 448 * (1 + 2^-9).
+      {"int8", {127.248046875}, {0, 0}, {127}, {0, 0}},
+      {"f8e4m3", {448.875}, {0, 0}, {448}, {0, 0}},
+      // A group without numbers is lost, and no other.
+      {"int8", {1, infinity, 3}, {127, 1}, {NAN, NAN, NAN, NAN}, {127, 1}},
+      {"f8e4m3", {448, 1}, {NAN, 5}, {448, 1}, {NAN, NAN}},
+      // Scales whose inverse is too large.
+      {"int8", {0x1p-130}, {127, 1}, {0}, {127, 1}},
+  };
+  for (const Case &test : cases)
+    for (Precision precision : {Precision::F32, Precision::F64}) {
+      std::string text = program;
+      text.replace(text.find("CODES"), 5, test.codes);
+      Interpreter interpreter(parse(text), weights, {.precision = precision});
+      Tensor<double> latent({1, 130});
+      std::copy(test.first.begin(), test.first.end(), latent.data.begin());
+      std::copy(test.last.begin(), test.last.end(), latent.data.begin() + 128);
+      auto parts = interpreter.call("f", {latent, Tensor<double>({1, 1}, {1 + 3 * 0x1p-8}), index({0}), index({0})});
+      ASSERT_TRUE(mlir::succeeded(parts)) << message;
+      const std::vector<double> &read = std::get<Tensor<double>>((*parts)[0]).data;
+      auto expect = [&](size_t at, double expected) {
+        EXPECT_TRUE(read[at] == expected || (std::isnan(read[at]) && std::isnan(expected)))
+            << test.codes << "[" << at << "] is " << read[at] << ", expected " << expected;
+      };
+      for (auto [i, expected] : llvm::enumerate(test.expectedFirst))
+        expect(i, expected);
+      for (auto [i, expected] : llvm::enumerate(test.expectedLast))
+        expect(128 + i, expected);
+      EXPECT_EQ(std::get<Tensor<double>>((*parts)[1]).data, (std::vector<double>{1 + 0x1p-6}));
+    }
+}
+
 TEST_F(MoeReferenceInterpreter, RefusesBadSteps) {
   Interpreter interpreter(parse(plainModel), weights);
   auto refuse = [&](std::vector<int32_t> tokens, std::vector<int32_t> positions, std::vector<int32_t> slots,

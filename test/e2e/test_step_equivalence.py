@@ -32,7 +32,10 @@ def feed(model, tokens, slot, begin, end):
     )
 
 
-@pytest.fixture(scope="module", params=[(form, cache) for form in ("absorbed", "expanded") for cache in ("f32", "bf16")], ids="-".join)
+FORMS, CACHES = ("absorbed", "expanded"), ("f32", "bf16", "int8", "fp8")
+
+
+@pytest.fixture(scope="module", params=[(form, cache) for form in FORMS for cache in CACHES], ids="-".join)
 def artifact(request, compiled):
     form, cache = request.param
     return compiled(MODEL, "--mla", form, "--cache", cache)

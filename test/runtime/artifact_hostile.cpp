@@ -65,6 +65,14 @@ TEST_F(ArtifactFiles, NoBosAndNoEosAreFine) {
   EXPECT_TRUE(artifact.model().eos.empty());
 }
 
+TEST_F(ArtifactFiles, CachesOfCodesHaveBytes) {
+  tiny.manifest["program"]["caches"][0] = {{"name", "kv.0"}, {"dtype", "U8"}, {"width", 656}, {"codes", "fp8"}};
+  tiny.writeManifest(dir.path());
+  Artifact artifact = take(Artifact::open(dir.path()));
+  EXPECT_EQ(artifact.caches()[0].codes, "fp8");
+  EXPECT_EQ(artifact.caches()[0].pageBytes, 656u * 64);
+}
+
 TEST_F(ArtifactFiles, ChangedWeightsAreFoundWhenAsked) {
   std::fstream file(weights(), std::ios::in | std::ios::out | std::ios::binary);
   file.seekp(5000);
@@ -274,6 +282,13 @@ INSTANTIATE_TEST_SUITE_P(
         Mutation{"/program/arena_bytes", "9223372036854775807", "arena_bytes"},
         Mutation{"/program/caches/0/dtype", "\"F33\"", "'dtype' is 'F33', which is no element type"},
         Mutation{"/program/caches/0/width", "0", "width"}, Mutation{"/program/caches/0/width", "1e30", "width"},
+        Mutation{"/program/caches/0/dtype", "\"U8\"", "'dtype' is U8, but entries in codes, and no others, are U8"},
+        Mutation{"/program/caches/0", R"({"name": "kv", "dtype": "F32", "width": 6, "codes": "int8"})",
+                 "'dtype' is F32, but entries in codes, and no others, are U8"},
+        Mutation{"/program/caches/0", R"({"name": "kv", "dtype": "U8", "width": 24, "codes": "int4"})",
+                 "'codes' is 'int4', expected int8 or fp8"},
+        Mutation{"/program/caches/0", R"({"name": "kv", "dtype": "U8", "width": 24, "codes": 8})", "codes"},
+        Mutation{"/program/caches/0", R"({"name": "kv", "dtype": "U8", "width": 67108865, "codes": "fp8"})", "width"},
         Mutation{"/program/caches/0/name", gone, "name"}, Mutation{"/program/buffers/0/offset", "-8", "offset"},
         Mutation{"/program/buffers/0/offset", "4096", "buffers[0] ends at byte 5296, but the arena has 4096"},
         Mutation{"/program/buffers/0/offset", "9223372036854775807", "offset"},

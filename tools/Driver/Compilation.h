@@ -61,7 +61,7 @@ struct CompileOptions {
   PassOptions passes;
   /// Form of latent attention, as the pass `moe-choose-mla` names it: auto, absorbed or expanded.
   std::string mla = "auto";
-  /// Format of cache entries, as the pass `moe-store-cache` names it: f32 or bf16.
+  /// Format of cache entries, as the pass `moe-store-cache` names it: f32, bf16, int8 or fp8.
   std::string cache = "f32";
   /// Tokens in one run of the program; longer steps are cut by the runtime.
   int64_t maxTokens = 512;

@@ -263,7 +263,7 @@ Result<Report> Explainer::lowered() {
   for (const Json &cache : program["caches"]) {
     auto dtype = dtypeFromString(cache["dtype"].get<std::string>());
     report.cacheBytesPerToken += cache["width"].get<uint64_t>() * byteSize(*dtype);
-    report.cacheType = llvm::StringRef(toString(*dtype)).lower(); // one for all
+    report.cacheType = cache.value("codes", llvm::StringRef(toString(*dtype)).lower()); // one for all
   }
   for (const Json &buffer : program["buffers"])
     report.buffers.push_back({buffer["name"], buffer["dtype"], buffer["offset"], buffer["bytes"]});

@@ -5,11 +5,13 @@
 
 #include "codegen/Weights/Materialize.h"
 #include "dialects/Exec/ExecDialect.h"
+#include "dialects/Formats/CodedEntry.h"
 #include "dialects/Moe/MoeDialect.h"
 #include "dialects/Moe/Recipe.h"
 #include "frontends/HuggingFace/Inventory.h"
 #include "passes/Analysis/Cost.h"
 #include "passes/Moe/WeightFormat.h"
+#include "runtime/Support/CacheCodes.h"
 #include "runtime/Support/Json.h"
 #include "runtime/Support/Text.h"
 #include "tools/Driver/Compilation.h"
@@ -471,7 +473,14 @@ private:
   /// The CPU's kernels cache f32 if not told otherwise, and expand nothing; others will do with half, and with less
   /// work.
   ContextCost costOn(const Chip &chip) const {
-    return {plan.config, isCompiled(chip) && options.cache == "f32" ? 4.0 : 2.0, /*expands=*/!isCompiled(chip)};
+    return {plan.config, isCompiled(chip) ? cachedNumberBytes() : 2.0, /*expands=*/!isCompiled(chip)};
+  }
+  /// On the CPU.
+  double cachedNumberBytes() const {
+    if (cacheCodesFromString(options.cache) == CacheCodes::None)
+      return options.cache == "f32" ? 4 : 2;
+    CodedEntry entry{plan.config.kvLoraRank, plan.config.ropeDim};
+    return static_cast<double>(entry.stride()) / static_cast<double>(entry.latent + entry.rope);
   }
   uint64_t cacheOn(const Chip &chip) const {
     constexpr int64_t page = mlir::exec::CacheOp::pageTokens;

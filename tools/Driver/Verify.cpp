@@ -275,7 +275,7 @@ bool roundsActivations(mlir::ModuleOp module) {
         auto experts = mlir::dyn_cast<mlir::moe::ExpertsOp>(op);
         auto cache = mlir::dyn_cast<mlir::moe::CacheOp>(op);
         bool rounds = mlir::isa<mlir::moe::FakeQuantizeOp>(op) || (experts && experts.getActivations()) ||
-                      (cache && cache.getElementType());
+                      (cache && cache.getFormat());
         return rounds ? mlir::WalkResult::interrupt() : mlir::WalkResult::advance();
       })
       .wasInterrupted();

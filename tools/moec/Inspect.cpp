@@ -33,9 +33,12 @@ uint64_t cacheBytesPerToken(const Artifact &artifact) {
   return bytes;
 }
 
-/// What caches hold: "f32", "bf16".
+/// What caches hold: "f32", "bf16", "fp8".
 std::string cacheType(const Artifact &artifact) {
-  return artifact.caches().empty() ? "" : llvm::StringRef(toString(artifact.caches().front().dtype)).lower();
+  if (artifact.caches().empty())
+    return "";
+  const CacheInfo &cache = artifact.caches().front();
+  return cache.codes.empty() ? llvm::StringRef(toString(cache.dtype)).lower() : cache.codes;
 }
 
 /// The file's name inside the artifact.

@@ -3,6 +3,7 @@
 
 #include "tools/moec/PlanCommand.h"
 
+#include "passes/Moe/Passes.h"
 #include "runtime/Support/Json.h"
 #include "runtime/Support/Table.h"
 #include "tools/Driver/CompileRate.h"
@@ -212,8 +213,8 @@ PlanCommand::PlanCommand(CLI::App &app)
       ->add_option("--experts", options.experts,
                    "how routed experts are stored: " + formats + " (default: as a compile does)")
       ->excludes("--pass-pipeline");
-  command->add_option("--cache", options.cache, "format of cache entries on this machine: f32 or bf16")
-      ->check(CLI::IsMember({"f32", "bf16"}))
+  command->add_option("--cache", options.cache, "format of cache entries on this machine: f32, bf16, int8 or fp8")
+      ->check(CLI::IsMember(mlir::moe::cacheFormats()))
       ->excludes("--pass-pipeline")
       ->capture_default_str();
   command->add_option("--devices", options.devices, "devices that share the model (default: as many as hold it)")

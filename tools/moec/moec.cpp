@@ -4,6 +4,7 @@
 /// \file
 /// The compiler's command line: compile, plan, calibrate, inspect, interpret, verify.
 
+#include "passes/Moe/Passes.h"
 #include "passes/Moe/WeightFormat.h"
 #include "passes/Pipelines.h"
 #include "runtime/Support/File.h"
@@ -308,8 +309,9 @@ CLI::Option *addMla(CLI::App &command, CompileOptions &options) {
 CLI::Option *addCache(CLI::App &command, CompileOptions &options) {
   return command
       .add_option("--cache", options.cache,
-                  "format of cache entries: f32, or bf16 for half of the memory and of what attention reads")
-      ->check(CLI::IsMember({"f32", "bf16"}))
+                  "format of cache entries: f32; bf16 for half of the memory and of what attention reads; int8 or fp8, "
+                  "latents in codes, for little more than half of that")
+      ->check(CLI::IsMember(mlir::moe::cacheFormats()))
       ->excludes("--pass-pipeline")
       ->capture_default_str();
 }

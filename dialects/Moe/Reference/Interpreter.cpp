@@ -86,8 +86,8 @@ private:
 
   LogicalResult checkRange(Operation *op, StringRef name, const IndexTensor &indices, int64_t size);
   FailureOr<reference::Cache<T> *> cache(Operation *op, FlatSymbolRefAttr symbol, int64_t width);
-  /// Entries, or a part of them, as the cache keeps them.
-  Tensor<T> stored(Operation *op, FlatSymbolRefAttr cache, const Tensor<T> &entries);
+  /// A part of entries as the cache gives it back; `first`: the one that caches in codes have codes for.
+  Tensor<T> stored(Operation *op, FlatSymbolRefAttr cache, const Tensor<T> &part, bool first);
   LogicalResult execute(Operation *op);
 
   LogicalResult evaluate(EmbedOp op);
@@ -212,10 +212,13 @@ FailureOr<reference::Cache<T> *> TypedMachine<T>::cache(Operation *op, FlatSymbo
 }
 
 template <typename T>
-Tensor<T> TypedMachine<T>::stored(Operation *op, FlatSymbolRefAttr cache, const Tensor<T> &entries) {
+Tensor<T> TypedMachine<T>::stored(Operation *op, FlatSymbolRefAttr cache, const Tensor<T> &part, bool first) {
   auto cacheOp = SymbolTable::lookupNearestSymbolFrom<CacheOp>(op, cache);
-  std::optional<Type> element = cacheOp ? cacheOp.getElementType() : std::nullopt;
-  return element ? reference::fakeQuantize(entries, CastAttr::get(op->getContext(), *element)) : entries;
+  if (!cacheOp || !cacheOp.getFormat())
+    return part;
+  if (CacheCodesAttr codes = cacheOp.getCodes(); codes && first)
+    return reference::fromCodes(part, codes);
+  return reference::fakeQuantize(part, CastAttr::get(op->getContext(), BFloat16Type::get(op->getContext())));
 }
 
 //===----------------------------------------------------------------------===//
@@ -351,7 +354,7 @@ template <typename T> LogicalResult TypedMachine<T>::evaluate(CacheAppendOp op) 
   std::vector<Tensor<T>> entries;
   int64_t width = 0;
   for (const Real &part : parts) {
-    entries.push_back(stored(op, op.getCacheAttr(), *part));
+    entries.push_back(stored(op, op.getCacheAttr(), *part, /*first=*/entries.empty()));
     width += part->dim(1);
   }
   FailureOr<reference::Cache<T> *> state = cache(op, op.getCacheAttr(), width);
@@ -405,7 +408,8 @@ template <typename T> LogicalResult TypedMachine<T>::evaluate(MlaAttentionOp op)
   FailureOr<reference::Cache<T> *> state = cache(op, op.getCacheAttr(), latent->dim(1) + ropeKey->dim(1));
   if (failed(state))
     return failure();
-  Tensor<T> keptLatent = stored(op, op.getCacheAttr(), *latent), keptKey = stored(op, op.getCacheAttr(), *ropeKey);
+  Tensor<T> keptLatent = stored(op, op.getCacheAttr(), *latent, /*first=*/true);
+  Tensor<T> keptKey = stored(op, op.getCacheAttr(), *ropeKey, /*first=*/false);
   auto result = reference::mlaAttention(**state, *query, *ropeQuery, keptLatent, keptKey, *wUk, *wUv, *positions,
                                         *slots, op.getScale().convertToDouble(), op.getExpandedFrom().value_or(0));
   if (!result)

@@ -3,6 +3,7 @@
 
 #include "dialects/Moe/Reference/Quantize.h"
 
+#include "dialects/Formats/CodedEntry.h"
 #include "dialects/Formats/Runs.h"
 #include "dialects/Moe/Recipe.h"
 
@@ -11,6 +12,7 @@
 #include "llvm/Support/raw_ostream.h"
 
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <optional>
 
@@ -265,5 +267,35 @@ template <typename T> Tensor<T> fakeQuantize(const Tensor<T> &x, Attribute attri
 }
 template Tensor<float> fakeQuantize(const Tensor<float> &, Attribute);
 template Tensor<double> fakeQuantize(const Tensor<double> &, Attribute);
+
+CachedGroup cachedGroup(CodeFormat codes, llvm::ArrayRef<float> x) {
+  CachedGroup group{std::vector<float>(x.size()), std::numeric_limits<float>::quiet_NaN()};
+  if (!llvm::all_of(x, [](float value) { return std::isfinite(value); }))
+    return group;
+  float most = 0;
+  for (float value : x)
+    most = std::max(most, std::abs(value));
+  group.scale = most / (codes == CodeFormat::Int8 ? 127 : 448);
+  float inverse = std::isfinite(1 / group.scale) ? 1 / group.scale : 0;
+  for (auto [value, code] : llvm::zip_equal(x, group.codes))
+    code = nearest(codes, double(value) * double(inverse), /*zero=*/0);
+  return group;
+}
+
+template <typename T> Tensor<T> fromCodes(const Tensor<T> &latents, CacheCodesAttr format) {
+  Tensor<T> y(latents.shape);
+  int64_t width = latents.lastDim();
+  for (int64_t t = 0; t < latents.dim(0); ++t)
+    for (int64_t begin = 0; begin < width; begin += moec::CodedEntry::group) {
+      const T *from = latents.row(t) + begin;
+      std::vector<float> x(from, from + std::min(moec::CodedEntry::group, width - begin));
+      CachedGroup group = cachedGroup(format.getCodes(), x);
+      for (auto [c, code] : llvm::enumerate(group.codes))
+        y.row(t)[begin + c] = moec::bf16ToFloat(moec::floatToBf16(code * group.scale));
+    }
+  return y;
+}
+template Tensor<float> fromCodes(const Tensor<float> &, CacheCodesAttr);
+template Tensor<double> fromCodes(const Tensor<double> &, CacheCodesAttr);
 
 } // namespace mlir::moe::reference

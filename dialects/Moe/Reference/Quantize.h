@@ -10,6 +10,7 @@
 #include "dialects/Moe/Reference/Recipe.h"
 
 #include <string>
+#include <vector>
 
 namespace mlir::moe::reference {
 
@@ -21,6 +22,13 @@ moec::Result<StoredTensor> quantize(QuantizeAttr step, const std::string &name, 
 
 /// How a step says what is wrong with the tensor `name`: "#moe.stack<2>: 'name' problem".
 moec::Error stepError(Attribute step, const std::string &name, const std::string &problem);
+
+/// A group of a latent as a cache of `#moe.cache_codes` stores it.
+struct CachedGroup {
+  std::vector<float> codes; ///< what each of them stands for before its scale
+  float scale = 0;
+};
+CachedGroup cachedGroup(CodeFormat codes, llvm::ArrayRef<float> x);
 
 /// The byte that stores a code, which is told by what it stands for.
 int byteOf(CodeFormat codes, float value);

@@ -186,6 +186,9 @@ template <typename T> Routing<T> route(const Tensor<T> &logits, const Tensor<T> 
 /// D].
 template <typename T> Tensor<T> fakeQuantize(const Tensor<T> &x, Attribute format);
 
+/// Latents [T, C] as a `moe.cache` in codes gives them back once they are stored: `#moe.cache_codes`.
+template <typename T> Tensor<T> fromCodes(const Tensor<T> &latents, CacheCodesAttr format);
+
 /// `moe.experts`: y[t, :] = sum_k weights[t, k] * (down[e] * swiglu(gate[e] * x[t], up[e] * x[t])) (+ residual[t, :])
 /// with e = experts[t, k]; k ascending, weighted after `down`, the residual last. What `down` multiplies is first
 /// rounded to `activations`, unless null.

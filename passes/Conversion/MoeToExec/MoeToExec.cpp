@@ -5,6 +5,7 @@
 
 #include "codegen/Common/KernelSignature.h"
 #include "dialects/Exec/ExecDialect.h"
+#include "dialects/Formats/CodedEntry.h"
 #include "dialects/Moe/MoeDialect.h"
 #include "passes/Conversion/MoeToExec/WeightPacker.h"
 
@@ -77,8 +78,9 @@ private:
 
   /// What both forms of an attention read and write.
   struct MlaMemory {
-    int64_t width; ///< of the cache
-    DType cache;   ///< what it holds
+    int64_t width;          ///< of an entry that is read
+    DType cache;            ///< what its elements are
+    moec::CacheCodes codes; ///< what its latents are stored in
     Value pages, query, ropeQuery, out;
   };
 
@@ -504,20 +506,23 @@ LogicalResult StepLowering::lower(moe::MlaAttentionOp op) {
   Location loc = op.getLoc();
   auto shape = op.getQuery().getType().getShape();
   int64_t heads = shape[1];
-  int64_t latent = widthOf(op.getLatent()), ropeDim = widthOf(op.getRopeKey()), width = cache.getWidth();
-  if (latent + ropeDim > width)
-    return op.emitOpError("stores entries of ")
-           << latent << " + " << ropeDim << " elements in a cache of width " << width;
+  int64_t latent = widthOf(op.getLatent()), ropeDim = widthOf(op.getRopeKey());
+  DType stored = cache.getElementType().isF32() ? DType::F32 : DType::BF16;
+  moec::CacheCodes codes = moec::cacheCodesFromString(cache.getCodes().value_or(""));
+  bool coded = codes != moec::CacheCodes::None;
+  int64_t width = coded ? llvm::alignTo(latent + ropeDim, target.vectorMultiple) : cache.getWidth();
+  if (coded ? moec::CodedEntry{latent, ropeDim}.stride() != int64_t(cache.getWidth()) : latent + ropeDim > width)
+    return op.emitOpError("stores entries of ") << latent << " + " << ropeDim << " elements in a cache of width "
+                                                << cache.getWidth() << (coded ? " for codes" : "");
   Value latentMemory = memoryOf(op.getLatent()), keyMemory = memoryOf(op.getRopeKey());
   Value positions = memoryOf(op.getPositions()), slots = memoryOf(op.getSlots());
   Value pageTable = program.getArgument(ProgramOp::PageTable), pages = ref(cache);
 
-  DType stored = cache.getElementType().isBF16() ? DType::BF16 : DType::F32;
-  moec::CacheAppendSpec append{latent, ropeDim, width, rowStride(latentMemory), rowStride(keyMemory), stored};
+  moec::CacheAppendSpec append{latent, ropeDim, width, rowStride(latentMemory), rowStride(keyMemory), stored, codes};
   launch(op, append, {latentMemory, keyMemory, positions, slots, pageTable, pages}, "append");
 
   bool absorbed = op.getExpandedFrom() != 1u, expanded = op.getExpandedFrom().has_value();
-  MlaMemory memory{width, stored, pages, /*query=*/nullptr, /*ropeQuery=*/nullptr, /*out=*/nullptr};
+  MlaMemory memory{width, stored, codes, pages, /*query=*/nullptr, /*ropeQuery=*/nullptr, /*out=*/nullptr};
   if (absorbed) {
     // The absorbed query and the rotated one lie side by side, as the entries do.
     memory.query = buffer(loc, {dynamic, heads, latent + ropeDim}, builder.getF32Type());
@@ -556,6 +561,7 @@ LogicalResult StepLowering::attendAbsorbed(moe::MlaAttentionOp op, const MlaMemo
   attention.rope = widthOf(op.getRopeKey());
   attention.width = memory.width;
   attention.cache = memory.cache;
+  attention.codes = memory.codes;
   attention.qStride = rowStride(memory.query);
   attention.qHead = headStride(memory.query);
   attention.outStride = rowStride(mixed);
@@ -601,6 +607,7 @@ LogicalResult StepLowering::attendExpanded(moe::MlaAttentionOp op, const MlaMemo
   spec.value = widthOf(op.getResult());
   spec.width = memory.width;
   spec.cache = memory.cache;
+  spec.codes = memory.codes;
   spec.qStride = rowStride(query);
   spec.qHead = headStride(query);
   spec.ropeStride = rowStride(memory.ropeQuery);
@@ -759,8 +766,19 @@ LogicalResult StepLowering::lowerCaches() {
     OpBuilder::InsertionGuard guard(builder);
     builder.setInsertionPoint(cache);
     names.claim(cache.getSymName().str(), ".");
-    CacheOp::create(builder, cache.getLoc(), cache.getSymName(), llvm::alignTo(cache.getWidth(), target.vectorMultiple),
-                    cache.getElementType().value_or(builder.getF32Type()));
+    int64_t width = cache.getWidth();
+    Type element = builder.getF32Type();
+    StringAttr codes;
+    if (moe::CacheCodesAttr format = cache.getCodes()) {
+      width = moec::CodedEntry{format.getChannels(), width - format.getChannels()}.stride();
+      element = builder.getI8Type();
+      codes = builder.getStringAttr(format.getCodes() == moe::CodeFormat::Int8 ? "int8" : "fp8");
+    } else {
+      width = llvm::alignTo(width, target.vectorMultiple);
+      if (auto type = cast_if_present<TypeAttr>(cache.getFormatAttr()))
+        element = type.getValue();
+    }
+    CacheOp::create(builder, cache.getLoc(), cache.getSymName(), width, element, codes);
     cache.erase();
   }
   return success();

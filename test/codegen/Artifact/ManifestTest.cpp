@@ -26,7 +26,7 @@ module attributes {moe.model = {type = "deepseek_v3", layers = 2 : i64, eos = [1
   exec.kernel @embed "embed" {table = "f32", width = 8, out_stride = 8}
   exec.kernel @gemm "gemm" {weight = "bf16", n = 40, k = 8, batch = 4, scale_cols = 0, group = 0, group_scale = "f16", input = "f32", x_stride = 8, x_batch = 0,
     y_stride = 40, y_batch = 0, residual_stride = 0, codes = "int4", epilogue = "none", routing = "gather", topk = 2, rows = "T"}
-  exec.kernel @append "cache_append" {latent = 6, rope = 2, width = 80, latent_stride = 8, rope_stride = 8, cache = "f32"}
+  exec.kernel @append "cache_append" {latent = 6, rope = 2, width = 80, latent_stride = 8, rope_stride = 8, cache = "f32", codes = "none"}
   exec.program @step(%tokens: memref<?xi32>, %positions: memref<?xi32>, %slots: memref<?xi32>, %rows: memref<?xi32>,
       %pages: memref<?x?xi32>, %logits: memref<?x40xf32>) max_tokens 16 attributes {arena_bytes = 8192 : i64} {
     %x = exec.buffer {offset = 0} : memref<?x8xf32> loc("x")

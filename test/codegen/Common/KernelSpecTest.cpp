@@ -49,10 +49,11 @@ std::vector<KernelSpec> oneOfEach() {
           gemm,
           RopeAnglesSpec{{1.0f, 0.1f, 1e-3f}, 1.25},
           RopeSpec{4, 32, 128, 33, 256, 64},
-          CacheAppendSpec{64, 16, 80, 96, 97, DType::BF16},
-          MlaAttentionSpec{4, 64, 16, 80, 320, 81, 256, 65, 0.1, 9, DType::BF16},
+          CacheAppendSpec{64, 16, 80, 96, 97, DType::BF16, CacheCodes::Int8},
+          MlaAttentionSpec{4, 64, 16, 80, 320, 81, 256, 65, 0.1, 9, DType::BF16, CacheCodes::F8E4M3},
           MlaCombineSpec{4, 64, 256, 65, 9},
-          MlaExpandedSpec{DType::F16, 4, 32, 64, 16, 24, 80, 130, 33, 68, 17, 100, 25, 0.1, 9, DType::BF16},
+          MlaExpandedSpec{DType::F16, 4, 32, 64, 16, 24, 80, 130, 33, 68, 17, 100, 25, 0.1, 9, DType::BF16,
+                          CacheCodes::Int8},
           route,
           DispatchSpec{2, 4, {0, 15}, Rows::R},
           CombineSpec{4, 256, 257, 258, 259, true, {0, 15}, Rows::R},
@@ -133,11 +134,21 @@ TEST_F(KernelSpecTest, SymbolsTellTheMainParameters) {
   EXPECT_EQ(symbols, (std::vector<std::string>{
                          "embed_f16_d256", "gather_rows_d256", "rms_norm_d256_rows",
                          "gemm_f8e4m3_n100_k64_e8_scatter_swiglu_rows", "rope_angles_d6", "rope_h4_d32",
-                         "cache_append_c64_r16_bf16", "mla_attention_h4_c64_r16_bf16", "mla_combine_h4_c64",
-                         "mla_expanded_f16_h4_k32_v24_c64_r16_bf16", "route_sigmoid_e16_top4_shared3_rows",
+                         "cache_append_c64_r16_int8", "mla_attention_h4_c64_r16_fp8", "mla_combine_h4_c64",
+                         "mla_expanded_f16_h4_k32_v24_c64_r16_int8", "route_sigmoid_e16_top4_shared3_rows",
                          "dispatch_e2_top4_members_rows", "combine_top4_d256_add_members_rows", "swiglu_d256_rows",
                          "fake_quantize_f8e4m3_d256_rows", "quantize_rows_d256_plus8_rows", "cast_rows_bf16_d256_rows",
                          "rms_norm_d256_rows_and_cast_rows_bf16_d256_rows"}));
+}
+
+/// A cache of bf16 is told from one of codes that is read as bf16.
+TEST_F(KernelSpecTest, SymbolsOfCaches) {
+  CacheAppendSpec append{64, 16, 80, 96, 97};
+  EXPECT_EQ(symbolFor(append), "cache_append_c64_r16");
+  append.cache = DType::BF16;
+  EXPECT_EQ(symbolFor(append), "cache_append_c64_r16_bf16");
+  append.codes = CacheCodes::F8E4M3;
+  EXPECT_EQ(symbolFor(append), "cache_append_c64_r16_fp8");
 }
 
 TEST_F(KernelSpecTest, WrongDictionariesAreRefused) {
@@ -171,6 +182,9 @@ TEST_F(KernelSpecTest, WrongDictionariesAreRefused) {
         StringRef(message).ends_with("expected an array of two or more {kind, spec} of kernels that work on rows"))
         << message;
   }
+  DictionaryAttr append = toAttr(CacheAppendSpec{}, &context);
+  EXPECT_TRUE(failed(read("cache_append", with(append, "codes", builder.getStringAttr("int4")))));
+  EXPECT_EQ(message, "'codes' of a cache_append kernel is \"int4\", expected one of \"none\" \"int8\" \"fp8\"");
   DictionaryAttr norm = toAttr(RmsNormSpec{}, &context);
   EXPECT_TRUE(failed(read("rms_norm", with(norm, "rows", builder.getStringAttr("S")))));
   EXPECT_EQ(message, "'rows' of a rms_norm kernel is \"S\", expected one of \"T\" \"R\"");

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 
 #include "Harness.h"
+#include "dialects/Moe/Reference/Quantize.h"
 
 #include <bit>
 #include <cmath>
@@ -16,14 +17,65 @@ constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 /// The nearest that a cache can hold.
 float stored(DType type, float value) { return type == DType::BF16 ? bf16ToFloat(floatToBf16(value)) : value; }
 
+/// A latent and a rope part as an entry in codes, by the definition; bytes between them are left alone.
+void encode(CodedEntry layout, CacheCodes codes, const float *latent, const float *rope, uint8_t *to) {
+  auto format = codes == CacheCodes::Int8 ? mlir::moe::CodeFormat::Int8 : mlir::moe::CodeFormat::F8E4M3;
+  for (int64_t g = 0; g < layout.groups(); ++g) {
+    int64_t begin = g * CodedEntry::group, count = std::min(CodedEntry::group, layout.latent - begin);
+    auto group = mlir::moe::reference::cachedGroup(format, llvm::ArrayRef(latent + begin, count));
+    for (int64_t i = 0; i < count; ++i)
+      to[begin + i] = mlir::moe::reference::byteOf(format, group.codes[i]);
+    std::memcpy(to + layout.scalesAt() + 4 * g, &group.scale, 4);
+  }
+  for (int64_t i = 0; i < layout.rope; ++i) {
+    uint16_t half = floatToBf16(rope[i]);
+    std::memcpy(to + layout.ropeAt() + 2 * i, &half, 2);
+  }
+}
+
+/// What is read of it.
+void decode(CodedEntry layout, CacheCodes codes, const uint8_t *from, float *latent, float *rope) {
+  for (int64_t i = 0; i < layout.latent; ++i) {
+    float scale;
+    std::memcpy(&scale, from + layout.scalesAt() + i / CodedEntry::group * 4, 4);
+    float code = codes == CacheCodes::Int8 ? static_cast<int8_t>(from[i]) : f8e4m3ToFloat(from[i]);
+    latent[i] = bf16ToFloat(floatToBf16(code * scale));
+  }
+  for (int64_t i = 0; i < layout.rope; ++i) {
+    uint16_t half;
+    std::memcpy(&half, from + layout.ropeAt() + 2 * i, 2);
+    rope[i] = bf16ToFloat(half);
+  }
+}
+
 /// A cache of sequences with the given lengths on shuffled pages. Whatever no sequence owns is NaN.
 struct Cache {
   Array<float> entries; ///< what the cache holds, as floats
   Array<uint16_t> halves{0};
+  Array<uint8_t> bytes{0}; ///< entries in codes
   Array<int32_t> table;
   int64_t pagesPerSlot;
   DType type;
 
+  /// The cache of an attention kernel.
+  template <class Spec>
+  Cache(const std::vector<int64_t> &lengths, const Spec &spec, Random &random)
+      : Cache(lengths, spec.latent + spec.rope, spec.width, random, spec.cache) {
+    if (spec.codes == CacheCodes::None)
+      return;
+    const CodedEntry layout{spec.latent, spec.rope};
+    bytes = Array<uint8_t>(entries.count() / spec.width * layout.stride(), 0xFF);
+    for (size_t slot = 0; slot < lengths.size(); ++slot)
+      for (int64_t j = 0; j < lengths[slot]; ++j) {
+        float *at = entry(slot, j, spec.width);
+        // Groups that differ in size, and that are nothing but zeros.
+        for (int64_t i = 0; i < spec.latent; ++i)
+          at[i] *= j % 7 == 3 ? 0 : std::ldexp(1.0F, (j + i / CodedEntry::group) % 5 - 3);
+        uint8_t *to = &bytes[(at - entries.begin()) / spec.width * layout.stride()];
+        encode(layout, spec.codes, at, at + spec.latent, to);
+        decode(layout, spec.codes, to, at, at + spec.latent);
+      }
+  }
   Cache(const std::vector<int64_t> &lengths, int64_t used, int64_t width, Random &random, DType type = DType::F32)
       : entries(0), table(0), pagesPerSlot(1), type(type) {
     for (int64_t length : lengths)
@@ -38,8 +90,10 @@ struct Cache {
           at[i] = i < used ? stored(type, random.normal()) : 0.0f;
       }
   }
-  /// The cache as kernels take it; call it once the entries are as they should be.
+  /// The cache as kernels take it; call it once the entries are as they should be. Those in codes stay as they are.
   Buffer *pages() {
+    if (bytes.count())
+      return &bytes;
     if (type == DType::F32)
       return &entries;
     halves = Array<uint16_t>(entries.count());
@@ -51,12 +105,16 @@ struct Cache {
   }
 };
 
-/// Appends the same specs for caches of bf16.
-template <typename Spec> void addBf16Caches(std::vector<KernelSpec> &specs) {
-  for (size_t i = 0, count = specs.size(); i < count; ++i) {
-    specs.push_back(specs[i]);
-    std::get<Spec>(specs.back()).cache = DType::BF16;
-  }
+/// `specs` for caches of f32, then the same for all others.
+template <typename Spec> std::vector<Spec> overCaches(const std::vector<Spec> &specs) {
+  std::vector<Spec> all = specs;
+  for (CacheCodes codes : {CacheCodes::None, CacheCodes::Int8, CacheCodes::F8E4M3})
+    for (Spec spec : specs) {
+      spec.cache = DType::BF16;
+      spec.codes = codes;
+      all.push_back(spec);
+    }
+  return all;
 }
 
 MlaAttentionSpec attention(int64_t heads, int64_t latent, int64_t rope) {
@@ -126,15 +184,12 @@ private:
 TEST(MlaAttention, AgreesWithTheDefinition) {
   std::vector<MlaAttentionSpec> specs;
   for (auto [heads, latent, rope] :
-       {std::tuple{1, 16, 16}, {3, 20, 6}, {4, 64, 16}, {16, 72, 8}, {21, 100, 11}, {2, 5, 2}})
+       {std::tuple{1, 16, 16}, {3, 20, 6}, {4, 64, 16}, {16, 72, 8}, {21, 100, 11}, {2, 5, 2}, {2, 259, 21}})
     specs.push_back(attention(heads, latent, rope));
   MlaAttentionSpec wide = attention(4, 24, 8);
   wide.width = 64;
   specs.push_back(wide);
-  for (size_t i = 0, count = specs.size(); i < count; ++i) {
-    specs.push_back(specs[i]);
-    specs.back().cache = DType::BF16;
-  }
+  specs = overCaches(specs);
   Attention kernels(specs);
   Random random(1);
   const std::vector<int64_t> lengths = {1, 63, 64, 65, 500, 7};
@@ -142,7 +197,7 @@ TEST(MlaAttention, AgreesWithTheDefinition) {
     const MlaAttentionSpec &spec = specs[index];
     SCOPED_TRACE("spec " + std::to_string(index));
     bool halves = spec.cache == DType::BF16;
-    Cache cache(lengths, spec.latent + spec.rope, spec.width, random, spec.cache);
+    Cache cache(lengths, spec, random);
     // Newest entries, older ones, and several tokens of one sequence.
     std::vector<int32_t> slots = {0, 1, 2, 3, 4, 4, 4, 5, 4, 1}, positions = {0, 62, 63, 64, 499, 198, 128, 6, 0, 31};
     int64_t tokens = slots.size();
@@ -199,13 +254,12 @@ TEST(MlaAttention, AgreesWithTheDefinition) {
 
 /// More pages than spans: a token has the same bits alone, where spans are tasks, and in a step of many.
 TEST(MlaAttention, LongContextsAreCutTheSameWay) {
-  std::vector<MlaAttentionSpec> specs = {attention(3, 20, 4), attention(2, 16, 2)};
-  specs[1].cache = DType::BF16;
+  std::vector<MlaAttentionSpec> specs = overCaches<MlaAttentionSpec>({attention(3, 20, 4)});
   Attention kernels(specs);
   Random random(11);
   for (size_t index = 0; index < specs.size(); ++index) {
     const MlaAttentionSpec &spec = specs[index];
-    Cache cache({4500, 2050}, spec.latent + spec.rope, spec.width, random, spec.cache);
+    Cache cache({4500, 2050}, spec, random);
     std::vector<int32_t> slots, positions;
     for (auto [slot, position] :
          {std::pair{0, 4499}, {0, 4223}, {0, 4096}, {0, 4095}, {1, 2049}, {0, 2047}, {1, 128}, {0, 127}, {1, 0}}) {
@@ -370,14 +424,16 @@ MlaExpandedSpec expanded(DType weight, int64_t heads, int64_t nope, int64_t valu
 }
 
 TEST(MlaExpanded, AgreesWithTheDefinition) {
-  std::vector<KernelSpec> specs;
+  std::vector<MlaExpandedSpec> plain;
   for (auto [weight, heads, nope, value, latent, rope] : {std::tuple{DType::BF16, 2, 32, 32, 64, 16},
                                                           {DType::F32, 1, 5, 3, 7, 2},
                                                           {DType::F16, 3, 40, 70, 20, 0},
                                                           {DType::BF16, 2, 33, 128, 48, 8},
-                                                          {DType::F32, 2, 64, 150, 24, 6}})
-    specs.push_back(expanded(weight, heads, nope, value, latent, rope));
-  addBf16Caches<MlaExpandedSpec>(specs);
+                                                          {DType::F32, 2, 64, 150, 24, 6},
+                                                          {DType::BF16, 1, 16, 16, 130, 7}})
+    plain.push_back(expanded(weight, heads, nope, value, latent, rope));
+  plain = overCaches(plain);
+  std::vector<KernelSpec> specs(plain.begin(), plain.end());
   Kernels kernels(specs);
   Random random(5);
   const std::vector<int64_t> lengths = {1, 64, 65, 200, 70};
@@ -386,7 +442,7 @@ TEST(MlaExpanded, AgreesWithTheDefinition) {
     SCOPED_TRACE("spec " + std::to_string(index));
     // What rounding to bf16 changes at most, relatively.
     const double halfRounding = spec.cache == DType::BF16 ? std::ldexp(1.0, -9) : 0;
-    Cache cache(lengths, spec.latent + spec.rope, spec.width, random, spec.cache);
+    Cache cache(lengths, spec, random);
     HeadWeights uk(spec.weight, spec.heads, spec.nope, spec.latent, random);
     HeadWeights uv(spec.weight, spec.heads, spec.value, spec.latent, random);
     // Runs of one token, of a part of a sequence (with a page's border inside it), of a sequence out of order.
@@ -554,16 +610,17 @@ TEST(MlaExpanded, NaNOfALaterEntryStaysBehind) {
 
 TEST(CacheAppend, WritesOneEntryAndItsPadding) {
   std::vector<KernelSpec> specs;
-  for (auto [latent, rope, width] : {std::tuple{16, 16, 32}, {20, 6, 32}, {64, 16, 96}, {33, 1, 48}}) {
-    CacheAppendSpec spec;
-    spec.latent = latent;
-    spec.rope = rope;
-    spec.width = width;
-    spec.latentStride = latent + 2;
-    spec.ropeStride = rope + 5;
-    specs.push_back(spec);
-  }
-  addBf16Caches<CacheAppendSpec>(specs);
+  for (auto [latent, rope, width] : {std::tuple{16, 16, 32}, {20, 6, 32}, {64, 16, 96}, {33, 1, 48}})
+    for (DType type : {DType::F32, DType::BF16}) {
+      CacheAppendSpec spec;
+      spec.latent = latent;
+      spec.rope = rope;
+      spec.width = width;
+      spec.latentStride = latent + 2;
+      spec.ropeStride = rope + 5;
+      spec.cache = type;
+      specs.push_back(spec);
+    }
   Kernels kernels(specs);
   Random random(4);
   for (size_t index = 0; index < specs.size(); ++index) {
@@ -595,6 +652,92 @@ TEST(CacheAppend, WritesOneEntryAndItsPadding) {
                   (std::isnan(found) && std::isnan(expected[i])))
           << "spec " << index << " element " << i << " is " << found << ", expected " << expected[i];
     }
+  }
+}
+
+/// Entries in codes, byte by byte as the definition has them. Bytes of nobody stay what they were.
+TEST(CacheAppend, CodesAreThoseOfTheDefinition) {
+  std::vector<KernelSpec> specs;
+  for (auto [latent, rope] : {std::tuple{512, 64}, {16, 16}, {130, 6}, {255, 1}, {129, 0}, {3, 2}})
+    for (CacheCodes codes : {CacheCodes::Int8, CacheCodes::F8E4M3}) {
+      CacheAppendSpec spec{latent, rope, (latent + rope + 15) / 16 * 16, latent + 2, rope + 5, DType::BF16, codes};
+      specs.push_back(spec);
+    }
+  Kernels kernels(specs);
+  Random random(13);
+  const float largest = std::numeric_limits<float>::max(), infinity = std::numeric_limits<float>::infinity();
+  // What the elements of a group may be, beside numbers of any size.
+  const std::vector<std::function<float(int64_t)>> kinds = {
+      [](int64_t) { return 0.0f; },
+      [](int64_t i) { return i % 2 ? -0.0f : 0.0f; },
+      // Scale 1 in int8, and all that lies between two codes; a bit less or more, too.
+      [](int64_t i) { return i == 0 ? -127.0f : float(i) - 0.5f; },
+      [](int64_t i) { return i == 0 ? 127.0f : std::nextafter(float(i % 127) - 60.5f, i % 3 ? 100.0f : -100.0f); },
+      // The same in e4m3: between codes, small ones, and what rounds to zero, of both signs.
+      [](int64_t i) {
+        return i == 0 ? 448.0f : (f8e4m3ToFloat(i % 126) + f8e4m3ToFloat(i % 126 + 1)) / (i % 2 ? -2 : 2);
+      },
+      [](int64_t i) {
+        return i == 0 ? -448.0f : std::nextafter(f8e4m3ToFloat(i % 126 + 1) - 0x1p-10f, i % 2 ? 0.0f : 500.0f);
+      },
+      [](int64_t i) { return i == 0 ? 448.0f : std::ldexp(i % 2 ? -1.0f : 1.0f, -5 - int(i)); },
+      // Scales that are subnormal, whose inverse is too large, or whose greatest code would be.
+      [](int64_t i) { return std::ldexp(float(i + 1), -126); },
+      [](int64_t i) { return std::ldexp(float(i % 5), -149); },
+      [=](int64_t i) { return i % 2 ? -largest : largest / float(i + 1); },
+      // No numbers.
+      [](int64_t i) { return i == 1 ? kNaN : 1.0f; },
+      [](int64_t i) { return i == 0 ? -kNaN : -0.0f; },
+      [=](int64_t i) { return i == 2 ? -infinity : float(i); },
+  };
+  for (size_t index = 0; index < specs.size(); ++index) {
+    const auto &spec = std::get<CacheAppendSpec>(specs[index]);
+    SCOPED_TRACE("spec " + std::to_string(index));
+    const CodedEntry layout{spec.latent, spec.rope};
+    // Each group of each entry is of another kind, or of the kind of none.
+    const int64_t tokens = 2 * std::ssize(kinds);
+    Cache cache({tokens + 60, 1}, 16, 16, random);
+    Array<float> latent(random.normals(tokens * spec.latentStride)), rope(random.normals(tokens * spec.ropeStride));
+    Array<int32_t> slots(tokens, 0), positions(tokens, 0);
+    std::iota(positions.begin(), positions.end(), 50); // over the border of a page
+    for (int64_t t = 0; t < tokens; ++t)
+      for (int64_t i = 0; i < spec.latent; ++i)
+        if (size_t kind = (t + i / CodedEntry::group) % (kinds.size() + 3); kind < kinds.size())
+          latent[t * spec.latentStride + i] = kinds[kind](i % CodedEntry::group);
+    if (spec.rope > 1)
+      rope[1] = kNaN;
+    Array<uint8_t> pages(cache.entries.count() / 16 * layout.stride(), 0xA5), expected(pages.count(), 0xA5);
+    for (int64_t t = 0; t < tokens; ++t)
+      encode(layout, spec.codes, &latent[t * spec.latentStride], rope.begin() + t * spec.ropeStride,
+             &expected[(cache.entry(0, positions[t], 16) - cache.entries.begin()) / 16 * layout.stride()]);
+    moe_step step{tokens, 0, cache.pagesPerSlot};
+    kernels.run(index, {&latent, &rope, &positions, &slots, &cache.table, &pages}, step, kernels.gridOf(index, step));
+    for (size_t i = 0; i < pages.count(); ++i)
+      ASSERT_EQ(pages[i], expected[i]) << "byte " << i % layout.stride() << " of entry " << i / layout.stride();
+  }
+}
+
+/// A group that held no numbers is none for all that see it, and for nobody else.
+TEST(MlaAttention, NaNOfAGroupOfCodes) {
+  std::vector<MlaAttentionSpec> specs = overCaches<MlaAttentionSpec>({attention(2, 136, 4)});
+  specs.erase(specs.begin(), specs.begin() + 2);
+  Attention kernels(specs);
+  Random random(14);
+  for (size_t index = 0; index < specs.size(); ++index) {
+    const MlaAttentionSpec &spec = specs[index];
+    const CodedEntry layout{spec.latent, spec.rope};
+    Cache cache({100}, spec, random);
+    float *entry = cache.entry(0, 70, spec.width);
+    entry[130] = -std::numeric_limits<float>::infinity();
+    encode(layout, spec.codes, entry, entry + spec.latent,
+           &cache.bytes[(entry - cache.entries.begin()) / spec.width * layout.stride()]);
+    Array<float> q(random.normals(2 * spec.qStride)), out(2 * spec.outStride, kUntouched);
+    Array<int32_t> slots(2, 0), positions(std::vector<int32_t>{69, 70});
+    kernels.run(index, q, positions, slots, cache, out);
+    for (int64_t t = 0; t < 2; ++t)
+      for (int64_t h = 0; h < spec.heads; ++h)
+        for (int64_t i = 0; i < spec.latent; ++i)
+          ASSERT_EQ(std::isnan(out[t * spec.outStride + h * spec.outHead + i]), t == 1) << index << " " << i;
   }
 }
 

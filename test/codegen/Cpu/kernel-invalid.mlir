@@ -7,6 +7,7 @@
 // RUN: not emit-kernel %t/members.mlir 2>&1 | FileCheck %s --check-prefix=MEMBERS
 // RUN: not emit-kernel %t/member.mlir 2>&1 | FileCheck %s --check-prefix=MEMBER
 // RUN: not emit-kernel %t/cache.mlir 2>&1 | FileCheck %s --check-prefix=CACHE
+// RUN: not emit-kernel %t/codes.mlir 2>&1 | FileCheck %s --check-prefix=CODES
 // RUN: not emit-kernel %t/width.mlir --level=x86-64-v9 2>&1 | FileCheck %s --check-prefix=LEVEL
 
 //--- groups.mlir
@@ -16,10 +17,13 @@ exec.kernel @r "route" {experts = 10, topk = 2, groups = 4, topk_groups = 2, sig
 //--- width.mlir
 // WIDTH: emit-kernel: c: width 24 must be a multiple of 16 that holds 24
 // LEVEL: emit-kernel: no level 'x86-64-v9'
-exec.kernel @c "cache_append" {latent = 16, rope = 8, width = 24, latent_stride = 16, rope_stride = 8, cache = "f32"}
+exec.kernel @c "cache_append" {latent = 16, rope = 8, width = 24, latent_stride = 16, rope_stride = 8, cache = "f32", codes = "none"}
 //--- cache.mlir
 // CACHE: emit-kernel: c: a cache of F16 is not supported
-exec.kernel @c "cache_append" {latent = 16, rope = 8, width = 32, latent_stride = 16, rope_stride = 8, cache = "f16"}
+exec.kernel @c "cache_append" {latent = 16, rope = 8, width = 32, latent_stride = 16, rope_stride = 8, cache = "f16", codes = "none"}
+//--- codes.mlir
+// CODES: emit-kernel: c: entries in codes are read as bf16
+exec.kernel @c "cache_append" {latent = 16, rope = 8, width = 32, latent_stride = 16, rope_stride = 8, cache = "f32", codes = "int8"}
 //--- scales.mlir
 // SCALES: emit-kernel: g: only F8_E4M3 weights have scales
 exec.kernel @g "gemm" {weight = "bf16", n = 64, k = 64, batch = 1, scale_cols = 16, group = 0, group_scale = "f16", input = "f32", x_stride = 64, x_batch = 0,

@@ -5,6 +5,7 @@
 exec.weight @model.norm ["model.norm.weight"] recipe [#moe.cast<f32>] : memref<256xf32>
 exec.weight @model.embed_tokens ["model.embed_tokens.weight"] recipe [] : memref<1280x256xbf16>
 exec.cache @kv.0 width 80 of f32
+exec.cache @kv.1 width 656 of i8 codes "fp8"
 exec.kernel @dispatch_e16_top4 "dispatch" {experts = 16 : i64, members = array<i64>, rows = "T", topk = 4 : i64}
 exec.kernel @embed_bf16_d256 "embed" {out_stride = 256 : i64, table = "bf16", width = 256 : i64}
 exec.kernel @add_d256 "elementwise" {a_stride = 256 : i64, b_stride = 256 : i64, out_stride = 256 : i64, rows = "T", swiglu = false, width = 256 : i64}

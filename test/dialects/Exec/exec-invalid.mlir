@@ -25,8 +25,26 @@ exec.weight @w ["a"] recipe [] : memref<4xf64>
 // -----
 
 // cache C1
-// expected-error@+1 {{has elements of 'i32', expected f32, f16 or bf16}}
+// expected-error@+1 {{has elements of 'i32', expected f32, f16, bf16 or i8}}
 exec.cache @kv width 16 of i32
+
+// -----
+
+// cache C2: bytes of nothing
+// expected-error@+1 {{has elements of 'i8' and no codes}}
+exec.cache @kv width 16 of i8
+
+// -----
+
+// cache C2: codes among elements
+// expected-error@+1 {{has elements of 'bf16' and codes}}
+exec.cache @kv width 16 of bf16 codes "int8"
+
+// -----
+
+// cache C2: a name
+// expected-error@+1 {{has codes "int4", expected "int8" or "fp8"}}
+exec.cache @kv width 16 of i8 codes "int4"
 
 // -----
 

@@ -6,6 +6,8 @@
 
 // CHECK: exec.cache @kv.0 width 80 of bf16
 exec.cache @kv.0 width 80 of bf16
+// CHECK: exec.cache @kv.1 width 656 of i8 codes "fp8"
+exec.cache @kv.1 width 656 of i8 codes "fp8"
 // CHECK: exec.weight @norm ["model.norm.weight"] recipe [#moe.cast<f32>] : memref<256xf32>
 exec.weight @norm ["model.norm.weight"] recipe [#moe.cast<f32>] : memref<256xf32>
 // CHECK: exec.kernel @dispatch_e16_top4 "dispatch" {experts = 16 : i64, members = array<i64>, rows = "T", topk = 4 : i64}

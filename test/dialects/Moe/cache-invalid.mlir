@@ -10,6 +10,26 @@ moe.cache @cache_c2_element width 40 of f16
 
 // -----
 
+// expected-error@+1 {{attribute 'format' failed to satisfy constraint}}
+moe.cache @cache_c2_kind width 40 of #moe.cast<bf16>
+
+// -----
+
+// expected-error@+1 {{'moe.cache' op has codes for 48 channels, but entries of 40}}
+moe.cache @cache_c3_channels width 40 of #moe.cache_codes<int8, 48>
+
+// -----
+
+// expected-error@+1 {{codes of a cache are int4, expected int8 or f8e4m3}}
+moe.cache @codes_c1 width 40 of #moe.cache_codes<int4, 32>
+
+// -----
+
+// expected-error@+1 {{channels is 0, expected a positive number}}
+moe.cache @codes_c2 width 40 of #moe.cache_codes<int8, 0>
+
+// -----
+
 moe.cache @kv width 40
 func.func @append_c1_no_part(%p: tensor<?xi32>, %s: tensor<?xi32>) {
   // expected-error@+1 {{'moe.cache_append' op stores no part, expected one or more}}
@@ -111,6 +131,18 @@ func.func @append_c4_not_a_cache(%c: tensor<?x32xf32>, %k: tensor<?x8xf32>, %p: 
 moe.cache @kv width 64
 func.func @append_c5_width(%c: tensor<?x32xf32>, %k: tensor<?x8xf32>, %p: tensor<?xi32>, %s: tensor<?xi32>) {
   // expected-error@+1 {{'moe.cache_append' op stores entries of 40 channels, but cache @kv has width 64}}
+  %0:2, %1, %2 = moe.cache_append @kv(%c, %k) at %p, %s
+      : (tensor<?x32xf32>, tensor<?x8xf32>), tensor<?xi32>, tensor<?xi32>
+     -> (tensor<?x32xf32>, tensor<?x8xf32>), tensor<?xi32>, tensor<?xi32>
+  return
+}
+
+// -----
+
+// expected-note@+1 {{defined here}}
+moe.cache @kv width 40 of #moe.cache_codes<int8, 8>
+func.func @append_c6_channels(%c: tensor<?x32xf32>, %k: tensor<?x8xf32>, %p: tensor<?xi32>, %s: tensor<?xi32>) {
+  // expected-error@+1 {{'moe.cache_append' op stores entries whose first part has 32 channels, but cache @kv has codes for 8}}
   %0:2, %1, %2 = moe.cache_append @kv(%c, %k) at %p, %s
       : (tensor<?x32xf32>, tensor<?x8xf32>), tensor<?xi32>, tensor<?xi32>
      -> (tensor<?x32xf32>, tensor<?x8xf32>), tensor<?xi32>, tensor<?xi32>

@@ -229,6 +229,19 @@ func.func @mla_c7_width(%q: tensor<?x4x16xf32>, %qr: tensor<?x4x8xf32>, %c: tens
 
 // -----
 
+// expected-note@+1 {{defined here}}
+moe.cache @kv width 40 of #moe.cache_codes<f8e4m3, 40>
+func.func @mla_c8_channels(%q: tensor<?x4x16xf32>, %qr: tensor<?x4x8xf32>, %c: tensor<?x32xf32>, %k: tensor<?x8xf32>,
+                           %uk: tensor<4x16x32xbf16>, %uv: tensor<4x12x32xbf16>, %p: tensor<?xi32>, %s: tensor<?xi32>) {
+  // expected-error@+1 {{'moe.mla_attention' op stores entries whose first part has 32 channels, but cache @kv has codes for 40}}
+  %o = moe.mla_attention @kv query(%q, %qr) entry(%c, %k) up(%uk, %uv) at(%p, %s) scale 0.25
+      : (tensor<?x4x16xf32>, tensor<?x4x8xf32>, tensor<?x32xf32>, tensor<?x8xf32>,
+         tensor<4x16x32xbf16>, tensor<4x12x32xbf16>, tensor<?xi32>, tensor<?xi32>) -> tensor<?x4x12xf32>
+  return
+}
+
+// -----
+
 moe.cache @kv width 40
 func.func @mla_expanded_from(%q: tensor<?x4x16xf32>, %qr: tensor<?x4x8xf32>, %c: tensor<?x32xf32>, %k: tensor<?x8xf32>,
                              %uk: tensor<4x16x32xbf16>, %uv: tensor<4x12x32xbf16>, %p: tensor<?xi32>, %s: tensor<?xi32>) {

@@ -7,6 +7,10 @@
 moe.cache @kv.0 width 40
 // CHECK: moe.cache @kv.1 width 40 of bf16
 moe.cache @kv.1 width 40 of bf16
+// CHECK: moe.cache @kv.2 width 40 of #moe.cache_codes<int8, 32>
+moe.cache @kv.2 width 40 of #moe.cache_codes<int8, 32>
+// CHECK: moe.cache @kv.3 width 40 of #moe.cache_codes<f8e4m3, 40> {layer = 3 : i64}
+moe.cache @kv.3 width 40 of #moe.cache_codes<f8e4m3, 40> {layer = 3}
 
 // CHECK-LABEL: @rows
 //       CHECK: moe.embed %{{[a-z0-9_#]+}} in %{{[a-z0-9_#]+}} : tensor<?xi32>, tensor<1280x256xbf16> -> tensor<?x256xf32>

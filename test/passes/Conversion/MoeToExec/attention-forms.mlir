@@ -2,6 +2,8 @@
 // RUN: moe-opt %t/expanded.mlir -moe-to-exec | FileCheck %t/expanded.mlir
 // RUN: moe-opt %t/both.mlir -moe-to-exec | FileCheck %t/both.mlir
 // RUN: moe-opt %t/both.mlir -moe-store-cache=format=bf16 -moe-to-exec | FileCheck %t/both.mlir --check-prefix=BF16
+// RUN: moe-opt %t/both.mlir -moe-store-cache=format=int8 -moe-to-exec | FileCheck %t/both.mlir --check-prefixes=CODES,INT8
+// RUN: moe-opt %t/both.mlir -moe-store-cache=format=fp8 -moe-to-exec | FileCheck %t/both.mlir --check-prefixes=CODES,FP8
 
 //--- expanded.mlir
 // Always expanded: one launch after the append, and nothing of the absorbed form.
@@ -10,7 +12,7 @@
 // CHECK: exec.weight @kv_b.keys ["kv_b.weight"] recipe [#moe.head_rows<2, 0, 8>, #moe.pack_panels<32>] : memref<2x1x16x32xbf16>
 // CHECK: exec.weight @kv_b.uv ["kv_b.weight"] recipe [#moe.head_rows<2, 8, 14>, #moe.pack_panels<32>] : memref<2x1x16x32xbf16>
 // CHECK-NOT: "mla_attention"
-// CHECK: exec.kernel @mla_expanded_bf16_h2_k8_v6_c16_r4 "mla_expanded" {cache = "f32", heads = 2 : i64, latent = 16 : i64, nope = 8 : i64, out_head = 6 : i64, out_stride = 12 : i64, q_head = 12 : i64, q_stride = 24 : i64, rope = 4 : i64, rope_head = 4 : i64, rope_stride = 8 : i64, run_from = 1 : i64, scale = 2.500000e-01 : f64, value = 6 : i64, weight = "bf16", width = 32 : i64}
+// CHECK: exec.kernel @mla_expanded_bf16_h2_k8_v6_c16_r4 "mla_expanded" {cache = "f32", codes = "none", heads = 2 : i64, latent = 16 : i64, nope = 8 : i64, out_head = 6 : i64, out_stride = 12 : i64, q_head = 12 : i64, q_stride = 24 : i64, rope = 4 : i64, rope_head = 4 : i64, rope_stride = 8 : i64, run_from = 1 : i64, scale = 2.500000e-01 : f64, value = 6 : i64, weight = "bf16", width = 32 : i64}
 // CHECK: exec.launch @cache_append
 // CHECK: %[[ROPE:.+]] = exec.buffer : memref<?x2x4xf32>
 // CHECK: exec.launch @rope_h2_d4(%{{.+}}, %{{.+}}, %[[ROPE]])
@@ -44,10 +46,18 @@ func.func @step(%tokens: tensor<?xi32>, %positions: tensor<?xi32>, %slots: tenso
 // comes last, as the projection after the absorbed one writes all rows.
 
 // BF16: exec.cache @kv.0 width 32 of bf16
-// BF16: exec.kernel @cache_append_c16_r4_bf16 "cache_append" {cache = "bf16"
-// BF16: exec.kernel @mla_attention_h2_c16_r4_bf16 "mla_attention" {cache = "bf16"
-// BF16: exec.kernel @mla_expanded_bf16_h2_k8_v6_c16_r4_bf16 "mla_expanded" {cache = "bf16"
+// BF16: exec.kernel @cache_append_c16_r4_bf16 "cache_append" {cache = "bf16", codes = "none"
+// BF16: exec.kernel @mla_attention_h2_c16_r4_bf16 "mla_attention" {cache = "bf16", codes = "none"
+// BF16: exec.kernel @mla_expanded_bf16_h2_k8_v6_c16_r4_bf16 "mla_expanded" {cache = "bf16", codes = "none"
 // BF16: exec.cache_ref @kv.0 : memref<?x64x32xbf16>
+
+// 16 codes, one scale, 4 elements of bf16: 28 bytes. What is read has 20 elements, as in other caches.
+// INT8: exec.cache @kv.0 width 32 of i8 codes "int8"
+// FP8: exec.cache @kv.0 width 32 of i8 codes "fp8"
+// INT8: exec.kernel @cache_append_c16_r4_int8 "cache_append" {cache = "bf16", codes = "int8", latent = 16 : i64, latent_stride = 20 : i64, rope = 4 : i64, rope_stride = 4 : i64, width = 32 : i64}
+// FP8: exec.kernel @mla_attention_h2_c16_r4_fp8 "mla_attention" {cache = "bf16", codes = "fp8"
+// FP8: exec.kernel @mla_expanded_bf16_h2_k8_v6_c16_r4_fp8 "mla_expanded" {cache = "bf16", codes = "fp8"
+// CODES: exec.cache_ref @kv.0 : memref<?x64x32xi8>
 
 // CHECK: exec.kernel @mla_attention_h2_c16_r4 "mla_attention" {{{.*}}run_below = 64 : i64{{.*}}}
 // CHECK: exec.kernel @mla_expanded_bf16_h2_k8_v6_c16_r4 "mla_expanded" {{{.*}}rope_head = 20 : i64, rope_stride = 40 : i64, run_from = 64 : i64{{.*}}}

@@ -12,10 +12,10 @@
 // CHECK: exec.weight @layers.1.kv_b.uv
 // CHECK: exec.kernel @rope_angles_d4 "rope_angles" {factor = 1.250000e+00 : f64, inv_freq = array<f32: 1.000000e+00, 1.000000e-01>}
 // CHECK: exec.kernel @rope_h1_d4 "rope" {dim = 4 : i64, heads = 1 : i64, out_head = 0 : i64, out_stride = 4 : i64, x_head = 0 : i64, x_stride = 20 : i64}
-// CHECK: exec.kernel @cache_append_c16_r4 "cache_append" {cache = "f32", latent = 16 : i64, latent_stride = 20 : i64, rope = 4 : i64, rope_stride = 4 : i64, width = 32 : i64}
+// CHECK: exec.kernel @cache_append_c16_r4 "cache_append" {cache = "f32", codes = "none", latent = 16 : i64, latent_stride = 20 : i64, rope = 4 : i64, rope_stride = 4 : i64, width = 32 : i64}
 // CHECK: exec.kernel @rope_h2_d4 "rope" {dim = 4 : i64, heads = 2 : i64, out_head = 20 : i64, out_stride = 40 : i64, x_head = 12 : i64, x_stride = 24 : i64}
 // CHECK: exec.kernel @gemm_bf16_n16_k8_h2 "gemm" {{.*}}x_batch = 12 : i64, x_stride = 24 : i64, y_batch = 20 : i64, y_stride = 40 : i64}
-// CHECK: exec.kernel @mla_attention_h2_c16_r4 "mla_attention" {cache = "f32", heads = 2 : i64, latent = 16 : i64, out_head = 16 : i64, out_stride = 32 : i64, q_head = 20 : i64, q_stride = 40 : i64, rope = 4 : i64, run_below = 0 : i64, scale = 2.500000e-01 : f64, width = 32 : i64}
+// CHECK: exec.kernel @mla_attention_h2_c16_r4 "mla_attention" {cache = "f32", codes = "none", heads = 2 : i64, latent = 16 : i64, out_head = 16 : i64, out_stride = 32 : i64, q_head = 20 : i64, q_stride = 40 : i64, rope = 4 : i64, run_below = 0 : i64, scale = 2.500000e-01 : f64, width = 32 : i64}
 // CHECK: exec.kernel @gemm_bf16_n6_k16_h2 "gemm" {{.*}}x_batch = 16 : i64, x_stride = 32 : i64, y_batch = 6 : i64, y_stride = 12 : i64}
 // CHECK: exec.program @step(%{{.+}}: memref<?xi32>, %[[POS:.+]]: memref<?xi32>, %[[SLOTS:.+]]: memref<?xi32>, %{{.+}}: memref<?xi32>, %[[PAGES:.+]]: memref<?x?xi32>, %{{.+}}) max_tokens 512
 // CHECK: %[[Q3:.+]] = exec.view %{{.+}} : memref<?x24xf32> to memref<?x2x12xf32>
