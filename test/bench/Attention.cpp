@@ -39,20 +39,27 @@ constexpr int64_t kLatent = 512, kRope = 64, kKey = 128, kValue = 128, kWidth = 
 
 struct Options {
   std::string form = "absorbed", cache = "f32", level;
+  /// What entries are read as, and stored in.
+  DType type() const { return cache == "f32" ? DType::F32 : DType::BF16; }
+  CacheCodes codes() const { return cacheCodesFromString(cache); }
+  int64_t entryBytes() const {
+    return codes() == CacheCodes::None ? kWidth * byteSize(type()) : CodedEntry{kLatent, kRope}.stride();
+  }
   int64_t heads = 16, tokens = 1, depth = 4096, layers = 1;
   int threads = 1;
   double seconds = 1;
 };
 
 /// The kernels of a form, in the order of their launches.
-std::vector<cpu::Kernel> kernelsOf(const Options &options, DType cache) {
+std::vector<cpu::Kernel> kernelsOf(const Options &options) {
   auto over = [&](auto spec) { // this cache, with as many heads
     spec.heads = options.heads;
     spec.latent = kLatent;
     spec.rope = kRope;
     spec.width = kWidth;
     spec.scale = 1 / std::sqrt(double(kKey + kRope));
-    spec.cache = cache;
+    spec.cache = options.type();
+    spec.codes = options.codes();
     return spec;
   };
   if (options.form == "expanded") {
@@ -82,7 +89,7 @@ double operations(const Options &options, double &bytes) {
   for (int64_t position = options.depth - options.tokens; position < options.depth; ++position)
     sum +=
         heads * double(position + 1) * 2.0 * (options.form == "expanded" ? kKey + kRope + kValue : 2 * kLatent + kRope);
-  bytes = double(options.depth * kWidth * (options.cache == "f32" ? 4 : 2));
+  bytes = double(options.depth * options.entryBytes());
   if (options.form == "expanded")
     for (int64_t first = 0; first < options.tokens; first += MlaExpandedSpec::tokenBlock) {
       int64_t last = std::min(first + MlaExpandedSpec::tokenBlock, options.tokens);
@@ -92,8 +99,7 @@ double operations(const Options &options, double &bytes) {
 }
 
 Status run(const Options &options) {
-  DType type = options.cache == "f32" ? DType::F32 : DType::BF16;
-  std::vector<cpu::Kernel> kernels = kernelsOf(options, type);
+  std::vector<cpu::Kernel> kernels = kernelsOf(options);
   const cpu::Level *level = options.level.empty() ? &cpu::levels().front() : cpu::findLevel(options.level);
   if (!level)
     return Error{"unknown CPU level '" + options.level + "'"};
@@ -124,6 +130,24 @@ Status run(const Options &options) {
       std::memcpy(&bytes[i * byteSize(type)], type == DType::F32 ? (const void *)&value : &half, byteSize(type));
     }
   };
+  auto codes = [&](const std::string &name, int64_t entries) {
+    const CodedEntry layout{kLatent, kRope};
+    char *bytes = reserve(name, entries * layout.stride());
+    for (int64_t j = 0; j < entries; ++j, bytes += layout.stride()) {
+      for (int64_t i = 0; i < kLatent; ++i) {
+        float value = normal(random);
+        bytes[i] = static_cast<char>(options.codes() == CacheCodes::Int8 ? int(30 * value) : floatToF8e4m3(value));
+      }
+      for (int64_t g = 0; g < layout.groups(); ++g) {
+        float scale = options.codes() == CacheCodes::Int8 ? 1 / 30.0F : 1;
+        std::memcpy(bytes + layout.scalesAt() + 4 * g, &scale, 4);
+      }
+      for (int64_t i = 0; i < kRope; ++i) {
+        uint16_t half = floatToBf16(normal(random));
+        std::memcpy(bytes + layout.ropeAt() + 2 * i, &half, 2);
+      }
+    }
+  };
   auto integers = [&](const std::string &name, int64_t count, auto value) {
     char *bytes = reserve(name, count * 4);
     for (int64_t i = 0; i < count; ++i) {
@@ -135,7 +159,11 @@ Status run(const Options &options) {
   floats("rope_q", options.tokens * options.heads * kWidth, DType::F32, 1);
   floats("w_uk", options.heads * kKey * kLatent, DType::BF16, 0.05F);
   floats("w_uv", options.heads * kValue * kLatent, DType::BF16, 0.05F);
-  floats("cache", options.layers * pages * MOE_PAGE_TOKENS * kWidth, type, 1);
+  const int64_t cacheBytes = pages * MOE_PAGE_TOKENS * options.entryBytes(); // of a layer
+  if (options.codes() == CacheCodes::None)
+    floats("cache", options.layers * cacheBytes / byteSize(options.type()), options.type(), 1);
+  else
+    codes("cache", options.layers * cacheBytes / options.entryBytes());
   integers("positions", options.tokens, [&](int64_t t) { return options.depth - options.tokens + t; });
   integers("slots", options.tokens, [](int64_t) { return 0; });
   std::vector<int32_t> order(pages);
@@ -168,8 +196,7 @@ Status run(const Options &options) {
     for (const Launch &launch : launches) {
       std::vector<void *> args;
       for (const std::string &name : launch.names)
-        args.push_back(memory[name].front().bytes +
-                       (name == "cache" ? i % options.layers * pages * MOE_PAGE_TOKENS * kWidth * byteSize(type) : 0));
+        args.push_back(memory[name].front().bytes + (name == "cache" ? i % options.layers * cacheBytes : 0));
       pool->parallelFor(launch.tasks,
                         [&](int64_t begin, int64_t end) { launch.kernel(args.data(), &step, begin, end); });
     }
@@ -195,7 +222,7 @@ int main(int argc, char **argv) {
   CLI::App app("How fast kernels of latent attention are");
   Options options;
   app.add_option("--form", options.form)->check(CLI::IsMember({"absorbed", "expanded"}));
-  app.add_option("--cache", options.cache)->check(CLI::IsMember({"f32", "bf16"}));
+  app.add_option("--cache", options.cache)->check(CLI::IsMember({"f32", "bf16", "int8", "fp8"}));
   app.add_option("--level", options.level);
   app.add_option("--heads", options.heads)->check(CLI::PositiveNumber);
   app.add_option("--tokens", options.tokens)->check(CLI::PositiveNumber);

@@ -1,6 +1,7 @@
 # Part of moec, under the Apache License v2.0 with LLVM Exceptions.
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-"""What formats of weights cost, on the trained model of the tree and its held-out text, as a table for docs/accuracy.md.
+"""What formats of weights and caches cost, on the trained model of the tree and its held-out text, as tables for
+docs/accuracy.md.
 
     python test/bench/accuracy.py > docs/accuracy.md
 
@@ -36,6 +37,7 @@ FORMATS = {
     "mxfp4": ["nearest", "importance", "feedback"],
     "nvfp4": ["nearest", "importance", "feedback"],
 }
+CACHES = ["f32", "bf16", "int8", "fp8"]
 PROMPTS = ["ROMEO:", "KING RICHARD:", "First Citizen:", "JULIET:", "Clown:", "GLOUCESTER:", "MENENIUS:", "LEONTES:"]
 
 
@@ -52,8 +54,9 @@ class Row:
     def __init__(self, artifact: Path, model: Path, options: list, base: "Row | None" = None):
         run(BIN / "moec", "compile", model, "-o", artifact, *options)
         self.artifact = artifact
-        weights = json.loads(run(BIN / "moec", "inspect", artifact, "--json"))["weights"]
-        self.bytes = sum(weight["bytes"] for weight in weights)
+        inspected = json.loads(run(BIN / "moec", "inspect", artifact, "--json"))
+        self.bytes = sum(weight["bytes"] for weight in inspected["weights"])
+        self.cache_bytes = inspected["memory"]["cache_per_token"]
         kld = ["--kld", base.artifact] if base else []
         self.found = json.loads(run(BIN / "moe-run", "perplexity", artifact, "--file", TEXT, "--json", *kld))
 
@@ -61,9 +64,9 @@ class Row:
     def kld(self) -> float:
         return self.found["kld_mean"]
 
-    def cells(self) -> list[str]:
+    def cells(self, bytes: int) -> list[str]:
         found = self.found
-        cells = [f"{self.bytes:,}", f"{found['perplexity']:.3f}"]
+        cells = [f"{bytes:,}", f"{found['perplexity']:.3f}"]
         if "kld_mean" not in found:
             return [*cells, "-", "-", "-"]
         return [*cells, f"{found['kld_mean']:.2e}", f"{found['kld_p99']:.2e}", f"{100 * found['same_top']:.2f} %"]
@@ -103,7 +106,7 @@ def main() -> None:
             return Row(directory / str(next(numbers)), model, options, base)
 
         def show(label: str, made: Row) -> Row:
-            print(f"| {label} | " + " | ".join(made.cells()) + " |", flush=True)
+            print(f"| {label} | " + " | ".join(made.cells(made.bytes)) + " |", flush=True)
             return made
 
         bf16, fp8 = row(BF16, []), row(FP8, [])
@@ -148,6 +151,13 @@ def main() -> None:
             made = row(BF16, budget(experts["int8", "nearest"].bytes * share // 100), bf16)
             times = [made.kld / experts[format, "nearest"].kld for format in ("int8", "int8:weights")]
             show(f"{share} % of that: {times[0]:.2f} times the KLD of int8, {times[1]:.2f} of int8:weights", made)
+
+        print("\n## Caches\n\nWeights as the checkpoint has them, against a cache of f32. Bytes are those of a token in the")
+        print("cache.\n")
+        print(f"| cache {HEADER}\n| --- {RULE}")
+        for cache in CACHES:
+            made = bf16 if cache == "f32" else row(BF16, ["--cache", cache], bf16)
+            print(f"| {cache} | " + " | ".join(made.cells(made.cache_bytes)) + " |", flush=True)
 
 
 if __name__ == "__main__":
