@@ -4,18 +4,15 @@
 #include "dialects/Moe/MoeDialect.h"
 #include "dialects/Moe/Recipe.h"
 #include "passes/Moe/Passes.h"
+#include "passes/Moe/ProjectionFormats.h"
 #include "passes/Moe/WeightFormat.h"
 #include "runtime/Support/Text.h"
 
 #include "mlir/IR/Builders.h"
 #include "mlir/Interfaces/FunctionInterfaces.h"
 #include "llvm/ADT/TypeSwitch.h"
-#include "llvm/Support/Regex.h"
 
-#include <array>
-#include <memory>
 #include <string>
-#include <vector>
 
 namespace mlir::moe {
 
@@ -23,99 +20,6 @@ namespace mlir::moe {
 #include "passes/Moe/Passes.h.inc"
 
 namespace {
-
-/// What a projection is for.
-enum Role : uint8_t { Experts, Attention, Dense, Head, NumRoles, Router = NumRoles };
-
-/// The op that `value` comes from, past ops that only rename or round elements.
-Operation *sourceOf(Value value) {
-  Operation *op = value.getDefiningOp();
-  while (isa_and_nonnull<ReshapeOp, SplitOp, FakeQuantizeOp>(op))
-    op = op->getOperand(0).getDefiningOp();
-  return op;
-}
-
-/// Does an attention take `value`, be it through norms, rotations, reshapes and further projections? What is added to
-/// the residual stream has left it.
-bool feedsAttention(Value value) {
-  return llvm::any_of(value.getUses(), [](OpOperand &use) {
-    Operation *user = use.getOwner();
-    if (isa<AttentionOp, MlaAttentionOp, CacheAppendOp>(user))
-      return true;
-    auto linear = dyn_cast<LinearOp>(user);
-    if (linear && (use.get() != linear.getX() || linear.getResidual()))
-      return false;
-    return isa<LinearOp, RmsNormOp, FakeQuantizeOp, ReshapeOp, SplitOp, RopeOp>(user) &&
-           llvm::any_of(user->getResults(), feedsAttention);
-  });
-}
-
-/// Does `value` come from rows that were picked for logits?
-bool isOfLogits(Value value) {
-  Operation *op = value.getDefiningOp();
-  while (isa_and_nonnull<RmsNormOp, FakeQuantizeOp>(op))
-    op = op->getOperand(0).getDefiningOp();
-  return isa_and_nonnull<GatherRowsOp>(op);
-}
-
-Role roleOf(LinearOp op) {
-  if (llvm::any_of(op->getUsers(), llvm::IsaPred<RouteOp>))
-    return Router;
-  if (isOfLogits(op.getX()))
-    return Head;
-  bool after = isa_and_nonnull<AttentionOp, MlaAttentionOp>(sourceOf(op.getX()));
-  return after || (!op.getResidual() && feedsAttention(op.getResult())) ? Attention : Dense;
-}
-
-/// Formats for weights whose names match.
-class Overrides {
-public:
-  /// Lines of REGEX=FORMAT; empty ones and those that begin with '#' say nothing.
-  static moec::Result<Overrides> parse(StringRef text) {
-    Overrides overrides;
-    SmallVector<StringRef> lines;
-    text.split(lines, '\n', /*MaxSplit=*/-1, /*KeepEmpty=*/false);
-    for (StringRef line : lines) {
-      line = line.trim();
-      if (line.empty() || line.starts_with("#"))
-        continue;
-      auto [pattern, name] = line.rsplit('=');
-      if (pattern.empty() || !line.contains('='))
-        return moec::Error{"format " + moec::quote(line.str()) + " is not of the form REGEX=FORMAT"};
-      auto regex = std::make_shared<const llvm::Regex>(pattern);
-      std::string problem;
-      if (!regex->isValid(problem))
-        return moec::Error{"format " + moec::quote(line.str()) + " has no valid regular expression: " + problem};
-      MOEC_TRY(WeightFormat format, WeightFormat::parse(name));
-      overrides.rules.push_back({pattern.str(), std::move(regex), std::move(format)});
-    }
-    return overrides;
-  }
-
-  /// The first rule that matches, or null.
-  const WeightFormat *find(StringRef name) {
-    for (Rule &rule : rules)
-      if (rule.regex->match(name)) {
-        rule.used = true;
-        return &rule.format;
-      }
-    return nullptr;
-  }
-  /// A rule that has matched nothing, or an empty string.
-  std::string unused() const {
-    auto found = llvm::find_if(rules, [](const Rule &rule) { return !rule.used; });
-    return found == rules.end() ? "" : found->pattern;
-  }
-
-private:
-  struct Rule {
-    std::string pattern;
-    std::shared_ptr<const llvm::Regex> regex; ///< shared, as passes are copied
-    WeightFormat format;
-    bool used = false;
-  };
-  std::vector<Rule> rules;
-};
 
 struct QuantizePass final : impl::QuantizePassBase<QuantizePass> {
   using Base::Base;
@@ -128,7 +32,7 @@ struct QuantizePass final : impl::QuantizePassBase<QuantizePass> {
           TypeSwitch<Operation *, LogicalResult>(op)
               .Case([&](ExpertsOp op) { return store(op); })
               .Case([&](GateUpOp op) {
-                return store(op, Dense, op.getXMutable(), {&op.getGateMutable(), &op.getUpMutable()});
+                return store(op, Role::Dense, op.getXMutable(), {&op.getGateMutable(), &op.getUpMutable()});
               })
               .Case([&](LinearOp op) { return store(op, roleOf(op), op.getXMutable(), {&op.getWeightMutable()}); })
               .Default(success());
@@ -136,7 +40,7 @@ struct QuantizePass final : impl::QuantizePassBase<QuantizePass> {
     });
     if (result.wasInterrupted())
       return signalPassFailure();
-    if (std::string unused = rules.unused(); !unused.empty()) {
+    if (std::string unused = formats.unused(); !unused.empty()) {
       getOperation().emitError() << "no weight matches the regular expression '" << unused << "'";
       signalPassFailure();
     }
@@ -145,27 +49,15 @@ struct QuantizePass final : impl::QuantizePassBase<QuantizePass> {
 private:
   LogicalResult readOptions() {
     auto fail = [&](const std::string &message) { return getOperation().emitError() << message; };
-    for (auto [role, name] : {std::pair(Experts, &experts), {Attention, &attention}, {Dense, &dense}, {Head, &head}}) {
-      moec::Result<WeightFormat> format = WeightFormat::parse(*name);
-      if (!format)
-        return fail(format.message());
-      formats[role] = *format;
-    }
-    moec::Result<Overrides> parsed = Overrides::parse(overrides);
+    moec::Result<ProjectionFormats> parsed = ProjectionFormats::parse(experts, attention, dense, head, overrides);
     if (!parsed)
       return fail(parsed.message());
-    rules = std::move(*parsed);
+    formats = std::move(*parsed);
     std::optional<Rounding> known = symbolizeRounding(rounding);
     if (!known)
       return fail("unknown rounding " + moec::quote(rounding) + ", expected nearest, importance or feedback");
     rounds = *known;
     return success();
-  }
-
-  WeightFormat formatOf(Role role, StringRef name) {
-    if (const WeightFormat *format = rules.find(name))
-      return *format;
-    return role == Router ? WeightFormat() : formats[role];
   }
 
   /// Stores the weights of a projection that reads `x`.
@@ -175,7 +67,7 @@ private:
       auto weight = operand->get().getDefiningOp<WeightOp>();
       if (!weight)
         continue;
-      WeightFormat format = formatOf(role, cast<StringAttr>(weight.getSources()[0]));
+      WeightFormat format = formats.of(role, cast<StringAttr>(weight.getSources()[0]));
       if (failed(store(weight, *operand, format)))
         return failure();
       Attribute activations = format.activations(&getContext(), columnsOf(x.get()));
@@ -208,12 +100,13 @@ private:
     SmallVector<std::pair<ExpertFormats, SmallVector<int64_t>>> sets;
     for (int64_t i = 0; i < count - static_cast<int64_t>(op.getShared()); ++i) {
       int64_t expert = members ? (*members)[i] : i;
-      SmallVector<WeightFormat> formats;
+      SmallVector<WeightFormat> asked;
       for (WeightOp weight : weights)
-        formats.push_back(formatOf(Experts, memberOf(cast<StringAttr>(weight.getSources()[0]).getValue(), expert)));
-      if (formats[0] != formats[1])
+        asked.push_back(
+            formats.of(Role::Experts, memberOf(cast<StringAttr>(weight.getSources()[0]).getValue(), expert)));
+      if (asked[0] != asked[1])
         return op.emitOpError("would have gate and up of expert ") << expert << " in two formats, but they need one";
-      ExpertFormats mine{formats[0], formats[2]};
+      ExpertFormats mine{asked[0], asked[2]};
       auto *found = llvm::find_if(sets, [&](const auto &set) { return set.first == mine; });
       if (found == sets.end())
         found = &sets.emplace_back(mine, SmallVector<int64_t>());
@@ -225,7 +118,7 @@ private:
       return op.emitOpError("would be stored in several formats, but has a shared expert among the routed ones");
     OpBuilder builder(op);
     Value sum = op.getResidual();
-    for (auto &[formats, experts] : sets) {
+    for (auto &[stored, experts] : sets) {
       SmallVector<Value> some;
       for (WeightOp weight : weights)
         some.push_back(membersOf(weight, experts));
@@ -233,7 +126,7 @@ private:
           ExpertsOp::create(builder, op.getLoc(), op.getType(), op.getX(), op.getWeights(), op.getExperts(), some[0],
                             some[1], some[2], sum, op.getActivationsAttr(), builder.getDenseI64ArrayAttr(experts));
       sum = part.getResult();
-      if (failed(store(part, formats)))
+      if (failed(store(part, stored)))
         return failure();
     }
     op.replaceAllUsesWith(sum);
@@ -306,8 +199,7 @@ private:
     return success();
   }
 
-  std::array<WeightFormat, NumRoles> formats;
-  Overrides rules;
+  ProjectionFormats formats;
   Rounding rounds = Rounding::Nearest;
   DenseMap<std::pair<Value, Attribute>, Value> inputs;
 };
