@@ -19,7 +19,9 @@ KernelArg index(StringRef name) { return in(name, DType::I32); }
 
 Args arguments(const EmbedSpec &s) { return {index("tokens"), in("table", s.table), out("out")}; }
 Args arguments(const GatherRowsSpec &) { return {in("x"), index("rows"), out("out")}; }
-Args arguments(const RmsNormSpec &) { return {in("x"), in("g"), out("out")}; }
+Args arguments(const RmsNormSpec &s) {
+  return s.weight ? Args{in("x"), in("g"), out("out")} : Args{in("x"), out("out")};
+}
 Args arguments(const GemmSpec &s) {
   Args args = {in("x", s.input), in("w", s.weight)};
   if (s.scaleCols)

@@ -42,6 +42,7 @@ template <Is<RmsNormSpec> S> void forEachField(S &s, auto field) {
   field("out_stride", s.outStride);
   field("eps", s.eps);
   field("rows", s.rows);
+  field("weight", s.weight);
 }
 
 template <Is<GemmSpec> S> void forEachField(S &s, auto field) {
@@ -393,7 +394,9 @@ template <class Spec> StringRef cacheName(const Spec &s) {
 
 void describe(const EmbedSpec &s, Symbol &symbol) { symbol.tag(nameOf(s.table)).tag("d", s.width); }
 void describe(const GatherRowsSpec &s, Symbol &symbol) { symbol.tag("d", s.width); }
-void describe(const RmsNormSpec &s, Symbol &symbol) { symbol.tag("d", s.width).tagIf(s.rows == Rows::R, "rows"); }
+void describe(const RmsNormSpec &s, Symbol &symbol) {
+  symbol.tag("d", s.width).tagIf(!s.weight, "plain").tagIf(s.rows == Rows::R, "rows");
+}
 void describe(const GemmSpec &s, Symbol &symbol) {
   if (s.group)
     symbol.tag(nameOf(s.codes)).tag("g", s.group);

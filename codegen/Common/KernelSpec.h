@@ -55,11 +55,12 @@ struct GatherRowsSpec {
 };
 
 /// out[t, :] = g * x[t, :] / sqrt(mean(x[t, :]^2) + eps).
-/// args: x, g f32[width] (readable to a multiple of 16), out. Grid: rows.
+/// args: x, g f32[width] (readable to a multiple of 16; only with `weight`), out. Grid: rows.
 struct RmsNormSpec {
   int64_t width = 0, xStride = 0, outStride = 0;
   double eps = 0;
   Rows rows = Rows::T;
+  bool weight = true; ///< false: what reads `out` has g in its own weights
 };
 
 /// How the rows of a GEMM over experts are found. The sorted lists come from `dispatch`.

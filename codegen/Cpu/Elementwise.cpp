@@ -12,6 +12,7 @@
 #include "runtime/KernelAbi.h"
 
 #include <limits>
+#include <optional>
 
 namespace moec::cpu {
 
@@ -39,7 +40,10 @@ void emit(KernelBuilder &b, llvm::StringRef symbol, const GatherRowsSpec &spec, 
 
 void emit(KernelBuilder &b, llvm::StringRef symbol, const RmsNormSpec &spec, const Tiles &) {
   b.kernel(symbol, [&] {
-    Ptr x = b.arg(0, b.f32), g = b.arg(1, b.f32), out = b.arg(2, b.f32);
+    Ptr x = b.arg(0, b.f32), out = b.arg(spec.weight ? 2 : 1, b.f32);
+    std::optional<Ptr> g;
+    if (spec.weight)
+      g = b.arg(1, b.f32);
     b.tasks([&](Val t) {
       Ptr row = x + t * spec.xStride;
       Ptr to = out + t * spec.outStride;
@@ -56,8 +60,10 @@ void emit(KernelBuilder &b, llvm::StringRef symbol, const RmsNormSpec &spec, con
       }
       Val mean = b.sumLanes(squares) / static_cast<double>(spec.width);
       Val factor = 1.0 / b.sqrt(mean + spec.eps);
-      b.vectors(spec.width,
-                [&](Val i, Val mask) { (to + i).store((row + i).load(kLanes) * factor * (g + i).load(kLanes), mask); });
+      b.vectors(spec.width, [&](Val i, Val mask) {
+        Val normed = (row + i).load(kLanes) * factor;
+        (to + i).store(g ? normed * (*g + i).load(kLanes) : normed, mask);
+      });
     });
   });
 }

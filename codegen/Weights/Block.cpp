@@ -336,6 +336,42 @@ private:
   std::unique_ptr<Block> input;
 };
 
+/// Each column by an element of a vector.
+class ScaleColumnsBlock final : public Block {
+public:
+  static Result<std::unique_ptr<Block>> open(const std::string &name, std::unique_ptr<Block> input,
+                                             const std::string &by, const TensorSource &from) {
+    MOEC_TRY(auto vector, SourceBlock::open(by, from));
+    if (vector->rank != 1 || vector->cols != input->cols)
+      return Error{"tensor '" + by + "' is " + shapeText(*vector) + ", but scales the columns of '" + name +
+                   "', which is " + shapeText(*input)};
+    std::vector<float> scales(vector->cols);
+    MOEC_CHECK(vector->read({0, 0, 1, 0, vector->cols}, scales.data()));
+    return std::unique_ptr<Block>(new ScaleColumnsBlock(std::move(input), std::move(scales)));
+  }
+  Status read(const Rect &rect, float *out) const override {
+    MOEC_CHECK(input->read(rect, out));
+    for (int64_t r = 0; r < rect.rows; ++r)
+      for (int64_t c = 0; c < rect.cols; ++c)
+        out[r * rect.cols + c] *= scales[rect.col + c];
+    return success();
+  }
+  void release(int64_t batch, int64_t row, int64_t rows) const override { input->release(batch, row, rows); }
+
+private:
+  ScaleColumnsBlock(std::unique_ptr<Block> block, std::vector<float> scales)
+      : input(std::move(block)), scales(std::move(scales)) {
+    batch = input->batch;
+    rows = input->rows;
+    cols = input->cols;
+    rank = input->rank;
+    dtype = DType::F32;
+  }
+
+  std::unique_ptr<Block> input;
+  std::vector<float> scales; ///< read once: a vector is small
+};
+
 /// What codes in groups stand for; see `#moe.quantize`. Packing takes the codes themselves, this is for everything
 /// else.
 class QuantizeBlock final : public Block {
@@ -470,6 +506,12 @@ public:
           return each([&](const std::string &name, std::unique_ptr<Block> &block) -> Status {
             MOEC_TRY(DType type, dtypeOf(attr.getType()));
             block = std::make_unique<CastBlock>(std::move(block), type);
+            return success();
+          });
+        })
+        .Case([&](steps::ScaleColumnsAttr attr) {
+          return each([&](const std::string &name, std::unique_ptr<Block> &block) -> Status {
+            MOEC_TRY(block, ScaleColumnsBlock::open(name, std::move(block), attr.getBy().str(), from));
             return success();
           });
         })

@@ -358,6 +358,25 @@ def Moe_CastAttr : Moe_StepAttr<"Cast", "cast"> {
   let genVerifyDecl = 1;
 }
 
+def Moe_ScaleColumnsAttr : Moe_StepAttr<"ScaleColumns", "scale_columns"> {
+  let summary = "Multiply each column by an element of another tensor";
+  let description = [{
+    `y[.., c] = x[.., c] * by[c]`, in f32, where `by` names a vector of the checkpoint that is no source of the weight:
+    so it is there once for all tensors of the list, and recipes of weights that read one input stay equal. A product
+    of two numbers of 16 bits is exact, short of overflow and underflow. It puts the weight of a norm into the matrices
+    that multiply what the norm gives.
+
+    - (C1) `by` is not empty and no family.
+
+    ```mlir
+    func.func private @scaled() attributes {step = #moe.scale_columns<"layers.0.input_layernorm.weight">}
+    ```
+  }];
+  let parameters = (ins "::mlir::StringAttr":$by);
+  let assemblyFormat = "`<` $by `>`";
+  let genVerifyDecl = 1;
+}
+
 def Moe_PadAttr : Moe_StepAttr<"Pad", "pad"> {
   let summary = "Append zeros to the last dimension up to `size`";
   let description = [{

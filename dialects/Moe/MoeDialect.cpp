@@ -377,6 +377,15 @@ LogicalResult CacheCodesAttr::verify(EmitError emitError, CodeFormat codes, int6
   return checkPositive(emitError, "channels", channels); // C2
 }
 
+LogicalResult ScaleColumnsAttr::verify(EmitError emitError, StringAttr by) {
+  // C1
+  if (!by || by.getValue().empty())
+    return emitError() << "scales columns by a tensor without a name";
+  if (isFamily(by.getValue()))
+    return emitError() << "scales columns by '" << by.getValue() << "', a family of tensors, expected one";
+  return success();
+}
+
 LogicalResult PadAttr::verify(EmitError emitError, int64_t size) {
   return checkPositive(emitError, "size", size); // C1
 }

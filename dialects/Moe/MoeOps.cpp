@@ -213,7 +213,7 @@ LogicalResult GateUpOp::verify() {
 
 LogicalResult RmsNormOp::verify() {
   // C1
-  if (failed(checkEqual(*this, {"weight", getWeight(), 0, "elements"}, {"x", getX(), 1, "columns"})))
+  if (getWeight() && failed(checkEqual(*this, {"weight", getWeight(), 0, "elements"}, {"x", getX(), 1, "columns"})))
     return failure();
   // C2
   if (failed(checkEqual(*this, {"result", getResult(), 0, "rows"}, {"x", getX(), 0, "rows"})) ||

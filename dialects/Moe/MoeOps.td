@@ -44,7 +44,7 @@ def Moe_WeightOp : Moe_Op<"weight", [Pure, DeclareOpInterfaceMethods<OpAsmOpInte
     A recipe works on a list of tensors. `dequant`, where there is one, comes first and makes one
     tensor of all those that a stored weight has; `stack` stacks every family of the list, `append` puts more
     matrices behind such a stack;
-    `head_rows`, `transpose`, `cast`, `pad` and `quantize` act on each tensor; `concat` makes one of all,
+    `head_rows`, `transpose`, `cast`, `scale_columns`, `pad` and `quantize` act on each tensor; `concat` makes one of all,
     and `pack_panels`, `pack_block_scales` and `pack_groups` consume one or two tensors and give one. A source whose
     name holds `{e}` is a family of tensors, one for each expert.
 
@@ -61,7 +61,7 @@ def Moe_WeightOp : Moe_Op<"weight", [Pure, DeclareOpInterfaceMethods<OpAsmOpInte
     - (C6) The list ends as one tensor, with no family left unstacked.
     - (C7) The shape of the result is one that the last steps can give.
     - (C8) The element type of the result is the one of the last `cast` or `dequant`; it
-      is f32 after `quantize` and i8 after `pack_groups`.
+      is f32 after `scale_columns` and `quantize`, and i8 after `pack_groups`.
     - (C9) What `pack_groups` finds was quantized, or stored in int4 groups; after that it was at most
       stacked, cut by heads, and in the end joined by `concat` with others in the same format.
     - (C10) `concat` finds as many tensors as it has `rows`, no family among them.
@@ -316,10 +316,11 @@ def Moe_AddOp : Moe_Op<"add", [NoMemoryEffect, Commutative, SameOperandsAndResul
 def Moe_RmsNormOp : Moe_Op<"rms_norm", [Pure]> {
   let summary = "y[t, :] = weight * x[t, :] / sqrt(mean(x[t, :]^2) + eps)";
   let description = [{
-    `result[t, d] = float(weight[d]) * x[t, d] / sqrt(mean_i(x[t, i]^2) + eps)`.
+    `result[t, d] = float(weight[d]) * x[t, d] / sqrt(mean_i(x[t, i]^2) + eps)`, without the first factor if there is no
+    `weight`: the pass `moe-fold-norm` moves it into the weights of what reads `result`.
     Source: arXiv:1910.07467, eq. 4; `eps` as in every implementation.
 
-    - (C1) `weight` has as many elements as `x` has columns.
+    - (C1) `weight`, if present, has as many elements as `x` has columns.
     - (C2) `result` has the rows and columns of `x`.
     - (C3) `eps` is finite and not negative.
 
@@ -327,13 +328,16 @@ def Moe_RmsNormOp : Moe_Op<"rms_norm", [Pure]> {
     func.func @norm(%x: tensor<?x256xf32>) -> tensor<?x256xf32> {
       %g = moe.weight ["model.norm.weight"] : tensor<256xbf16>
       %y = moe.rms_norm %x, %g eps 1.0e-06 : tensor<?x256xf32>, tensor<256xbf16> -> tensor<?x256xf32>
-      return %y : tensor<?x256xf32>
+      %z = moe.rms_norm %y eps 1.0e-06 : tensor<?x256xf32> -> tensor<?x256xf32>
+      return %z : tensor<?x256xf32>
     }
     ```
   }];
-  let arguments = (ins Moe_Float<2>:$x, Moe_WeightOf<[1]>:$weight, F64Attr:$eps);
+  let arguments = (ins Moe_Float<2>:$x, Optional<Moe_WeightOf<[1]>>:$weight, F64Attr:$eps);
   let results = (outs Moe_Float<2>:$result);
-  let assemblyFormat = "$x `,` $weight `eps` $eps attr-dict `:` type($x) `,` type($weight) `->` type($result)";
+  let assemblyFormat = [{
+    $x (`,` $weight^)? `eps` $eps attr-dict `:` type($x) (`,` type($weight)^)? `->` type($result)
+  }];
   let hasVerifier = 1;
 }
 

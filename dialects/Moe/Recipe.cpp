@@ -126,6 +126,11 @@ private:
         tensor = {tensor.family, Float32Type::get(step.getContext()), quantize};
       return success();
     }
+    if (isa<ScaleColumnsAttr>(step)) {
+      for (Tensor &tensor : list)
+        tensor = {tensor.family, Float32Type::get(step.getContext())};
+      return success();
+    }
     if (isa<PackPanelsAttr, PackBlockScalesAttr, PackGroupsAttr>(step)) // C5
       return pack(index, widthOf(step));
     if (auto concat = dyn_cast<ConcatAttr>(step)) // C10

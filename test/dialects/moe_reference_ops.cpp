@@ -99,9 +99,10 @@ TYPED_TEST(MoeReference, Add) {
 TYPED_TEST(MoeReference, RmsNorm) {
   // mean(3^2, 4^2) = 12.5; with eps 12.5 the root is 5.
   Tensor<TypeParam> x({2, 2}, {3, 4, 0, 0}), weight({2}, {1, 10});
-  expectNear(rmsNorm(x, weight, 12.5), Tensor<double>({2, 2}, {0.6, 8, 0, 0}), this->tolerance);
+  expectNear(rmsNorm(x, &weight, 12.5), Tensor<double>({2, 2}, {0.6, 8, 0, 0}), this->tolerance);
+  expectNear(rmsNorm<TypeParam>(x, nullptr, 12.5), Tensor<double>({2, 2}, {0.6, 0.8, 0, 0}), this->tolerance);
   double root = std::sqrt(12.5 + 1e-6);
-  expectNear(rmsNorm(x, weight, 1e-6), Tensor<double>({2, 2}, {3 / root, 40 / root, 0, 0}), this->tolerance);
+  expectNear(rmsNorm(x, &weight, 1e-6), Tensor<double>({2, 2}, {3 / root, 40 / root, 0, 0}), this->tolerance);
 }
 
 TYPED_TEST(MoeReference, ReshapeAndSplitKeepHeadsApart) {

@@ -199,6 +199,24 @@ TEST_F(MoeReferenceRecipe, HeadRowsTransposePad) {
   EXPECT_EQ(values(R"(["m"])", "[#moe.pad<3>]"), Tensor<float>({2, 3}, {0, 1, 2, 3, 4, 5}));
 }
 
+TEST_F(MoeReferenceRecipe, ScaleColumnsMultipliesEachByItsElement) {
+  source.add("g", Tensor<float>({3}, {2, -0.5, 0}));
+  addCounting("m", {2, 3}, 1);
+  const std::string step = R"(#moe.scale_columns<"g">)";
+  EXPECT_EQ(values(R"(["m"])", "[" + step + "]"), Tensor<float>({2, 3}, {2, -1, 0, 8, -2.5, 0}));
+  // Of each member of a family, stacked or not yet, and of each tensor that is joined.
+  addCounting("e0", {1, 3}, 1);
+  addCounting("e1", {1, 3}, 4);
+  for (const std::string &recipe : {"[" + step + ", #moe.stack<2>]", "[#moe.stack<2>, " + step + "]"})
+    EXPECT_EQ(values(R"(["e{e}"])", recipe), Tensor<float>({2, 1, 3}, {2, -1, 0, 8, -2.5, 0}));
+  EXPECT_EQ(values(R"(["e0", "e1"])", "[" + step + ", #moe.concat<[1, 1]>]"),
+            Tensor<float>({2, 3}, {2, -1, 0, 8, -2.5, 0}));
+  // Two numbers of 16 bits have a product that bf16 could not hold.
+  source.add("g16", DType::BF16, {1}, std::vector<uint16_t>{moec::floatToBf16(1.0078125f)});
+  source.add("m16", DType::BF16, {1, 1}, std::vector<uint16_t>{moec::floatToBf16(1.0078125f)});
+  EXPECT_EQ(values(R"(["m16"])", R"([#moe.scale_columns<"g16">])"), Tensor<float>({1, 1}, {1.01568603515625f}));
+}
+
 TEST_F(MoeReferenceRecipe, AppendPutsSlicesOfAMatrixBehindAStack) {
   addCounting("e0", {2, 2});
   addCounting("e1", {2, 2}, 10);
@@ -336,6 +354,11 @@ TEST_F(MoeReferenceRecipe, RefusalsAreSentences) {
             "#moe.concat<[4, 4]>: 'n' is F32 [3, 6], expected F32 [4, 6]");
   EXPECT_EQ(message(R"(["v", "v"])", "[#moe.concat<[4, 4]>]"),
             "#moe.concat<[4, 4]>: 'v' is F32 [4], expected F32 [4, 4]");
+  EXPECT_EQ(message(R"(["m"])", R"([#moe.scale_columns<"v">])"),
+            "#moe.scale_columns<\"v\">: 'm' is [4, 6], but is scaled by [4]");
+  EXPECT_EQ(message(R"(["m"])", R"([#moe.scale_columns<"n">])"),
+            "#moe.scale_columns<\"n\">: 'm' is [4, 6], but is scaled by [3, 6]");
+  EXPECT_EQ(message(R"(["m"])", R"([#moe.scale_columns<"absent">])"), "tensor 'absent' is not in the checkpoint");
   addCounting("s0", {4, 3});
   EXPECT_EQ(message(R"(["s{e}", "m"])", "[#moe.stack<1>, #moe.append<rows, 2>]"),
             "#moe.append<rows, 2>: 'm' is [4, 6], expected [8, 3] for matrices of [4, 3]");

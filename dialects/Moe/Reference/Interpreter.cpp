@@ -278,7 +278,7 @@ template <typename T> LogicalResult TypedMachine<T>::evaluate(RmsNormOp op) {
   Real x, weight;
   if (failed(fetch(op, {{"x", op.getX(), "TD", &x}, {"weight", op.getWeight(), "D", &weight}})))
     return failure();
-  return set(op.getResult(), reference::rmsNorm(*x, *weight, op.getEps().convertToDouble()));
+  return set(op.getResult(), reference::rmsNorm(*x, weight.get(), op.getEps().convertToDouble()));
 }
 
 template <typename T> LogicalResult TypedMachine<T>::evaluate(FakeQuantizeOp op) {

@@ -189,6 +189,17 @@ static Result<StoredTensor> apply(CastAttr step, const std::string &name, const 
   return out;
 }
 
+static Result<StoredTensor> apply(ScaleColumnsAttr step, const std::string &name, const StoredTensor &in,
+                                  const StoredTensor &by) {
+  const Shape &shape = in.values.shape;
+  if (shape.empty() || by.values.shape != Shape{shape.back()})
+    return stepError(step, name, "is " + print(shape) + ", but is scaled by " + print(by.values.shape));
+  StoredTensor out{DType::F32, in.values};
+  for (size_t i = 0; i < out.values.data.size(); ++i)
+    out.values.data[i] *= by.values.data[i % by.values.data.size()];
+  return out;
+}
+
 static Result<StoredTensor> apply(PadAttr step, const std::string &name, const StoredTensor &in) {
   Shape shape = in.values.shape;
   if (shape.empty() || step.getSize() < shape.back())
@@ -441,6 +452,15 @@ template <typename StepAttr> static Status mapEach(StepAttr step, std::vector<It
   return moec::success();
 }
 
+static Status scaleEach(ScaleColumnsAttr step, std::vector<Item> &list, const moec::TensorSource &source) {
+  MOEC_TRY(StoredTensor by, read(step.getBy().str(), source));
+  for (Item &item : list)
+    for (StoredTensor &tensor : item.members) {
+      MOEC_TRY(tensor, apply(step, item.name, tensor, by));
+    }
+  return moec::success();
+}
+
 static Status quantizeEach(QuantizeAttr step, StackAttr stack, std::vector<Item> &list,
                            const moec::MomentSource *moments) {
   for (Item &item : list)
@@ -548,6 +568,7 @@ Result<StoredTensor> evaluateRecipe(ArrayAttr sources, ArrayAttr recipe, const m
         llvm::TypeSwitch<Attribute, Status>(attr)
             .Case<StackAttr, AppendAttr>([&](auto step) { return applyStep(step, list); })
             .Case<HeadRowsAttr, TransposeAttr, CastAttr, PadAttr>([&](auto step) { return mapEach(step, list); })
+            .Case([&](ScaleColumnsAttr step) { return scaleEach(step, list, source); })
             .Case([&](QuantizeAttr step) { return quantizeEach(step, stackOf(recipe), list, moments); })
             .Case<ConcatAttr, PackPanelsAttr, PackBlockScalesAttr, PackGroupsAttr>(
                 [&](auto step) { return reduce(step, list); })

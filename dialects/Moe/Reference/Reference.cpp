@@ -81,7 +81,7 @@ template <typename T> Tensor<T> add(const Tensor<T> &lhs, const Tensor<T> &rhs) 
   return y;
 }
 
-template <typename T> Tensor<T> rmsNorm(const Tensor<T> &x, const Tensor<T> &weight, double eps) {
+template <typename T> Tensor<T> rmsNorm(const Tensor<T> &x, const Tensor<T> *weight, double eps) {
   Tensor<T> y(x.shape);
   int64_t width = x.dim(1);
   for (int64_t t = 0; t < x.dim(0); ++t) {
@@ -89,7 +89,7 @@ template <typename T> Tensor<T> rmsNorm(const Tensor<T> &x, const Tensor<T> &wei
     T *out = y.row(t);
     T root = std::sqrt(dot(in, in, width) / T(width) + T(eps));
     for (int64_t d = 0; d < width; ++d)
-      out[d] = weight.data[d] * (in[d] / root);
+      out[d] = (weight ? weight->data[d] : T(1)) * (in[d] / root);
   }
   return y;
 }
@@ -375,7 +375,7 @@ Tensor<T> experts(const Tensor<T> &x, const Tensor<T> &weights, const IndexTenso
   template Tensor<T> swiglu(const Tensor<T> &, const Tensor<T> &);                                                     \
   template Tensor<T> gateUp(const Tensor<T> &, const Tensor<T> &, const Tensor<T> &);                                  \
   template Tensor<T> add(const Tensor<T> &, const Tensor<T> &);                                                        \
-  template Tensor<T> rmsNorm(const Tensor<T> &, const Tensor<T> &, double);                                            \
+  template Tensor<T> rmsNorm(const Tensor<T> &, const Tensor<T> *, double);                                            \
   template Tensor<T> reshape(const Tensor<T> &, std::vector<int64_t>);                                                 \
   template std::vector<Tensor<T>> split(const Tensor<T> &, llvm::ArrayRef<int64_t>);                                   \
   template Tensor<T> rope(const Tensor<T> &, const IndexTensor &, llvm::ArrayRef<float>, double);                      \

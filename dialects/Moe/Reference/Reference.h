@@ -87,8 +87,9 @@ template <typename T> Tensor<T> gateUp(const Tensor<T> &x, const Tensor<T> &gate
 template <typename T> Tensor<T> add(const Tensor<T> &lhs, const Tensor<T> &rhs);
 
 /// `moe.rms_norm`: y[t, :] = weight * x[t, :] / sqrt(mean(x[t, :]^2) + eps).
-/// x [T, D], weight [D] -> [T, D]. Source: Zhang and Sennrich 2019, arXiv:1910.07467.
-template <typename T> Tensor<T> rmsNorm(const Tensor<T> &x, const Tensor<T> &weight, double eps);
+/// x [T, D], weight [D] or null, which is a weight of ones -> [T, D].
+/// Source: Zhang and Sennrich 2019, arXiv:1910.07467.
+template <typename T> Tensor<T> rmsNorm(const Tensor<T> &x, const Tensor<T> *weight, double eps);
 
 /// `moe.reshape`: the same elements in another shape of equal size.
 template <typename T> Tensor<T> reshape(const Tensor<T> &x, std::vector<int64_t> shape);

@@ -264,14 +264,20 @@ LogicalResult StepLowering::lower(moe::GatherRowsOp op) {
 }
 
 LogicalResult StepLowering::lower(moe::RmsNormOp op) {
-  FailureOr<WeightOp> weight = weights->vector(op, op.getWeight());
-  if (failed(weight))
-    return failure();
   Rows rows = rowsOf(op.getX());
   Value x = memoryOf(op.getX());
+  SmallVector<Value> args = {x};
+  if (op.getWeight()) {
+    FailureOr<WeightOp> weight = weights->vector(op, op.getWeight());
+    if (failed(weight))
+      return failure();
+    args.push_back(ref(*weight));
+  }
   Value out = place(op.getResult(), rows);
+  args.push_back(out);
   moec::RmsNormSpec spec{widthOf(op.getX()), rowStride(x), rowStride(out), op.getEps().convertToDouble(), rows};
-  launch(op, spec, {x, ref(*weight), out});
+  spec.weight = op.getWeight() != nullptr;
+  launch(op, spec, args);
   return success();
 }
 

@@ -45,7 +45,7 @@ std::vector<KernelSpec> oneOfEach() {
   route.rows = Rows::R;
   return {EmbedSpec{DType::F16, 256, 260},
           GatherRowsSpec{256, 257, 258},
-          RmsNormSpec{256, 257, 258, 1e-6, Rows::R},
+          RmsNormSpec{256, 257, 258, 1e-6, Rows::R, false},
           gemm,
           RopeAnglesSpec{{1.0f, 0.1f, 1e-3f}, 1.25},
           RopeSpec{4, 32, 128, 33, 256, 64},
@@ -132,7 +132,7 @@ TEST_F(KernelSpecTest, SymbolsTellTheMainParameters) {
   for (const KernelSpec &spec : oneOfEach())
     symbols.push_back(symbolFor(spec));
   EXPECT_EQ(symbols, (std::vector<std::string>{
-                         "embed_f16_d256", "gather_rows_d256", "rms_norm_d256_rows",
+                         "embed_f16_d256", "gather_rows_d256", "rms_norm_d256_plain_rows",
                          "gemm_f8e4m3_n100_k64_e8_scatter_swiglu_rows", "rope_angles_d6", "rope_h4_d32",
                          "cache_append_c64_r16_int8", "mla_attention_h4_c64_r16_fp8", "mla_combine_h4_c64",
                          "mla_expanded_f16_h4_k32_v24_c64_r16_int8", "route_sigmoid_e16_top4_shared3_rows",

@@ -74,7 +74,8 @@ TEST(RmsNorm, Normalizes) {
   std::vector<KernelSpec> specs;
   for (int64_t width : kWidths)
     for (Rows rows : {Rows::T, Rows::R})
-      specs.push_back(RmsNormSpec{width, width + 1, width + 2, 1e-6, rows});
+      for (bool weight : {true, false})
+        specs.push_back(RmsNormSpec{width, width + 1, width + 2, 1e-6, rows, weight});
   Kernels kernels(specs);
   Random random(3);
   for (size_t index = 0; index < specs.size(); ++index) {
@@ -85,7 +86,10 @@ TEST(RmsNorm, Normalizes) {
     std::fill_n(x.begin(), spec.width, 0.0f);
     for (int64_t i = 0; i < spec.width; ++i)
       x[spec.xStride + i] *= 1e-4f; // where eps matters
-    checkRows(kernels, index, {&x, &g}, out, rows, spec.width, spec.outStride, stepOf(spec.rows, rows),
+    if (!spec.weight)
+      std::fill(g.begin(), g.end(), 1.0f);
+    auto arguments = spec.weight ? std::vector<Buffer *>{&x, &g} : std::vector<Buffer *>{&x};
+    checkRows(kernels, index, arguments, out, rows, spec.width, spec.outStride, stepOf(spec.rows, rows),
               [&](int64_t t, int64_t i) {
                 double squares = 0;
                 for (int64_t j = 0; j < spec.width; ++j)
@@ -221,24 +225,30 @@ TEST(Rows, PartsGiveWhatTheyGiveAlone) {
   quantize.scaleCols = 32;
   quantize.offset = 8;
   quantize.outStride = QuantizeRowsSpec::rowBytes(width);
-  Kernels kernels({norm, add, quantize, RowsSpec{{norm, add, quantize}}});
+  RmsNormSpec plain = norm; // has an argument less
+  plain.weight = false;
+  Kernels kernels({norm, add, quantize, RowsSpec{{norm, add, quantize}}, RowsSpec{{plain, add, quantize}}});
   Random random(9);
-  Array<float> x(random.normals(rows * width)), g(random.normals(width));
+  Array<float> x(random.normals(rows * width)), g(random.normals(width)), ones(width, 1.0f);
   moe_step step{rows, 0, 0};
   std::vector<std::string> results;
-  for (bool together : {false, true}) {
+  for (auto [together, weight] : {std::pair(false, true), {true, true}, {false, false}, {true, false}}) {
     Array<float> normed(rows * width, kUntouched), sum(rows * width, kUntouched);
     Array<uint8_t> codes(rows * quantize.outStride, 0xEE);
-    if (together) {
+    if (together && weight) {
       kernels.run(3, {&x, &g, &normed, &normed, &x, &sum, &sum, &codes}, step, kernels.gridOf(3, step));
+    } else if (together) {
+      kernels.run(4, {&x, &normed, &normed, &x, &sum, &sum, &codes}, step, kernels.gridOf(4, step));
     } else {
-      kernels.run(0, {&x, &g, &normed}, step, kernels.gridOf(0, step));
+      kernels.run(0, {&x, weight ? &g : &ones, &normed}, step, kernels.gridOf(0, step));
       kernels.run(1, {&normed, &x, &sum}, step, kernels.gridOf(1, step));
       kernels.run(2, {&sum, &codes}, step, kernels.gridOf(2, step));
     }
     results.push_back(normed.contents() + sum.contents() + codes.contents());
   }
   EXPECT_EQ(results[0], results[1]);
+  EXPECT_EQ(results[2], results[3]);
+  EXPECT_NE(results[0], results[2]);
 }
 
 TEST(CastRows, RoundsToNearestEven) {

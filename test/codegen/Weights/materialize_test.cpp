@@ -206,6 +206,35 @@ TEST_F(MaterializeTest, SomeMembersOfAFamily) {
   expectSame({"x.{e}.w"}, "[#moe.stack<[7]>, #moe.pack_panels<32>]");
 }
 
+TEST_F(MaterializeTest, ScaledColumns) {
+  source.add("g", DType::BF16, {1100});
+  source.add("short", DType::F32, {64});
+  source.add("wide", DType::BF16, {70, 1100}); // more than one tile of columns
+  expectSame({"wide"}, R"([#moe.scale_columns<"g">])");
+  expectSame({"wide"}, R"([#moe.scale_columns<"g">, #moe.pack_panels<32>])");
+  for (int e = 0; e < 3; ++e)
+    for (const char *part : {".gate", ".up"})
+      source.add("e." + std::to_string(e) + part, DType::BF16, {40, 64});
+  source.add("s.gate", DType::BF16, {80, 64});
+  source.add("s.up", DType::BF16, {80, 64});
+  // Codes are of the products, of experts and of what is appended to them, as of matrices that are joined.
+  auto tooFew = make(job({"wide"}, R"([#moe.scale_columns<"short">])", DType::F32, {70, 1100}));
+  EXPECT_EQ(tooFew.message(), "tensor 'short' is [64], but scales the columns of 'wide', which is [70, 1100]");
+  auto matrix = make(job({"s.up"}, R"([#moe.scale_columns<"s.gate">])", DType::F32, {80, 64}));
+  EXPECT_EQ(matrix.message(), "tensor 's.gate' is [80, 64], but scales the columns of 's.up', which is [80, 64]");
+  const std::string scaled = R"(#moe.scale_columns<"short">, )";
+  for (std::string quantize :
+       {"#moe.quantize<int4, group = 32, scale = f16>", "#moe.quantize<int8, group = 64, scale = f32>",
+        "#moe.quantize<f4e2m1, group = 16, scale = f8E4M3FN>"}) {
+    expectSame({"e.{e}.gate", "e.{e}.up"}, "[#moe.stack<3>, " + scaled + quantize + ", #moe.pack_groups<32>]");
+    expectSame({"s.gate", "s.up"}, "[" + scaled + quantize + ", #moe.concat<[80, 80]>, #moe.pack_groups<32>]");
+    expectSame({"s.gate"}, "[" + scaled + quantize + "]");
+  }
+  expectSame({"e.{e}.gate", "s.gate", "e.{e}.up", "s.up"},
+             "[#moe.stack<3>, #moe.append<rows, 2>, " + scaled +
+                 "#moe.quantize<int4, group = 32, scale = f16>, #moe.pack_groups<32>]");
+}
+
 TEST_F(MaterializeTest, BlocksAreDequantised) {
   // 576 rows, as kv_a has them: the last block is partial both ways.
   source.add("q", DType::F8E4M3, {576, 200});

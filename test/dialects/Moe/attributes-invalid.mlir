@@ -25,6 +25,16 @@ func.func private @rope_c3_f32() attributes {a = #moe.rope<factor = 1.0 : f32, i
 
 // -----
 
+// expected-error@+1 {{scales columns by a tensor without a name}}
+func.func private @scale_columns_c1_empty() attributes {a = #moe.scale_columns<"">}
+
+// -----
+
+// expected-error@+1 {{scales columns by 'e.{e}.norm', a family of tensors, expected one}}
+func.func private @scale_columns_c1_family() attributes {a = #moe.scale_columns<"e.{e}.norm">}
+
+// -----
+
 // expected-error@+1 {{count is 0, expected a positive number}}
 func.func private @stack_c1() attributes {a = #moe.stack<0>}
 

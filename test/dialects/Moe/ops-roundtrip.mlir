@@ -23,6 +23,7 @@ func.func @rows(%table: tensor<1280x256xbf16>, %tokens: tensor<?xi32>, %rows: te
 
 // CHECK-LABEL: @layers
 //       CHECK: moe.rms_norm %{{[a-z0-9_#]+}}, %{{[a-z0-9_#]+}} eps 9.9999999999999995E-7 : tensor<?x256xf32>, tensor<256xf32> -> tensor<?x256xf32>
+//       CHECK: moe.rms_norm %{{[a-z0-9_#]+}} eps 9.9999999999999995E-7 : tensor<?x256xf32> -> tensor<?x256xf32>
 //       CHECK: moe.linear %{{[a-z0-9_#]+}}, %{{[a-z0-9_#]+}} : tensor<?x256xf32>, tensor<512x256xf16> -> tensor<?x512xf32>
 //       CHECK: moe.gate_up %{{[a-z0-9_#]+}}, %{{[a-z0-9_#]+}}, %{{[a-z0-9_#]+}} : tensor<?x256xf32>, tensor<512x256xf16>, tensor<512x256xf16> -> tensor<?x512xf32>
 //       CHECK: moe.swiglu %{{[a-z0-9_#]+}}, %{{[a-z0-9_#]+}} : tensor<?x512xf32>
@@ -31,6 +32,7 @@ func.func @rows(%table: tensor<1280x256xbf16>, %tokens: tensor<?xi32>, %rows: te
 func.func @layers(%x: tensor<?x256xf32>, %g: tensor<256xf32>, %w: tensor<512x256xf16>, %d: tensor<256x512xf8E4M3FN>)
     -> tensor<?x256xf32> {
   %n = moe.rms_norm %x, %g eps 1.0e-06 : tensor<?x256xf32>, tensor<256xf32> -> tensor<?x256xf32>
+  %plain = moe.rms_norm %x eps 1.0e-06 : tensor<?x256xf32> -> tensor<?x256xf32>
   %l = moe.linear %n, %w : tensor<?x256xf32>, tensor<512x256xf16> -> tensor<?x512xf32>
   %u = moe.gate_up %n, %w, %w : tensor<?x256xf32>, tensor<512x256xf16>, tensor<512x256xf16> -> tensor<?x512xf32>
   %s = moe.swiglu %l, %u : tensor<?x512xf32>

@@ -242,6 +242,23 @@ func.func @weight_c8_cast() {
 
 // -----
 
+func.func @weight_c8_scale_columns() {
+  // expected-error@+1 {{the recipe gives elements of type 'f32', but the result is 'tensor<4x8xbf16>'}}
+  %0 = moe.weight ["w"] recipe [#moe.cast<bf16>, #moe.scale_columns<"g">] : tensor<4x8xbf16>
+  return
+}
+
+// -----
+
+// Products are no codes.
+func.func @weight_c9_scale_columns() {
+  // expected-error@+1 {{recipe[2] '#moe.pack_groups<32>' packs codes and scales, but finds a tensor that no earlier step quantizes}}
+  %0 = moe.weight ["w"] recipe [#moe.quantize<int4, group = 32, scale = f16>, #moe.scale_columns<"g">, #moe.pack_groups<32>] : tensor<1x1x576xi8>
+  return
+}
+
+// -----
+
 func.func @weight_c8_dequant_then_stack() {
   // expected-error@+1 {{the recipe gives elements of type 'f32', but the result is 'tensor<2x8x8xbf16>'}}
   %0 = moe.weight ["{e}.w", "{e}.s"] recipe [#moe.dequant<fp8 128x128, f32>, #moe.stack<2>] : tensor<2x8x8xbf16>

@@ -5,9 +5,9 @@
 // One kernel for both launches of the same parts; @norm and @cast are launched no more, @add still is.
 // CHECK-NOT: @norm
 // CHECK: exec.kernel @rms_norm_d64_and_cast_rows_bf16_d64 "rows" {parts = [
-// CHECK-SAME: {kind = "rms_norm", spec = {eps = {{.*}}, out_stride = 64 : i64, rows = "T", width = 64 : i64, x_stride = 64 : i64}},
+// CHECK-SAME: {kind = "rms_norm", spec = {eps = {{.*}}, out_stride = 64 : i64, rows = "T", weight = true, width = 64 : i64, x_stride = 64 : i64}},
 // CHECK-SAME: {kind = "cast_rows", spec = {
-exec.kernel @norm "rms_norm" {eps = 1.0e-06, out_stride = 64 : i64, rows = "T", width = 64 : i64, x_stride = 64 : i64}
+exec.kernel @norm "rms_norm" {eps = 1.0e-06, out_stride = 64 : i64, rows = "T", weight = true, width = 64 : i64, x_stride = 64 : i64}
 // CHECK-NOT: @cast "
 exec.kernel @cast "cast_rows" {out_stride = 64 : i64, rows = "T", rows_per_token = 1 : i64, to = "bf16",
                                width = 64 : i64, x_stride = 64 : i64}

@@ -14,7 +14,7 @@
 // The table again, as a GEMM reads it:
 // CHECK: exec.weight @model.embed_tokens.2 ["model.embed_tokens.weight"] recipe [#moe.pack_panels<32>] : memref<1x4x24x32xbf16>
 // CHECK: exec.kernel @embed_bf16_d24 "embed" {out_stride = 24 : i64, table = "bf16", width = 24 : i64}
-// CHECK: exec.kernel @rms_norm_d24 "rms_norm" {eps = 9.9999999999999995E-7 : f64, out_stride = 24 : i64, rows = "T", width = 24 : i64, x_stride = 24 : i64}
+// CHECK: exec.kernel @rms_norm_d24 "rms_norm" {eps = 9.9999999999999995E-7 : f64, out_stride = 24 : i64, rows = "T", weight = true, width = 24 : i64, x_stride = 24 : i64}
 // CHECK: exec.kernel @gemm_bf16_n24_k24_add "gemm" {batch = 1 : i64, codes = "int4", epilogue = "add", group = 0 : i64, group_scale = "f16", input = "f32", k = 24 : i64, n = 24 : i64, residual_stride = 24 : i64, routing = "none", rows = "T", scale_cols = 0 : i64, topk = 0 : i64, weight = "bf16", x_batch = 0 : i64, x_stride = 24 : i64, y_batch = 0 : i64, y_stride = 24 : i64}
 // CHECK: exec.kernel @gather_rows_d24 "gather_rows" {out_stride = 24 : i64, width = 24 : i64, x_stride = 24 : i64}
 // CHECK: exec.kernel @rms_norm_d24_rows "rms_norm" {{.*}} rows = "R"
@@ -48,6 +48,27 @@ func.func @step(%tokens: tensor<?xi32>, %positions: tensor<?xi32>, %slots: tenso
   %r = moe.gather_rows %y[%rows] : tensor<?x24xf32>, tensor<?xi32> -> tensor<?x24xf32>
   %h = moe.rms_norm %r, %g eps 1.0e-6 : tensor<?x24xf32>, tensor<24xbf16> -> tensor<?x24xf32>
   %logits = moe.linear %h, %table : tensor<?x24xf32>, tensor<100x24xbf16> -> tensor<?x100xf32>
+  return %logits : tensor<?x100xf32>
+}
+}
+
+// -----
+
+// A norm without a weight has no argument for it, and no symbol in common with one that has.
+
+// CHECK: exec.kernel @rms_norm_d24_plain "rms_norm" {{.*}} weight = false
+// CHECK: exec.kernel @rms_norm_d24 "rms_norm" {{.*}} weight = true
+// CHECK: exec.launch @rms_norm_d24_plain(%[[X:.+]], %[[N:.+]]) grid #{{.+}} writes [1]
+// CHECK: exec.launch @rms_norm_d24(%[[N]], %{{.+}}, %{{.+}}) grid #{{.+}} writes [2]
+module attributes {moe.model = {layers = 0 : i64}} {
+func.func @step(%tokens: tensor<?xi32>, %positions: tensor<?xi32>, %slots: tensor<?xi32>, %rows: tensor<?xi32>) -> tensor<?x100xf32> {
+  %table = moe.weight ["model.embed_tokens.weight"] : tensor<100x24xbf16>
+  %g = moe.weight ["model.norm.weight"] : tensor<24xbf16>
+  %x = moe.embed %tokens in %table : tensor<?xi32>, tensor<100x24xbf16> -> tensor<?x24xf32>
+  %n = moe.rms_norm %x eps 1.0e-6 : tensor<?x24xf32> -> tensor<?x24xf32>
+  %h = moe.rms_norm %n, %g eps 1.0e-6 : tensor<?x24xf32>, tensor<24xbf16> -> tensor<?x24xf32>
+  %r = moe.gather_rows %h[%rows] : tensor<?x24xf32>, tensor<?xi32> -> tensor<?x24xf32>
+  %logits = moe.linear %r, %table : tensor<?x24xf32>, tensor<100x24xbf16> -> tensor<?x100xf32>
   return %logits : tensor<?x100xf32>
 }
 }
