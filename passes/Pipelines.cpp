@@ -28,6 +28,10 @@ void moe::buildMoePipeline(OpPassManager &pm, const MoePipelineOptions &options)
   from(0, function, createFuseMlaPass());
   // Over the attentions that the pass before made.
   from(0, function, createChooseMlaPass({options.mla}));
+  // Before weights are rounded, so that products are rounded once.
+  from(options.foldNorm ? 0 : 3, function,
+       createFoldNormPass(
+           {options.experts, options.attention, options.dense, options.head, options.overrides, options.rounding}));
   // What a weight is for shows in the plain ops that read it; weights in different formats are not joined then.
   from(0, function,
        createQuantizePass(

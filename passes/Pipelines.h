@@ -34,6 +34,8 @@ struct MoePipelineOptions : PassPipelineOptions<MoePipelineOptions> {
   Option<std::string> head{*this, "head", llvm::cl::desc("Format of the projection to logits"), llvm::cl::init("keep")};
   Option<std::string> overrides{*this, "overrides", llvm::cl::desc("Formats by name: lines of REGEX=FORMAT")};
   Option<std::string> rounding{*this, "rounding", llvm::cl::desc("How codes are chosen"), llvm::cl::init("nearest")};
+  Option<bool> foldNorm{*this, "fold-norm", llvm::cl::desc("Multiply the weights of norms into those of projections"),
+                        llvm::cl::init(false)};
 };
 
 /// Optimizes a model, as `moe-optimize`. Each level has the passes of those below it:
@@ -44,7 +46,8 @@ struct MoePipelineOptions : PassPipelineOptions<MoePipelineOptions> {
 ///   attention. Every bit stays as it is.
 /// - 2: and projections of one input as one, which keeps every bit too, and the shared expert among the routed ones, of
 ///   which sums round otherwise if it is wider than they.
-/// - 3: what takes long to compile, or changes more than the last bits of sums: nothing so far.
+/// - 3: what takes long to compile, or changes more than the last bits of sums: the weights of norms are multiplied
+///   into those of projections before these are rounded to their formats, at other levels if `foldNorm` asks for it.
 ///
 /// A level that no pass begins at equals the one below it; `moec verify -O<level>` proves each.
 /// In: a module of `moe` and `func`, in the plain form that importers give; `options.level` is 0 to 3.

@@ -39,6 +39,16 @@ struct Outcomes final : RewriterBase::Listener {
 
 } // namespace
 
+void moe::remarkFusion(Operation *root, Location loc, StringRef pass, bool fused, const Twine &text) {
+  auto options = remark::RemarkOpts::name("fusion").category(pass);
+  if (auto function = dyn_cast<SymbolOpInterface>(root))
+    options = options.function(function.getName());
+  if (fused)
+    remark::passed(loc, options) << text.str();
+  else
+    remark::missed(loc, options) << text.str();
+}
+
 LogicalResult moe::applyFusions(Operation *root, RewritePatternSet patterns, StringRef pass, Traversal traversal) {
   Outcomes outcomes;
   GreedyRewriteConfig config;
@@ -48,14 +58,7 @@ LogicalResult moe::applyFusions(Operation *root, RewritePatternSet patterns, Str
       .setListener(&outcomes);
   if (failed(applyPatternsGreedily(root, std::move(patterns), config)))
     return failure();
-  auto options = remark::RemarkOpts::name("fusion").category(pass);
-  if (auto function = dyn_cast<SymbolOpInterface>(root))
-    options = options.function(function.getName());
-  for (const auto &[loc, outcome] : outcomes.ofOps) {
-    if (outcome.fused)
-      remark::passed(loc, options) << outcome.text;
-    else
-      remark::missed(loc, options) << outcome.text;
-  }
+  for (const auto &[loc, outcome] : outcomes.ofOps)
+    remarkFusion(root, loc, pass, outcome.fused, outcome.text);
   return success();
 }

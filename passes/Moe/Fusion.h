@@ -11,6 +11,10 @@
 
 namespace mlir::moe {
 
+/// Says of the op at `loc` in `root` that `pass` fused it, and how, or left it, and why, in a phrase: a passed or a
+/// missed remark that is named "fusion".
+void remarkFusion(Operation *root, Location loc, StringRef pass, bool fused, const Twine &text);
+
 enum class Traversal { BottomUp, TopDown };
 
 /// Applies `patterns` until none matches; nothing is folded, which is canonicalize's.

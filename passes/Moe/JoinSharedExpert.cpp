@@ -101,7 +101,8 @@ struct JoinedWeight {
       return fail("is stored otherwise than the routed experts");
     for (Attribute step : rest) {
       auto quantize = dyn_cast<QuantizeAttr>(step);
-      if (!isa<DequantAttr, CastAttr, QuantizeAttr>(step))
+      // Slices of rows have the columns of the whole.
+      if (!isa<DequantAttr, CastAttr, QuantizeAttr>(step) && !(isa<ScaleColumnsAttr>(step) && axis == Axis::Rows))
         return fail("is made in a way that slices are not");
       if (quantize && quantize.getRounding() != Rounding::Nearest)
         return fail("is rounded by what a calibration says of the whole weight");

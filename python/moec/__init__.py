@@ -38,6 +38,7 @@ def compile(
     rounding: str = "nearest",
     calibration: str | os.PathLike[str] | None = None,
     cache: str = "f32",
+    fold_norm: bool = False,
     max_tokens: int = 512,
     max_memory: int = 2 << 30,
     threads: int | None = None,
@@ -63,6 +64,8 @@ def compile(
       calibration: a file that `calibrate` made.
       cache: format of cache entries: "f32"; "bf16" for half of the memory and of what attention reads; "int8" or "fp8",
         latents in codes, for little more than half of that.
+      fold_norm: whether the weights of norms are multiplied into those of the projections after them, where these are
+        f32 or quantized to nearest.
       max_tokens: tokens in one run of the program; longer steps are cut.
       max_memory: bound, in bytes, on what making the weights keeps in memory.
       threads: None: one per processor.
@@ -76,7 +79,17 @@ def compile(
     """
     asked = [experts, attention, dense, head, "\n".join(formats), rounding, os.fspath(calibration or ""), cache]
     _compile(
-        os.fspath(model_dir), os.fspath(out), target, max_context or 0, mla, asked, max_tokens, max_memory, threads or 0, progress
+        os.fspath(model_dir),
+        os.fspath(out),
+        target,
+        max_context or 0,
+        mla,
+        asked,
+        fold_norm,
+        max_tokens,
+        max_memory,
+        threads or 0,
+        progress,
     )
 
 
@@ -123,12 +136,13 @@ def verify(
     rounding: str = "nearest",
     calibration: str | os.PathLike[str] | None = None,
     cache: str = "f32",
+    fold_norm: bool = False,
     artifact: bool = True,
 ) -> dict[str, Any]:
     """Run the reference interpreter before and after each pass, then the artifact, on the same tokens.
 
     Args:
-      model_dir, mla, experts, attention, dense, head, formats, rounding, calibration, cache: as for `compile`.
+      model_dir, mla, experts, attention, dense, head, formats, rounding, calibration, cache, fold_norm: as for `compile`.
       tokens: one sequence of ids; None: `count` of them, drawn with `seed`.
       layers: a slice of the model, in rising order; None: all of it.
       artifact: whether it is made and run too.
@@ -142,7 +156,7 @@ def verify(
     """
     asked = [experts, attention, dense, head, "\n".join(formats), rounding, os.fspath(calibration or ""), cache]
     return json.loads(
-        _verify(os.fspath(model_dir), list(tokens or []), count, seed, list(layers or []), mla, asked, artifact)
+        _verify(os.fspath(model_dir), list(tokens or []), count, seed, list(layers or []), mla, asked, fold_norm, artifact)
     )
 
 

@@ -63,6 +63,7 @@ def _compile(
     max_context: int,
     mla: str,
     formats: list[str],
+    fold_norm: bool,
     max_tokens: int,
     max_memory: int,
     threads: int,
@@ -71,6 +72,14 @@ def _compile(
 def _load(artifact: str, threads: int, max_slots: int, cpu: str | None) -> Model: ...
 def _ir(model_dir: str, stage: str, max_context: int) -> str: ...
 def _verify(
-    model_dir: str, tokens: list[int], count: int, seed: int, layers: list[int], mla: str, formats: list[str], artifact: bool
+    model_dir: str,
+    tokens: list[int],
+    count: int,
+    seed: int,
+    layers: list[int],
+    mla: str,
+    formats: list[str],
+    fold_norm: bool,
+    artifact: bool,
 ) -> str: ...
 def _calibrate(artifact: str, file: str, out: str, tokens: int, threads: int, sensitivity: bool) -> str: ...

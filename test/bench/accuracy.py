@@ -17,6 +17,10 @@ from datetime import date
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT / "test" / "e2e"))
+
+from checkpoints import move_into_norms  # noqa: E402
+
 BIN = Path(os.environ.get("MOEC_BUILD_DIR", ROOT / "build")) / "bin"
 BF16 = ROOT / "test" / "models" / "tiny-shakespeare"
 FP8 = ROOT / "test" / "models" / "tiny-shakespeare-fp8"
@@ -88,6 +92,19 @@ HEADER = "| bytes | perplexity | KLD mean | KLD p99 | same top token |"
 RULE = "| --- | --- | --- | --- | --- |"
 
 
+def norms(row, show, bf16: Row, directory: Path) -> None:
+    print("## Norms folded\n\nAll linears in one format, to nearest, without and with `--fold-norm` (or -O3). In the last rows the")
+    print("checkpoint has factors of 1/2, 1 and 2 in its norms instead of in the columns after them: the same function.\n")
+    print(f"| all linears | folded {HEADER}\n| --- | --- {RULE}")
+    moved = move_into_norms(BF16, directory / "moved")
+    for model, suffix, formats in ((BF16, "", FORMATS), (moved, ", factors moved", ("int4", "int8", "int4:a32"))):
+        for format in formats:
+            for fold in ([], ["--fold-norm"]):
+                asked = [word for option in EVERYTHING for word in (option, format)]
+                show(f"{format}{suffix} | {'yes' if fold else 'no'}", row(model, [*asked, *fold], bf16))
+    print()
+
+
 def main() -> None:
     print("# Accuracy\n")
     print(f"{date.today()}, `python test/bench/accuracy.py > docs/accuracy.md`\n")
@@ -125,6 +142,8 @@ def main() -> None:
                     if len(options) == 1:
                         experts[format, rounding] = made
             print()
+
+        norms(row, show, bf16, directory)
 
         print("## From FP8 blocks\n\nAgainst the artifact that keeps the checkpoint's FP8 blocks; against bf16 in the first row.\n")
         print(f"| experts {HEADER}\n| --- {RULE}")

@@ -210,3 +210,34 @@ if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit("usage: checkpoints.py PARITY_MODEL_DIR OUT_DIR")
     build(Path(sys.argv[1]), Path(sys.argv[2]))
+
+
+def move_into_norms(model_dir: Path, out: Path) -> Path:
+    """The same function, exactly: factors of 1/2, 1 and 2 are taken from the columns of bf16 matrices and put into the
+    norms before them, but for those of the latents that a cache holds."""
+    shutil.copytree(model_dir, out)
+    tensors, _ = read_safetensors(out / "model.safetensors")
+    raw = {name: (dtype, data.copy()) for name, (dtype, data) in tensors.items()}
+    random = np.random.default_rng(1)
+    readers = {
+        "input_layernorm": r"self_attn\.(q_proj|q_a_proj|kv_a_proj_with_mqa)",
+        "self_attn.q_a_layernorm": r"self_attn\.q_b_proj",
+        "post_attention_layernorm": r"mlp\..*(gate|gate_proj|up_proj)",
+    }
+    moves = {"model.norm.weight": re.compile(r"lm_head\.weight")}
+    for layer in range(json.loads((out / "config.json").read_text())["num_hidden_layers"]):
+        for norm, pattern in readers.items():
+            prefix = f"model.layers.{layer}."
+            moves[f"{prefix}{norm}.weight"] = re.compile(re.escape(prefix) + pattern + r"\.weight")
+    for norm, pattern in moves.items():
+        if norm not in raw:
+            continue
+        factors = 2.0 ** random.integers(-1, 2, raw[norm][1].shape)
+        for name in [norm, *filter(pattern.fullmatch, raw)]:
+            dtype, bits = raw[name]
+            assert dtype == "BF16"
+            moved = bf16_to_float(bits) * (factors if name == norm else 1 / factors)
+            raw[name] = (dtype, to_bf16_bits(moved))
+            assert (bf16_to_float(raw[name][1]) == moved).all()
+    write_safetensors(out / "model.safetensors", raw)
+    return out

@@ -370,6 +370,15 @@ def test_refuses_rounded_activations(compiled, moec, tmp_path):
     assert "rounds its input to codes; calibrate the model compiled in a format that leaves activations" in message
 
 
+@pytest.mark.parametrize("format", ["f32", "int8"])
+def test_refuses_norms_without_weight(format, compiled, moec, tmp_path):
+    """What reads them has other inputs than the checkpoint's weights do. Before int8 the norm is launched together with
+    the rounding of its result."""
+    artifact = compiled(MODEL, "--fold-norm", "--experts", format, "--dense", format)
+    message = moec.refuses("calibrate", artifact, "--file", MODEL / "val.txt", "-o", tmp_path / "c")
+    assert "has a norm whose weight is in those that it is multiplied with; calibrate the model compiled without" in message
+
+
 def test_refuses_bad_artifacts(compiled, moec, text, tmp_path):
     output = tmp_path / "c"
 

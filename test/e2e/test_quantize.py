@@ -5,6 +5,7 @@
 import json
 from pathlib import Path
 
+import checkpoints
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -17,6 +18,7 @@ FORMATS = {
     "zero": ["--experts", "int4:zero", "--attention", "int4:e8m0", "--dense", "int4:zero:bf16", "--head", "int4:g128"],
     "e2m1": ["--experts", "nvfp4", "--attention", "mxfp4", "--dense", "nvfp4", "--head", "mxfp4"],
     "bytes": ["--experts", "int8:weights", "--attention", "fp8:weights", "--dense", "fp8:weights", "--head", "int8:weights"],
+    "folded": ["--fold-norm", "--experts", "int4", "--attention", "int4:g64", "--dense", "int4:zero", "--head", "int4"],
     "narrower": ["--experts", "f16", "--dense", "bf16", "--head", "f16"],
 }
 
@@ -37,6 +39,24 @@ def test_artifact_is_the_quantized_model(name, formats, compiled, moec, moe_run,
     if formats[1] not in ("f16", "bf16"):  # it is another model then
         original = load_file(model / "reference.safetensors")["logits"]
         assert np.abs(ours - original[: len(ours)]).max() > 1e-3
+
+
+def test_folded_norms_make_scales_of_the_checkpoint_irrelevant(moec, moe_run, tmp_path):
+    """Factors that lie in the norms of one checkpoint and in the matrices of another meet before they are rounded."""
+    models = {"plain": MODELS / "tiny-shakespeare", "moved": checkpoints.move_into_norms(MODELS / "tiny-shakespeare", tmp_path / "model")}
+    tokens = ",".join(map(str, load_file(models["plain"] / "reference.safetensors")["tokens"][:24]))
+    formats = [word for kind in ("experts", "attention", "dense", "head") for word in (f"--{kind}", "int4")]
+
+    def logits(model: str, *options: str) -> np.ndarray:
+        moec.run("compile", models[model], "-o", tmp_path / "artifact", *options)
+        moe_run.run("logits", tmp_path / "artifact", "--tokens", tokens, "-o", tmp_path / "logits.safetensors")
+        return load_file(tmp_path / "logits.safetensors")["logits"]
+
+    assert np.abs(logits("plain") - logits("moved")).max() < 2e-4  # the same model, but for the order of factors
+    folded = logits("plain", *formats, "--fold-norm")
+    assert (folded == logits("moved", *formats, "--fold-norm")).all()
+    assert (folded == logits("moved", *formats, "-O3")).all()
+    assert np.abs(logits("plain", *formats) - logits("moved", *formats)).max() > 0.1
 
 
 @pytest.mark.parametrize("format", ["int8", "int8:a32", "int4:a32", "fp8", "bf16:a16"])

@@ -67,6 +67,25 @@ def test_quantized_checkpoints(name, moec, tmp_path):
     assert report_of(moec, model, "--count", 8)["holds"]
 
 
+@pytest.mark.parametrize("format", ["f32", "int4", "int8"])
+def test_norms_fold_into_weights_before_these_are_rounded(format, moec):
+    """So the fold itself is held to the bound of rounding, whatever the weights become after it."""
+    formats = [word for kind in ("experts", "attention", "dense", "head") for word in (f"--{kind}", format)]
+    report = report_of(moec, TINY, "--fold-norm", *formats, "--count", 16)
+    steps = {step["name"]: step for step in report["steps"]}
+    assert report["holds"]
+    assert steps["moe-fold-norm"]["proof"] == "rounded" and 0 < steps["moe-fold-norm"]["max_abs"] <= BOUND
+    assert list(steps).index("moe-fold-norm") + 1 == list(steps).index("moe-quantize")
+    # What is kept in bf16 has no room for products.
+    assert "moe-fold-norm" in report_of(moec, TINY, "--fold-norm", "--count", 4, "--no-artifact")["unchanged"]
+
+
+def test_norms_of_fp8_checkpoints_fold(moec):
+    report = report_of(moec, MODELS / "tiny-shakespeare-fp8", "--fold-norm", "--experts", "int4", "--dense", "int4", "--count", 8)
+    (step,) = [step for step in report["steps"] if step["name"] == "moe-fold-norm"]
+    assert report["holds"] and 0 < step["max_abs"] <= BOUND
+
+
 def test_formats_make_another_model(moec):
     report = report_of(moec, TINY, "--experts", "int4", "--head", "int4:g64", "--tokens", "0,5,6,7")
     (step,) = [step for step in report["steps"] if step["name"] == "moe-quantize"]

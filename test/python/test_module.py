@@ -147,6 +147,8 @@ def test_verify():
     after = ["moe-fuse-gate-up", "moe-fuse-projections", "moe-fuse-residual", "moe-trim-rows"]
     assert names == ["moe-fuse-mla", "moe-choose-mla", "moe-quantize", *after, "artifact"]
     assert report["steps"][2]["kld_mean"] > 0 and report["steps"][3]["max_abs"] == 0
+    folded = moec.verify(TINY, count=2, layers=[0, 3], dense="int4", experts="int4", fold_norm=True, artifact=False)
+    assert folded["holds"] and folded["steps"][2]["name"] == "moe-fold-norm" and 0 < folded["steps"][2]["max_abs"] < 2e-4
     assert moec.verify(TINY, count=2, artifact=False)["steps"][-1]["name"] == "moe-trim-rows"
     with pytest.raises(ValueError, match="token 1280 is not in the vocabulary"):
         moec.verify(TINY, tokens=[1280])

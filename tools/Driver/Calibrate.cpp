@@ -78,6 +78,8 @@ private:
   Result<const ArgInfo *> bufferArg(size_t launch, size_t arg) const;
   Result<Matrix> matrix(size_t launch, size_t arg, DType dtype, int64_t rowsPerToken, int64_t width,
                         int64_t stride) const;
+  /// Norms have their weights: what reads others would be recorded without a factor that the checkpoint's expect.
+  Status checkNorms(size_t launch, const Spec &spec) const;
   Status readGemm(size_t launch, const Spec &spec);
   /// Notes that the weights `names` read `input`, which `kind` tells from others of the same memory.
   void addInput(Input input, int kind, const std::vector<std::string> &names);
@@ -129,6 +131,25 @@ Result<Matrix> ProgramReader::matrix(size_t launch, size_t arg, DType dtype, int
     return Error{what(launch) + " has buffer " + quote(buffer.name) + " of " + std::to_string(buffer.bytes) +
                  " bytes, too small for rows of " + std::to_string(width) + " elements that its kernel takes"};
   return Matrix{launch, arg, width, stride};
+}
+
+Status ProgramReader::checkNorms(size_t launch, const Spec &spec) const {
+  if (spec.kind == "rows") {
+    MOEC_TRY(const Json *parts, spec.fields.array("parts"));
+    for (const Json &json : *parts) {
+      MOEC_TRY(JsonObject part, JsonObject::from(json, spec.fields.what()));
+      MOEC_TRY(std::string kind, part.string("kind"));
+      MOEC_TRY(JsonObject fields, part.object("spec"));
+      MOEC_CHECK(checkNorms(launch, {kind, fields}));
+    }
+  }
+  if (spec.kind != "rms_norm")
+    return success();
+  MOEC_TRY(bool weight, spec.fields.booleanOr("weight", true)); // artifacts before had it always
+  if (!weight)
+    return Error{what(launch) + " has a norm whose weight is in those that it is multiplied with; calibrate the model "
+                                "compiled without --fold-norm, at -O2"};
+  return success();
 }
 
 Status ProgramReader::readGemm(size_t launch, const Spec &spec) {
@@ -222,6 +243,7 @@ Status ProgramReader::run() {
     for (size_t i = 0; i < artifact.launches().size(); ++i) {
       const LaunchInfo &launch = artifact.launches()[i];
       MOEC_TRY(Spec spec, specOf(i));
+      MOEC_CHECK(checkNorms(i, spec));
       if (spec.kind == "route" && !second) {
         MOEC_TRY(const ArgInfo *logits, bufferArg(i, 0));
         if (auto writer = writers.find(logits->index); writer != writers.end())

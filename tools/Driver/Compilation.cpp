@@ -187,6 +187,7 @@ void Compilation::addMoePasses(mlir::OpPassManager &manager) const {
   formats.head = options.head;
   formats.overrides = options.formats;
   formats.rounding = options.rounding;
+  formats.foldNorm = options.passes.foldNorm;
   formats.mla = options.mla;
   formats.cache = options.cache;
   mlir::moe::buildMoePipeline(manager, formats);

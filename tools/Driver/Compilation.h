@@ -38,8 +38,9 @@ struct WeightJob;
 
 /// Which passes optimize the model.
 struct PassOptions {
-  int64_t level = 2;    ///< 0 to 3, as `mlir::moe::buildMoePipeline` has them
-  std::string pipeline; ///< a textual pipeline, "builtin.module(...)", instead of a level and formats; empty: none
+  int64_t level = 2;     ///< 0 to 3, as `mlir::moe::buildMoePipeline` has them
+  bool foldNorm = false; ///< whether the pass `moe-fold-norm` runs below level 3 too
+  std::string pipeline;  ///< a textual pipeline, "builtin.module(...)", instead of a level and formats; empty: none
 
   /// Fails on a pipeline that cannot be parsed or a level that is not there.
   Status check() const;

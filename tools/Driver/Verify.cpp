@@ -187,6 +187,9 @@ Proof proofOf(llvm::StringRef pass, const CompileOptions &options) {
   // The absorbed form multiplies by other matrices than the expanded one.
   if (pass == "moe-fuse-mla" || pass == "moe-choose-mla")
     return Proof::Rounded;
+  // Weights of norms are multiplied with those of projections first.
+  if (pass == "moe-fold-norm")
+    return Proof::Rounded;
   // Sums over the shared expert's width, and over experts, are taken in other parts.
   if (pass == "moe-join-shared-expert")
     return Proof::Rounded;

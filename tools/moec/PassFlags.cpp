@@ -16,9 +16,15 @@ std::vector<CLI::Option *> moec::addPassOptions(CLI::App &command, PassOptions &
           .add_option("-O", options.level,
                       "level of optimization. -O0: what is needed to run; -O1: and gate with up, sums with residuals, "
                       "only rows asked for; -O2: and projections of one input as one, shared experts with routed "
-                      "ones; -O3: the same so far, for what takes long to compile or changes sums more")
+                      "ones; -O3: and --fold-norm")
           ->check(CLI::Range(int64_t(0), mlir::moe::kMaxOptimization))
           ->capture_default_str()
+          ->group(group);
+  CLI::Option *foldNorm =
+      command
+          .add_flag("--fold-norm", options.foldNorm,
+                    "multiply the weights of norms into those of the projections after them, where these are f32 or "
+                    "quantized to nearest")
           ->group(group);
   CLI::Option *pipeline =
       command
@@ -30,6 +36,7 @@ std::vector<CLI::Option *> moec::addPassOptions(CLI::App &command, PassOptions &
             return status.ok() ? std::string() : status.message();
           })
           ->excludes(level)
+          ->excludes(foldNorm)
           ->group(group);
-  return {level, pipeline};
+  return {level, foldNorm, pipeline};
 }
