@@ -188,6 +188,102 @@ private:
   int64_t headRows, begin;
 };
 
+/// Some columns of each row.
+class ColumnsBlock final : public Block {
+public:
+  ColumnsBlock(std::unique_ptr<Block> block, int64_t begin, int64_t end) : input(std::move(block)), begin(begin) {
+    batch = input->batch;
+    rows = input->rows;
+    cols = end - begin;
+    rank = input->rank;
+    dtype = input->dtype;
+  }
+  Status read(const Rect &rect, float *out) const override { return input->read(inner(rect), out); }
+  bool storedRows(const Rect &rect, StoredRows &out) const override { return input->storedRows(inner(rect), out); }
+  // Others are made of the rest of the row, and a row is released where it is read anew.
+  void release(int64_t batch, int64_t row, int64_t rows) const override { input->release(batch, row, rows); }
+
+private:
+  Rect inner(Rect rect) const {
+    rect.col += begin;
+    return rect;
+  }
+
+  std::unique_ptr<Block> input;
+  int64_t begin;
+};
+
+/// The elements of each index of the first dimension under another shape.
+class ReshapeBlock final : public Block {
+public:
+  ReshapeBlock(std::unique_ptr<Block> block, llvm::ArrayRef<int64_t> to) : input(std::move(block)) {
+    rank = static_cast<int>(to.size());
+    batch = rank == 3 ? to[0] : 1;
+    rows = to[rank - 2];
+    cols = to[rank - 1];
+    dtype = input->dtype;
+  }
+  Status read(const Rect &rect, float *out) const override {
+    for (int64_t r = 0; r < rect.rows; ++r) {
+      auto [index, at] = placeOf(rect.batch, rect.row + r);
+      at += rect.col;
+      // A row here may lie in several of the input's.
+      for (int64_t left = rect.cols, here; left > 0; left -= here, at += here, out += here) {
+        here = std::min(left, input->cols - at % input->cols);
+        Rect part =
+            input->rank == 3 ? Rect{index, at / input->cols, 1, at % input->cols, here} : Rect{0, index, 1, at, here};
+        MOEC_CHECK(input->read(part, out));
+      }
+    }
+    return success();
+  }
+  void release(int64_t batch, int64_t row, int64_t rows) const override {
+    if (rank == 3 && rows < this->rows) // others need the rest of the index
+      return;
+    int64_t first = rank == 3 ? batch : row, count = rank == 3 ? 1 : rows;
+    if (input->rank == 2)
+      return input->release(0, first, count);
+    for (int64_t index = first; index < first + count; ++index)
+      input->release(index, 0, input->rows);
+  }
+
+private:
+  /// The index of the first dimension that a row belongs to, and where it begins there.
+  std::pair<int64_t, int64_t> placeOf(int64_t batch, int64_t row) const {
+    return rank == 3 ? std::pair(batch, row * cols) : std::pair(row, int64_t(0));
+  }
+
+  std::unique_ptr<Block> input;
+};
+
+/// Two tensors, element by element.
+class SumBlock final : public Block {
+public:
+  SumBlock(std::unique_ptr<Block> first, std::unique_ptr<Block> second)
+      : lhs(std::move(first)), rhs(std::move(second)) {
+    batch = lhs->batch;
+    rows = lhs->rows;
+    cols = lhs->cols;
+    rank = lhs->rank;
+    dtype = DType::F32;
+  }
+  Status read(const Rect &rect, float *out) const override {
+    MOEC_CHECK(lhs->read(rect, out));
+    std::vector<float> more(rect.rows * rect.cols);
+    MOEC_CHECK(rhs->read(rect, more.data()));
+    for (size_t i = 0; i < more.size(); ++i)
+      out[i] += more[i];
+    return success();
+  }
+  void release(int64_t batch, int64_t row, int64_t rows) const override {
+    lhs->release(batch, row, rows);
+    rhs->release(batch, row, rows);
+  }
+
+private:
+  std::unique_ptr<Block> lhs, rhs;
+};
+
 /// The rows of several matrices, one after the other.
 class ConcatBlock final : public Block {
 public:
@@ -496,6 +592,25 @@ public:
         })
         .Case([&](steps::ConcatAttr attr) { return concat(attr.getRows()); })
         .Case([&](steps::AppendAttr attr) { return append(attr); })
+        .Case([&](steps::SumAttr) { return sum(); })
+        .Case([&](steps::ColumnsAttr attr) {
+          return each([&](const std::string &name, std::unique_ptr<Block> &block) -> Status {
+            if (attr.getEnd() > block->cols)
+              return Error{"tensor '" + name + "' is " + shapeText(*block) + ", which has no columns [" +
+                           std::to_string(attr.getBegin()) + ", " + std::to_string(attr.getEnd()) + ")"};
+            block = std::make_unique<ColumnsBlock>(std::move(block), attr.getBegin(), attr.getEnd());
+            return success();
+          });
+        })
+        .Case([&](steps::ReshapeAttr attr) {
+          return each([&](const std::string &name, std::unique_ptr<Block> &block) -> Status {
+            if (shapeText(*block) != shapeToString(attr.getFrom().vec()))
+              return Error{"tensor '" + name + "' is " + shapeText(*block) + ", but should be reshaped as " +
+                           shapeToString(attr.getFrom().vec())};
+            block = std::make_unique<ReshapeBlock>(std::move(block), attr.getTo());
+            return success();
+          });
+        })
         .Case([&](steps::TransposeAttr) {
           return each([&](const std::string &, std::unique_ptr<Block> &block) -> Status {
             block = std::make_unique<TransposeBlock>(std::move(block));
@@ -605,6 +720,26 @@ private:
           std::make_unique<AppendBlock>(std::move(stack), std::move(matrix), step.isByRows(), step.getCount()));
     }
     items = std::move(pairs);
+    return success();
+  }
+
+  Status sum() {
+    if (items.size() % 2 != 0)
+      return Error{"a recipe adds tensors by twos, but has " + std::to_string(items.size())};
+    std::vector<Item> sums;
+    for (size_t i = 0; i < items.size(); i += 2) {
+      Item &first = items[i], &second = items[i + 1];
+      for (const Item *item : {&first, &second})
+        if (item->family)
+          return Error{"weight source '" + item->name + "' is a family that no step stacks"};
+      std::unique_ptr<Block> &lhs = first.members.front(), &rhs = second.members.front();
+      if (shapeText(*rhs) != shapeText(*lhs))
+        return Error{"tensor '" + second.name + "' is " + shapeText(*rhs) + ", but should be added to '" + first.name +
+                     "', which is " + shapeText(*lhs)};
+      Item &added = sums.emplace_back(Item{first.name, {}});
+      added.members.push_back(std::make_unique<SumBlock>(std::move(lhs), std::move(rhs)));
+    }
+    items = std::move(sums);
     return success();
   }
 

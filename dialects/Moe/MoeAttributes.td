@@ -339,6 +339,43 @@ def Moe_AppendAttr : Moe_StepAttr<"Append", "append"> {
   }];
 }
 
+def Moe_ColumnsAttr : Moe_StepAttr<"Columns", "columns"> {
+  let summary = "[.., C] -> columns [begin, end)";
+  let description = [{
+    `y[.., c] = x[.., begin + c]`. A `moe.split` of a weight becomes one for each part.
+
+    - (C1) `0 <= begin < end`.
+  }];
+  let parameters = (ins "int64_t":$begin, "int64_t":$end);
+  let assemblyFormat = "`<` $begin `,` $end `>`";
+  let genVerifyDecl = 1;
+}
+
+def Moe_ReshapeAttr : Moe_StepAttr<"Reshape", "reshape"> {
+  let summary = "The elements of each row, in order, under another shape";
+  let description = [{
+    What `moe.reshape` does, on a tensor of shape `from`; a `moe.reshape` of a weight becomes one.
+
+    - (C1) `from` and `to` have two or three dimensions, all positive.
+    - (C2) They have equal first dimensions, and equally many elements.
+
+    ```mlir
+    func.func private @reshaped() attributes {heads = #moe.reshape<[8, 32], [8, 4, 8]>}
+    ```
+  }];
+  let parameters = (ins ArrayRefParameter<"int64_t">:$from, ArrayRefParameter<"int64_t">:$to);
+  let assemblyFormat = "`<` `[` $from `]` `,` `[` $to `]` `>`";
+  let genVerifyDecl = 1;
+}
+
+def Moe_SumAttr : Moe_StepAttr<"Sum", "sum"> {
+  let summary = "Add tensors by twos";
+  let description = [{
+    Takes the list by twos, tensors of one shape, and makes `y[..] = x0[..] + x1[..]` of each two, in f32. A `moe.add`
+    of two weights that are made in one way becomes one.
+  }];
+}
+
 def Moe_TransposeAttr : Moe_StepAttr<"Transpose", "transpose"> {
   let summary = "Swap the last two dimensions";
   let description = [{

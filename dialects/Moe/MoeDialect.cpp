@@ -11,6 +11,7 @@
 #include "llvm/ADT/TypeSwitch.h"
 
 #include <cmath>
+#include <numeric>
 
 using namespace mlir;
 using namespace mlir::moe;
@@ -363,6 +364,31 @@ LogicalResult HeadRowsAttr::verify(EmitError emitError, int64_t heads, int64_t b
   // C2
   if (begin < 0 || begin >= end)
     return emitError() << "rows [" << begin << ", " << end << ") of each head, expected 0 <= begin < end";
+  return success();
+}
+
+LogicalResult ColumnsAttr::verify(EmitError emitError, int64_t begin, int64_t end) {
+  // C1
+  if (begin < 0 || begin >= end)
+    return emitError() << "columns [" << begin << ", " << end << "), expected 0 <= begin < end";
+  return success();
+}
+
+LogicalResult ReshapeAttr::verify(EmitError emitError, ArrayRef<int64_t> from, ArrayRef<int64_t> to) {
+  // C1
+  for (auto [name, dims] : {std::pair("from", from), {"to", to}}) {
+    if (dims.size() != 2 && dims.size() != 3)
+      return emitError() << name << " has " << dims.size() << " dimensions, expected two or three";
+    for (int64_t dim : dims)
+      if (failed(checkPositive(emitError, name, dim)))
+        return failure();
+  }
+  // C2; unsigned, as a product that wraps is still defined
+  auto size = [](ArrayRef<int64_t> dims) {
+    return std::accumulate(dims.begin(), dims.end(), uint64_t(1), std::multiplies<uint64_t>());
+  };
+  if (from[0] != to[0] || size(from) != size(to))
+    return emitError() << "reshapes [" << from << "] to [" << to << "], expected equal first dimensions and sizes";
   return success();
 }
 

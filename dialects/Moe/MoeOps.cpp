@@ -211,6 +211,22 @@ LogicalResult GateUpOp::verify() {
   return checkEqual(*this, {"result", getResult(), 0, "rows"}, {"x", getX(), 0, "rows"});
 }
 
+/// add(weight, weight) -> weight
+LogicalResult AddOp::canonicalize(AddOp op, PatternRewriter &rewriter) {
+  auto lhs = op.getLhs().getDefiningOp<WeightOp>(), rhs = op.getRhs().getDefiningOp<WeightOp>();
+  if (!lhs || !rhs || lhs.getRecipe() != rhs.getRecipe())
+    return rewriter.notifyMatchFailure(op, "no two weights that are made in one way");
+  // It would join the tensors of both.
+  if (llvm::any_of(lhs.getRecipe(), llvm::IsaPred<ConcatAttr>))
+    return rewriter.notifyMatchFailure(op, "weights that are joined of several");
+  SmallVector<Attribute> sources(lhs.getSources().getValue()), recipe(lhs.getRecipe().getValue());
+  llvm::append_range(sources, rhs.getSources());
+  recipe.push_back(SumAttr::get(op.getContext()));
+  rewriter.replaceOpWithNewOp<WeightOp>(op, op.getType(), rewriter.getArrayAttr(sources),
+                                        rewriter.getArrayAttr(recipe));
+  return success();
+}
+
 LogicalResult RmsNormOp::verify() {
   // C1
   if (getWeight() && failed(checkEqual(*this, {"weight", getWeight(), 0, "elements"}, {"x", getX(), 1, "columns"})))
@@ -270,6 +286,23 @@ OpFoldResult ReshapeOp::fold(FoldAdaptor) {
   return getResult();
 }
 
+/// A weight that is made as `weight` is, and then by `step`.
+static Value extendRecipe(PatternRewriter &rewriter, WeightOp weight, Attribute step, Type type) {
+  SmallVector<Attribute> recipe(weight.getRecipe().getValue());
+  recipe.push_back(step);
+  return WeightOp::create(rewriter, weight.getLoc(), type, weight.getSources(), rewriter.getArrayAttr(recipe));
+}
+
+/// reshape(weight) -> weight
+LogicalResult ReshapeOp::canonicalize(ReshapeOp op, PatternRewriter &rewriter) {
+  auto weight = op.getX().getDefiningOp<WeightOp>();
+  if (!weight || !op.getType().hasStaticShape())
+    return rewriter.notifyMatchFailure(op, "no weight of static shape");
+  auto step = ReshapeAttr::get(op.getContext(), op.getX().getType().getShape(), op.getType().getShape());
+  rewriter.replaceOp(op, extendRecipe(rewriter, weight, step, op.getType()));
+  return success();
+}
+
 LogicalResult SplitOp::verify() {
   // C1
   if (getParts().empty())
@@ -293,6 +326,23 @@ LogicalResult SplitOp::verify() {
   if (width != static_cast<uint64_t>(source.getDimSize(last)))
     return emitOpError("the parts have ")
            << width << " columns together, but x " << source << " has " << source.getDimSize(last);
+  return success();
+}
+
+/// split(weight) -> weights
+LogicalResult SplitOp::canonicalize(SplitOp op, PatternRewriter &rewriter) {
+  auto weight = op.getX().getDefiningOp<WeightOp>();
+  auto isStatic = [](Value part) { return cast<ShapedType>(part.getType()).hasStaticShape(); };
+  if (!weight || !llvm::all_of(op.getParts(), isStatic))
+    return rewriter.notifyMatchFailure(op, "no weights of static shape");
+  SmallVector<Value> parts;
+  int64_t begin = 0;
+  for (Value part : op.getParts()) {
+    int64_t end = begin + cast<ShapedType>(part.getType()).getShape().back();
+    parts.push_back(extendRecipe(rewriter, weight, ColumnsAttr::get(op.getContext(), begin, end), part.getType()));
+    begin = end;
+  }
+  rewriter.replaceOp(op, parts);
   return success();
 }
 

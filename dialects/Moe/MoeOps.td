@@ -43,8 +43,8 @@ def Moe_WeightOp : Moe_Op<"weight", [Pure, DeclareOpInterfaceMethods<OpAsmOpInte
     ```
     A recipe works on a list of tensors. `dequant`, where there is one, comes first and makes one
     tensor of all those that a stored weight has; `stack` stacks every family of the list, `append` puts more
-    matrices behind such a stack;
-    `head_rows`, `transpose`, `cast`, `scale_columns`, `pad` and `quantize` act on each tensor; `concat` makes one of all,
+    matrices behind such a stack, `sum` adds two tensors;
+    `head_rows`, `columns`, `reshape`, `transpose`, `cast`, `scale_columns`, `pad` and `quantize` act on each tensor; `concat` makes one of all,
     and `pack_panels`, `pack_block_scales` and `pack_groups` consume one or two tensors and give one. A source whose
     name holds `{e}` is a family of tensors, one for each expert.
 
@@ -61,11 +61,12 @@ def Moe_WeightOp : Moe_Op<"weight", [Pure, DeclareOpInterfaceMethods<OpAsmOpInte
     - (C6) The list ends as one tensor, with no family left unstacked.
     - (C7) The shape of the result is one that the last steps can give.
     - (C8) The element type of the result is the one of the last `cast` or `dequant`; it
-      is f32 after `scale_columns` and `quantize`, and i8 after `pack_groups`.
+      is f32 after `sum`, `scale_columns` and `quantize`, and i8 after `pack_groups`.
     - (C9) What `pack_groups` finds was quantized, or stored in int4 groups; after that it was at most
       stacked, cut by heads, and in the end joined by `concat` with others in the same format.
     - (C10) `concat` finds as many tensors as it has `rows`, no family among them.
     - (C11) `append` comes after `stack` and before `quantize`, and finds one or more pairs of tensors.
+    - (C12) `sum` finds one or more pairs of tensors, no family among them.
 
     ```mlir
     func.func @weights() -> (tensor<576x2048xbf16>, tensor<64x1408x2048xbf16>, tensor<16x128x512xbf16>) {
@@ -299,6 +300,9 @@ def Moe_AddOp : Moe_Op<"add", [NoMemoryEffect, Commutative, SameOperandsAndResul
   let description = [{
     `result[t, d] = lhs[t, d] + rhs[t, d]`.
 
+    A sum of two weights that are made in one way is a weight: canonicalization puts it into the recipe, so that nothing
+    is left to add when the program runs. However large, it is made as it is stored and never in memory as a whole.
+
     - (C1) `lhs`, `rhs` and `result` have one type.
 
     ```mlir
@@ -311,6 +315,7 @@ def Moe_AddOp : Moe_Op<"add", [NoMemoryEffect, Commutative, SameOperandsAndResul
   let arguments = (ins Moe_Float<2>:$lhs, Moe_Float<2>:$rhs);
   let results = (outs Moe_Float<2>:$result);
   let assemblyFormat = "$lhs `,` $rhs attr-dict `:` type($result)";
+  let hasCanonicalizeMethod = 1;
 }
 
 def Moe_RmsNormOp : Moe_Op<"rms_norm", [Pure]> {
@@ -371,7 +376,7 @@ def Moe_ReshapeOp : Moe_Op<"reshape", [Pure]> {
   let summary = "Split or join the dimensions after the first: [T, H * d] <-> [T, H, d]";
   let description = [{
     The elements of each row, in order, under another shape. Folds: an identity, and a reshape of
-    a reshape.
+    a reshape. A reshape of a weight becomes a step of its recipe.
 
     - (C1) `result` has the rows of `x`.
     - (C2) A row of `result` has as many elements as a row of `x`.
@@ -388,13 +393,14 @@ def Moe_ReshapeOp : Moe_Op<"reshape", [Pure]> {
   let assemblyFormat = "$x attr-dict `:` type($x) `->` type($result)";
   let hasVerifier = 1;
   let hasFolder = 1;
+  let hasCanonicalizeMethod = 1;
 }
 
 def Moe_SplitOp : Moe_Op<"split", [Pure]> {
   let summary = "Cut the last dimension into consecutive parts";
   let description = [{
     `parts[i][.., c] = x[.., w_0 + ... + w_{i-1} + c]`, where `w_i` is the last dimension of part
-    `i`. A split into one part folds to `x`.
+    `i`. A split into one part folds to `x`, and the parts of a weight become weights.
 
     - (C1) There is at least one part.
     - (C2) Each part has the dimensions of `x`, except for the last.
@@ -412,6 +418,7 @@ def Moe_SplitOp : Moe_Op<"split", [Pure]> {
   let assemblyFormat = "$x attr-dict `:` type($x) `->` type($parts)";
   let hasVerifier = 1;
   let hasFolder = 1;
+  let hasCanonicalizeMethod = 1;
 }
 
 //===----------------------------------------------------------------------===//

@@ -137,7 +137,9 @@ private:
       return join(index, concat);
     if (isa<AppendAttr>(step)) // C11
       return append(index);
-    if (isa<HeadRowsAttr, TransposeAttr, PadAttr>(step)) {
+    if (isa<SumAttr>(step)) // C12
+      return add(index);
+    if (isa<HeadRowsAttr, ColumnsAttr, ReshapeAttr, TransposeAttr, PadAttr>(step)) {
       // Groups no longer lie along the rows, or are not whole; heads may lie across the parts of a joined matrix.
       for (Tensor &tensor : list)
         if (tensor.joined || !isa<HeadRowsAttr>(step))
@@ -180,6 +182,15 @@ private:
       list[pair] = first;
     }
     list.resize(list.size() / 2);
+    return success();
+  }
+
+  LogicalResult add(size_t index) {
+    if (list.size() % 2 != 0)
+      return stepError(index) << "adds tensors by twos, but finds " << list.size();
+    if (llvm::any_of(list, [](const Tensor &tensor) { return tensor.family; }))
+      return stepError(index) << "adds tensors that no earlier step has stacked";
+    list.assign(list.size() / 2, {/*family=*/false, Float32Type::get(recipe.getContext())});
     return success();
   }
 
@@ -275,6 +286,25 @@ private:
                                 << describe(index, shape);
       if (!ShapedType::isDynamic(dims[0]))
         dims[0] -= append.getCount();
+      return success();
+    }
+    if (auto columns = dyn_cast<ColumnsAttr>(step)) {
+      if (dims.empty())
+        return rankError(index, shape, "one dimension or more");
+      if (differ(dims.back(), columns.getEnd() - columns.getBegin()))
+        return sizeError(index, shape, dims.size() - 1, columns.getEnd() - columns.getBegin());
+      shape.setLast(ShapedType::kDynamic);
+      return success();
+    }
+    if (auto reshape = dyn_cast<ReshapeAttr>(step)) {
+      ArrayRef<int64_t> to = reshape.getTo();
+      if (shape.complete ? dims.size() != to.size() : dims.size() > to.size())
+        return rankError(index, shape, to.size() == 2 ? "two dimensions" : "three dimensions");
+      to = to.take_back(dims.size());
+      for (auto [dim, size] : llvm::enumerate(to))
+        if (differ(dims[dim], size))
+          return sizeError(index, shape, dim, size);
+      shape = {SmallVector<int64_t>(reshape.getFrom())};
       return success();
     }
     if (isa<TransposeAttr>(step)) {

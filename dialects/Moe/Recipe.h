@@ -38,7 +38,7 @@ StackAttr stackOf(ArrayAttr recipe);
 std::optional<moec::DType> storedType(Type element);
 
 /// Checks `sources` and `recipe` against each other and against the static type
-/// `result`: (C1) to (C11) of `moe.weight`. `emitError` starts the one diagnostic.
+/// `result`: (C1) to (C12) of `moe.weight`. `emitError` starts the one diagnostic.
 LogicalResult verifyRecipe(ArrayAttr sources, ArrayAttr recipe, ShapedType result,
                            llvm::function_ref<InFlightDiagnostic()> emitError);
 

@@ -217,6 +217,23 @@ TEST_F(MoeReferenceRecipe, ScaleColumnsMultipliesEachByItsElement) {
   EXPECT_EQ(values(R"(["m16"])", R"([#moe.scale_columns<"g16">])"), Tensor<float>({1, 1}, {1.01568603515625f}));
 }
 
+TEST_F(MoeReferenceRecipe, ColumnsReshapeSum) {
+  addCounting("m", {2, 6});
+  EXPECT_EQ(values(R"(["m"])", "[#moe.columns<1, 4>]"), Tensor<float>({2, 3}, {1, 2, 3, 7, 8, 9}));
+  EXPECT_EQ(values(R"(["m"])", "[#moe.reshape<[2, 6], [2, 3, 2]>]"),
+            Tensor<float>({2, 3, 2}, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}));
+  EXPECT_EQ(
+      values(R"(["m"])", "[#moe.reshape<[2, 6], [2, 3, 2]>, #moe.columns<1, 2>, #moe.reshape<[2, 3, 1], [2, 3]>]"),
+      Tensor<float>({2, 3}, {1, 3, 5, 7, 9, 11}));
+  addCounting("n", {2, 2}, 100);
+  addCounting("o", {2, 2}, 1000);
+  EXPECT_EQ(values(R"(["n", "o"])", "[#moe.sum]"), Tensor<float>({2, 2}, {1100, 1102, 1104, 1106}));
+  // By twos, so that sums can be added and joined.
+  EXPECT_EQ(values(R"(["n", "o", "n", "n"])", "[#moe.sum, #moe.sum]"), Tensor<float>({2, 2}, {1300, 1304, 1308, 1312}));
+  EXPECT_EQ(values(R"(["n", "o", "n", "n"])", "[#moe.sum, #moe.concat<[2, 2]>]"),
+            Tensor<float>({4, 2}, {1100, 1102, 1104, 1106, 200, 202, 204, 206}));
+}
+
 TEST_F(MoeReferenceRecipe, AppendPutsSlicesOfAMatrixBehindAStack) {
   addCounting("e0", {2, 2});
   addCounting("e1", {2, 2}, 10);
@@ -354,6 +371,13 @@ TEST_F(MoeReferenceRecipe, RefusalsAreSentences) {
             "#moe.concat<[4, 4]>: 'n' is F32 [3, 6], expected F32 [4, 6]");
   EXPECT_EQ(message(R"(["v", "v"])", "[#moe.concat<[4, 4]>]"),
             "#moe.concat<[4, 4]>: 'v' is F32 [4], expected F32 [4, 4]");
+  EXPECT_EQ(message(R"(["m"])", "[#moe.columns<4, 7>]"),
+            "#moe.columns<4, 7>: 'm' is [4, 6], which has no such columns");
+  EXPECT_EQ(message(R"(["n"])", "[#moe.reshape<[4, 6], [4, 2, 3]>]"), "#moe.reshape<[4, 6], [4, 2, 3]>: 'n' is [3, 6]");
+  EXPECT_EQ(message(R"(["m", "n"])", "[#moe.sum]"), "#moe.sum: 'n' is [3, 6], expected [4, 6]");
+  EXPECT_EQ(message(R"(["m", "n", "m"])", "[#moe.sum]"), "#moe.sum takes tensors by twos, but the recipe has 3");
+  EXPECT_EQ(message(R"(["t{e}", "t{e}"])", "[#moe.sum, #moe.stack<2>]"),
+            "#moe.sum: 't{e}' is a family, expected it to be stacked first");
   EXPECT_EQ(message(R"(["m"])", R"([#moe.scale_columns<"v">])"),
             "#moe.scale_columns<\"v\">: 'm' is [4, 6], but is scaled by [4]");
   EXPECT_EQ(message(R"(["m"])", R"([#moe.scale_columns<"n">])"),

@@ -15,6 +15,7 @@
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "mlir/Parser/Parser.h"
 #include "mlir/Pass/PassManager.h"
+#include "mlir/Transforms/Passes.h"
 
 #include <gtest/gtest.h>
 
@@ -171,6 +172,45 @@ TEST_F(PassesTest, ASharedExpertTwiceAsWideChangesOnlyRounding) {
   // A sum of 12 products in two parts, of a handful of such sums.
   EXPECT_LT(relativeError(found, expected), 1e-14);
   EXPECT_LT(relativeError(run(*module, Precision::F32), expected), 1e-4);
+}
+
+TEST_F(PassesTest, FoldedNormsChangeOnlyRounding) {
+  OwningOpRef<ModuleOp> module =
+      optimized([](PassManager &manager) { manager.addNestedPass<func::FuncOp>(createFoldNormPass()); });
+  int folded = 0;
+  module->walk([&](RmsNormOp op) { folded += !op.getWeight(); });
+  EXPECT_GE(folded, 2);
+  using Precision = InterpreterOptions::Precision;
+  std::vector<double> expected = run(*plain, Precision::F64), found = run(*module, Precision::F64);
+  EXPECT_NE(found, expected);
+  // In double precision, what is rounded is the product of a weight and the norm's: by 2^-24 of itself.
+  EXPECT_LT(relativeError(found, expected), 1e-6);
+  EXPECT_LT(relativeError(run(*module, Precision::F32), expected), 1e-4);
+}
+
+TEST_F(PassesTest, OpsOnWeightsBecomeWeightsToTheBit) {
+  // Each linear's weight is cut out of the heads of two tensors, and added up.
+  Random random(/*seed=*/11);
+  plain->walk([&](LinearOp linear) {
+    auto type = cast<RankedTensorType>(linear.getWeight().getType());
+    const int64_t rows = type.getDimSize(0), half = type.getDimSize(1) / 2;
+    std::string name = cast<StringAttr>(linear.getWeight().getDefiningOp<WeightOp>().getSources()[0]).str();
+    OpBuilder b(linear);
+    SmallVector<Value> flat;
+    for (const char *which : {".a", ".b"}) {
+      weights.add(name + which, random.tensor<float>({rows, 2 * half + 2}));
+      auto wide = WeightOp::create(b, linear.getLoc(), type.clone({rows, 2 * half + 2}),
+                                   b.getStrArrayAttr({name + which}), b.getArrayAttr({}));
+      auto heads = ReshapeOp::create(b, linear.getLoc(), type.clone({rows, 2, half + 1}), wide);
+      auto parts =
+          SplitOp::create(b, linear.getLoc(), TypeRange{type.clone({rows, 2, 1}), type.clone({rows, 2, half})}, heads);
+      flat.push_back(ReshapeOp::create(b, linear.getLoc(), type, parts.getParts()[1]));
+    }
+    linear.getWeightMutable().assign(AddOp::create(b, linear.getLoc(), type, flat[0], flat[1]).getResult());
+  });
+  OwningOpRef<ModuleOp> module = optimized([](PassManager &manager) { manager.addPass(createCanonicalizerPass()); });
+  module->walk([&](LinearOp linear) { EXPECT_TRUE(linear.getWeight().getDefiningOp<WeightOp>()); });
+  EXPECT_EQ(run(*module, InterpreterOptions::Precision::F32), run(*plain, InterpreterOptions::Precision::F32));
 }
 
 TEST_F(PassesTest, RowsThatNobodyAsksForChangeNoBit) {

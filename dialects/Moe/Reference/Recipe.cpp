@@ -167,6 +167,34 @@ static Result<StoredTensor> apply(HeadRowsAttr step, const std::string &name, co
   return out;
 }
 
+static Result<StoredTensor> apply(ColumnsAttr step, const std::string &name, const StoredTensor &in) {
+  Shape shape = in.values.shape;
+  if (shape.empty() || step.getEnd() > shape.back())
+    return stepError(step, name, "is " + print(shape) + ", which has no such columns");
+  int64_t cols = shape.back(), width = step.getEnd() - step.getBegin();
+  shape.back() = width;
+  StoredTensor out{in.dtype, Tensor<float>(shape)};
+  for (size_t i = 0; i < out.values.data.size(); ++i)
+    out.values.data[i] = in.values.data[i / width * cols + step.getBegin() + i % width];
+  return out;
+}
+
+static Result<StoredTensor> apply(ReshapeAttr step, const std::string &name, const StoredTensor &in) {
+  if (in.values.shape != Shape(step.getFrom()))
+    return stepError(step, name, "is " + print(in.values.shape));
+  return StoredTensor{in.dtype, Tensor<float>(Shape(step.getTo()), in.values.data)};
+}
+
+static Result<StoredTensor> apply(SumAttr step, const Item &lhs, const Item &rhs) {
+  const StoredTensor &first = lhs.members.front(), &second = rhs.members.front();
+  if (second.values.shape != first.values.shape)
+    return stepError(step, rhs.name, "is " + print(second.values.shape) + ", expected " + print(first.values.shape));
+  StoredTensor result{DType::F32, first.values};
+  for (auto [to, more] : llvm::zip_equal(result.values.data, second.values.data))
+    to += more;
+  return result;
+}
+
 static Result<StoredTensor> apply(TransposeAttr step, const std::string &name, const StoredTensor &in) {
   Shape shape = in.values.shape;
   if (shape.size() < 2)
@@ -490,7 +518,8 @@ static Status applyStep(StackAttr step, std::vector<Item> &list) {
   return moec::success();
 }
 
-static Status applyStep(AppendAttr step, std::vector<Item> &list) {
+/// Applies a step that makes one tensor of each two.
+template <typename StepAttr> static Status reducePairs(StepAttr step, std::vector<Item> &list) {
   if (list.size() % 2)
     return Error{print(step) + " takes tensors by twos, but the recipe has " + std::to_string(list.size())};
   std::vector<Item> pairs;
@@ -566,8 +595,10 @@ Result<StoredTensor> evaluateRecipe(ArrayAttr sources, ArrayAttr recipe, const m
   for (Attribute attr : steps) {
     Status status =
         llvm::TypeSwitch<Attribute, Status>(attr)
-            .Case<StackAttr, AppendAttr>([&](auto step) { return applyStep(step, list); })
-            .Case<HeadRowsAttr, TransposeAttr, CastAttr, PadAttr>([&](auto step) { return mapEach(step, list); })
+            .Case([&](StackAttr step) { return applyStep(step, list); })
+            .Case<AppendAttr, SumAttr>([&](auto step) { return reducePairs(step, list); })
+            .Case<HeadRowsAttr, ColumnsAttr, ReshapeAttr, TransposeAttr, CastAttr, PadAttr>(
+                [&](auto step) { return mapEach(step, list); })
             .Case([&](ScaleColumnsAttr step) { return scaleEach(step, list, source); })
             .Case([&](QuantizeAttr step) { return quantizeEach(step, stackOf(recipe), list, moments); })
             .Case<ConcatAttr, PackPanelsAttr, PackBlockScalesAttr, PackGroupsAttr>(

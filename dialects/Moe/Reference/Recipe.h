@@ -47,7 +47,8 @@ struct StoredTensor {
 ///   dequant            the first step: the sources of each stored weight become one tensor, rounded once
 ///   stack              each family becomes one tensor; other tensors are left
 ///   append             of each two tensors, a stack and a matrix, makes a stack that ends with slices of the matrix
-///   head_rows, transpose, cast, scale_columns, pad, quantize      act on each tensor
+///   sum                makes one tensor of each two
+///   head_rows, columns, reshape, transpose, cast, scale_columns, pad, quantize      act on each tensor
 ///   concat             makes one tensor of the whole list
 ///   pack_panels, pack_block_scales, pack_groups    make one tensor of the whole list of one or two
 /// In the end one tensor must be left. What a step's own verifier promises is taken for granted; what its tensors must

@@ -206,6 +206,32 @@ TEST_F(MaterializeTest, SomeMembersOfAFamily) {
   expectSame({"x.{e}.w"}, "[#moe.stack<[7]>, #moe.pack_panels<32>]");
 }
 
+TEST_F(MaterializeTest, ColumnsReshapesAndSums) {
+  source.add("m", DType::F32, {70, 1200}); // more than one tile of columns
+  source.add("n", DType::BF16, {70, 1200});
+  for (const std::string last : {"", ", #moe.pack_panels<32>"}) {
+    expectSame({"m"}, "[#moe.columns<3, 603>" + last + "]");
+    expectSame({"m"}, "[#moe.reshape<[70, 1200], [70, 25, 48]>" + last + "]");
+    // Rows that lie in several of the input's, and the way back to a matrix.
+    expectSame({"m"}, "[#moe.reshape<[70, 1200], [70, 25, 48]>, #moe.reshape<[70, 25, 48], [70, 16, 75]>" + last + "]");
+    expectSame({"n"}, "[#moe.reshape<[70, 1200], [70, 25, 48]>, #moe.columns<5, 25>, "
+                      "#moe.reshape<[70, 25, 20], [70, 500]>" +
+                          last + "]");
+    expectSame({"m", "n"}, "[#moe.sum" + last + "]");
+    expectSame({"m", "n", "n", "m"}, "[#moe.sum, #moe.sum" + last + "]");
+    expectSame({"m", "n", "n", "n"}, "[#moe.sum, #moe.concat<[70, 70]>" + last + "]");
+  }
+  expectSame({"m"}, "[#moe.columns<16, 1040>, #moe.quantize<int4, group = 32, scale = f16>, #moe.pack_groups<32>]");
+  expectSame({"m", "n"}, "[#moe.sum, #moe.quantize<int8, group = 48, scale = f32>, #moe.pack_panels<32>]");
+  source.add("k", DType::F32, {40, 1200});
+  EXPECT_EQ(make(job({"m"}, "[#moe.columns<1000, 1201>]", DType::F32, {70, 201})).message(),
+            "tensor 'm' is [70, 1200], which has no columns [1000, 1201)");
+  EXPECT_EQ(make(job({"k"}, "[#moe.reshape<[70, 1200], [70, 25, 48]>]", DType::F32, {70, 25, 48})).message(),
+            "tensor 'k' is [40, 1200], but should be reshaped as [70, 1200]");
+  EXPECT_EQ(make(job({"m", "k"}, "[#moe.sum]", DType::F32, {70, 1200})).message(),
+            "tensor 'k' is [40, 1200], but should be added to 'm', which is [70, 1200]");
+}
+
 TEST_F(MaterializeTest, ScaledColumns) {
   source.add("g", DType::BF16, {1100});
   source.add("short", DType::F32, {64});

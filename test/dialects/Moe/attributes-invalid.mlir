@@ -25,6 +25,36 @@ func.func private @rope_c3_f32() attributes {a = #moe.rope<factor = 1.0 : f32, i
 
 // -----
 
+// expected-error@+1 {{columns [4, 4), expected 0 <= begin < end}}
+func.func private @columns_c1_empty() attributes {a = #moe.columns<4, 4>}
+
+// -----
+
+// expected-error@+1 {{columns [-1, 4), expected 0 <= begin < end}}
+func.func private @columns_c1_negative() attributes {a = #moe.columns<-1, 4>}
+
+// -----
+
+// expected-error@+1 {{from has 1 dimensions, expected two or three}}
+func.func private @reshape_c1_rank() attributes {a = #moe.reshape<[8], [2, 4]>}
+
+// -----
+
+// expected-error@+1 {{to is 0, expected a positive number}}
+func.func private @reshape_c1_zero() attributes {a = #moe.reshape<[2, 4], [2, 0, 4]>}
+
+// -----
+
+// expected-error@+1 {{reshapes [2, 4] to [4, 2], expected equal first dimensions and sizes}}
+func.func private @reshape_c2_first() attributes {a = #moe.reshape<[2, 4], [4, 2]>}
+
+// -----
+
+// expected-error@+1 {{reshapes [2, 4] to [2, 2, 3], expected equal first dimensions and sizes}}
+func.func private @reshape_c2_size() attributes {a = #moe.reshape<[2, 4], [2, 2, 3]>}
+
+// -----
+
 // expected-error@+1 {{scales columns by a tensor without a name}}
 func.func private @scale_columns_c1_empty() attributes {a = #moe.scale_columns<"">}
 

@@ -242,6 +242,55 @@ func.func @weight_c8_cast() {
 
 // -----
 
+func.func @weight_c7_columns() {
+  // expected-error@+1 {{recipe[0] '#moe.columns<2, 6>' gives 4 along dimension 1, but the result is 'tensor<4x5xf32>'}}
+  %0 = moe.weight ["w"] recipe [#moe.columns<2, 6>] : tensor<4x5xf32>
+  return
+}
+
+// -----
+
+func.func @weight_c7_reshape_rank() {
+  // expected-error@+1 {{recipe[0] '#moe.reshape<[4, 12], [4, 2, 6]>' gives three dimensions, but the result is 'tensor<4x12xf32>'}}
+  %0 = moe.weight ["w"] recipe [#moe.reshape<[4, 12], [4, 2, 6]>] : tensor<4x12xf32>
+  return
+}
+
+// -----
+
+func.func @weight_c7_reshape_size() {
+  // expected-error@+1 {{recipe[0] '#moe.reshape<[4, 12], [4, 2, 6]>' gives 2 along dimension 1, but the result is 'tensor<4x3x4xf32>'}}
+  %0 = moe.weight ["w"] recipe [#moe.reshape<[4, 12], [4, 2, 6]>] : tensor<4x3x4xf32>
+  return
+}
+
+// -----
+
+// What a reshape takes is known whatever it gives.
+func.func @weight_c7_before_reshape() {
+  // expected-error@+1 {{recipe[0] '#moe.pad<16>' gives 16 along dimension 1, but the later steps need [4, 12] for the result 'tensor<4x2x6xf32>'}}
+  %0 = moe.weight ["w"] recipe [#moe.pad<16>, #moe.reshape<[4, 12], [4, 2, 6]>] : tensor<4x2x6xf32>
+  return
+}
+
+// -----
+
+func.func @weight_c12_odd() {
+  // expected-error@+1 {{recipe[0] '#moe.sum' adds tensors by twos, but finds 3}}
+  %0 = moe.weight ["a", "b", "c"] recipe [#moe.sum] : tensor<4x8xf32>
+  return
+}
+
+// -----
+
+func.func @weight_c12_family() {
+  // expected-error@+1 {{recipe[0] '#moe.sum' adds tensors that no earlier step has stacked}}
+  %0 = moe.weight ["{e}.a", "{e}.b"] recipe [#moe.sum, #moe.stack<2>] : tensor<2x4x8xf32>
+  return
+}
+
+// -----
+
 func.func @weight_c8_scale_columns() {
   // expected-error@+1 {{the recipe gives elements of type 'f32', but the result is 'tensor<4x8xbf16>'}}
   %0 = moe.weight ["w"] recipe [#moe.cast<bf16>, #moe.scale_columns<"g">] : tensor<4x8xbf16>
