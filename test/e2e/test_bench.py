@@ -209,7 +209,7 @@ def test_an_artifact_without_work_has_rates_alone(moe_run, compiled, tmp_path):
         (("-t", "5000"), "number of threads is 5000, expected 1 to 1024"),
         (("-p", "many"), "Could not convert: --prompt = many; see moe-run --help"),
         (("--json", "--markdown"), "--json excludes --markdown; see moe-run --help"),
-        (("--trace", "none/x"), "none/x: cannot be opened for writing: no such file or directory"),
+        (("--trace", "none/x"), "none/x: cannot be created: no such file or directory"),
     ],
 )
 def test_refusals(moe_run, compiled, options, sentence):

@@ -3,28 +3,24 @@
 
 #include "tools/moe-run/Trace.h"
 
-#include "runtime/Support/Text.h"
-
-#include <cerrno>
-
 using namespace moec;
 
 Result<Trace> Trace::create(const std::string &path) {
-  Trace trace(path);
-  if (!trace.file)
-    return Error{path + ": cannot be opened for writing: " + errnoToString(errno)};
-  trace.file << R"({"displayTimeUnit":"ns","traceEvents":[)" << '\n';
+  MOEC_TRY(OutputFile file, OutputFile::create(path));
+  Trace trace(std::move(file));
+  trace.pending = "{\"displayTimeUnit\":\"ns\",\"traceEvents\":[\n";
   return trace;
 }
 
-Status Trace::check() {
-  if (!file)
-    return Error{path + ": cannot be written: " + errnoToString(errno)};
+Status Trace::flush() {
+  MOEC_CHECK(file.writeAt(written, pending.data(), pending.size()));
+  written += pending.size();
+  pending.clear();
   return success();
 }
 
 void Trace::write(const Json &event) {
-  file << (first ? "" : ",\n") << event.dump();
+  pending += (first ? "" : ",\n") + event.dump();
   first = false;
 }
 
@@ -67,11 +63,11 @@ Status Trace::end() {
            {"args", {{"launch", event.launch}, {"kernel", kernel.symbol}}}});
   }
   ++process;
-  return check();
+  return flush();
 }
 
 Status Trace::finish() {
-  file << "\n]}\n";
-  file.close();
-  return check();
+  pending += "\n]}\n";
+  MOEC_CHECK(flush());
+  return file.commit();
 }

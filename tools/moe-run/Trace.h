@@ -8,10 +8,10 @@
 #define MOEC_TOOLS_MOERUN_TRACE_H
 
 #include "runtime/Model.h"
+#include "runtime/Support/File.h"
 #include "runtime/Support/Result.h"
 
 #include <chrono>
-#include <fstream>
 #include <map>
 #include <mutex>
 #include <string>
@@ -21,7 +21,8 @@
 namespace moec {
 
 /// Writes trace events (the JSON object format of the Trace Event Format, complete events, microseconds). Each recorded
-/// model run is a process: its first thread shows launches, the others the tasks that each thread of the pool ran.
+/// model run is a process: its first thread shows launches, the others the tasks that each thread of the pool ran. An
+/// earlier file of that name stays until `finish`.
 class Trace {
 public:
   static Result<Trace> create(const std::string &path);
@@ -47,12 +48,13 @@ private:
     std::vector<Event> events;
   };
 
-  explicit Trace(std::string path) : path(std::move(path)), file(this->path) {}
+  explicit Trace(OutputFile file) : file(std::move(file)) {}
   void write(const Json &event);
-  Status check();
+  Status flush();
 
-  std::string path;
-  std::ofstream file;
+  OutputFile file;
+  uint64_t written = 0;
+  std::string pending; ///< comes after that
   Clock::time_point origin = Clock::now();
   std::unique_ptr<Recording> recording = std::make_unique<Recording>();
   Model *model = nullptr;
