@@ -35,6 +35,7 @@ FORMATS = {
     "fp8": ["nearest", "feedback"],
     "fp8:weights": ["nearest", "feedback"],
     "int4": ["nearest", "importance", "feedback"],
+    "int4:a32": ["nearest", "importance", "feedback"],
     "int4:g64": ["nearest", "importance", "feedback"],
     "int4:zero": ["nearest", "importance", "feedback"],
     "int4:e8m0": ["nearest", "feedback"],
