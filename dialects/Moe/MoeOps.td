@@ -354,6 +354,13 @@ def Moe_FakeQuantizeOp : Moe_Op<"fake_quantize", [Pure, SameOperandsAndResultTyp
     Each row is cut into groups of the format's columns, the last one may be smaller, and rounded as
     `#moe.quantize` rounds a row of a weight: `result[t, c] = code[t, c] * scale[t, c / group]`. Scales
     are found for each row when it is there ("dynamic"). Or each element is rounded to bf16.
+
+    What that costs: in int8 an element is off by at most half a step, `max |x| / 254` over its group, and its product
+    with a weight row `w` by at most the sum of `|w[c]| * max |x| / 254`, each term with the maximum of its own group; in
+    bf16 an element is off by 2^-9 of itself. Kernels for codes multiply them as integers, exactly, and sum up groups in
+    f32, so that between an artifact and the interpreter is rounding alone, which `moec verify` bounds. What it does to
+    logits is measured in docs/accuracy.md, in rows with and without `:weights`.
+
     Sources: one scale for each token, as LLM.int8(), arXiv:2208.07339, sec. 2; for 128 channels of
     each, DeepSeek-V3, arXiv:2412.19437, sec. 3.3.2.
 
