@@ -162,16 +162,32 @@ private:
   std::unique_ptr<StoredMatrix> matrix;
 };
 
-/// Rows [begin, end) of each head of a matrix [heads * R, C].
-class HeadRowsBlock final : public Block {
+/// What a step makes of one block: of the same shape, and with the same rows behind each row, unless it says otherwise.
+class StepBlock : public Block {
 public:
-  HeadRowsBlock(std::unique_ptr<Block> input, int64_t heads, int64_t begin, int64_t end)
-      : input(std::move(input)), headRows(this->input->rows / heads), begin(begin) {
+  void release(int64_t batch, int64_t row, int64_t rows) const override { input->release(batch, row, rows); }
+
+protected:
+  StepBlock(std::unique_ptr<Block> block, DType type) : input(std::move(block)) {
+    batch = input->batch;
+    rows = input->rows;
+    cols = input->cols;
+    rank = input->rank;
+    dtype = type;
+  }
+  explicit StepBlock(std::unique_ptr<Block> block) : StepBlock(std::move(block), DType::F32) { dtype = input->dtype; }
+
+  std::unique_ptr<Block> input;
+};
+
+/// Rows [begin, end) of each head of a matrix [heads * R, C].
+class HeadRowsBlock final : public StepBlock {
+public:
+  HeadRowsBlock(std::unique_ptr<Block> block, int64_t heads, int64_t begin, int64_t end)
+      : StepBlock(std::move(block)), headRows(rows / heads), begin(begin) {
     batch = heads;
     rows = end - begin;
-    cols = this->input->cols;
     rank = 3;
-    dtype = this->input->dtype;
   }
   Status read(const Rect &rect, float *out) const override {
     Rect inner = rect;
@@ -184,24 +200,18 @@ public:
   }
 
 private:
-  std::unique_ptr<Block> input;
   int64_t headRows, begin;
 };
 
 /// Some columns of each row.
-class ColumnsBlock final : public Block {
+class ColumnsBlock final : public StepBlock {
 public:
-  ColumnsBlock(std::unique_ptr<Block> block, int64_t begin, int64_t end) : input(std::move(block)), begin(begin) {
-    batch = input->batch;
-    rows = input->rows;
+  // `release` goes on with whole rows: others are made of the rest, and a row is released where it is read anew.
+  ColumnsBlock(std::unique_ptr<Block> block, int64_t begin, int64_t end) : StepBlock(std::move(block)), begin(begin) {
     cols = end - begin;
-    rank = input->rank;
-    dtype = input->dtype;
   }
   Status read(const Rect &rect, float *out) const override { return input->read(inner(rect), out); }
   bool storedRows(const Rect &rect, StoredRows &out) const override { return input->storedRows(inner(rect), out); }
-  // Others are made of the rest of the row, and a row is released where it is read anew.
-  void release(int64_t batch, int64_t row, int64_t rows) const override { input->release(batch, row, rows); }
 
 private:
   Rect inner(Rect rect) const {
@@ -209,19 +219,17 @@ private:
     return rect;
   }
 
-  std::unique_ptr<Block> input;
   int64_t begin;
 };
 
 /// The elements of each index of the first dimension under another shape.
-class ReshapeBlock final : public Block {
+class ReshapeBlock final : public StepBlock {
 public:
-  ReshapeBlock(std::unique_ptr<Block> block, llvm::ArrayRef<int64_t> to) : input(std::move(block)) {
+  ReshapeBlock(std::unique_ptr<Block> block, llvm::ArrayRef<int64_t> to) : StepBlock(std::move(block)) {
     rank = static_cast<int>(to.size());
     batch = rank == 3 ? to[0] : 1;
     rows = to[rank - 2];
     cols = to[rank - 1];
-    dtype = input->dtype;
   }
   Status read(const Rect &rect, float *out) const override {
     for (int64_t r = 0; r < rect.rows; ++r) {
@@ -252,36 +260,28 @@ private:
   std::pair<int64_t, int64_t> placeOf(int64_t batch, int64_t row) const {
     return rank == 3 ? std::pair(batch, row * cols) : std::pair(row, int64_t(0));
   }
-
-  std::unique_ptr<Block> input;
 };
 
-/// Two tensors, element by element.
-class SumBlock final : public Block {
+/// One tensor and another of its shape, element by element.
+class SumBlock final : public StepBlock {
 public:
   SumBlock(std::unique_ptr<Block> first, std::unique_ptr<Block> second)
-      : lhs(std::move(first)), rhs(std::move(second)) {
-    batch = lhs->batch;
-    rows = lhs->rows;
-    cols = lhs->cols;
-    rank = lhs->rank;
-    dtype = DType::F32;
-  }
+      : StepBlock(std::move(first), DType::F32), other(std::move(second)) {}
   Status read(const Rect &rect, float *out) const override {
-    MOEC_CHECK(lhs->read(rect, out));
+    MOEC_CHECK(input->read(rect, out));
     std::vector<float> more(rect.rows * rect.cols);
-    MOEC_CHECK(rhs->read(rect, more.data()));
+    MOEC_CHECK(other->read(rect, more.data()));
     for (size_t i = 0; i < more.size(); ++i)
       out[i] += more[i];
     return success();
   }
   void release(int64_t batch, int64_t row, int64_t rows) const override {
-    lhs->release(batch, row, rows);
-    rhs->release(batch, row, rows);
+    input->release(batch, row, rows);
+    other->release(batch, row, rows);
   }
 
 private:
-  std::unique_ptr<Block> lhs, rhs;
+  std::unique_ptr<Block> other;
 };
 
 /// The rows of several matrices, one after the other.
@@ -385,15 +385,9 @@ private:
   bool byRows;
 };
 
-class TransposeBlock final : public Block {
+class TransposeBlock final : public StepBlock {
 public:
-  explicit TransposeBlock(std::unique_ptr<Block> block) : input(std::move(block)) {
-    batch = input->batch;
-    rows = input->cols;
-    cols = input->rows;
-    rank = input->rank;
-    dtype = input->dtype;
-  }
+  explicit TransposeBlock(std::unique_ptr<Block> block) : StepBlock(std::move(block)) { std::swap(rows, cols); }
   Status read(const Rect &rect, float *out) const override {
     std::vector<float> lines(rect.rows * rect.cols);
     MOEC_CHECK(input->read({rect.batch, rect.col, rect.cols, rect.row, rect.rows}, lines.data()));
@@ -407,33 +401,20 @@ public:
     if (rows == this->rows)
       input->release(batch, 0, input->rows);
   }
-
-private:
-  std::unique_ptr<Block> input;
 };
 
-class CastBlock final : public Block {
+class CastBlock final : public StepBlock {
 public:
-  CastBlock(std::unique_ptr<Block> block, DType type) : input(std::move(block)) {
-    batch = input->batch;
-    rows = input->rows;
-    cols = input->cols;
-    rank = input->rank;
-    dtype = type;
-  }
+  CastBlock(std::unique_ptr<Block> block, DType type) : StepBlock(std::move(block), type) {}
   Status read(const Rect &rect, float *out) const override {
     MOEC_CHECK(input->read(rect, out));
     roundTo(dtype, out, rect.rows * rect.cols);
     return success();
   }
-  void release(int64_t batch, int64_t row, int64_t rows) const override { input->release(batch, row, rows); }
-
-private:
-  std::unique_ptr<Block> input;
 };
 
 /// Each column by an element of a vector.
-class ScaleColumnsBlock final : public Block {
+class ScaleColumnsBlock final : public StepBlock {
 public:
   static Result<std::unique_ptr<Block>> open(const std::string &name, std::unique_ptr<Block> input,
                                              const std::string &by, const TensorSource &from) {
@@ -452,25 +433,17 @@ public:
         out[r * rect.cols + c] *= scales[rect.col + c];
     return success();
   }
-  void release(int64_t batch, int64_t row, int64_t rows) const override { input->release(batch, row, rows); }
 
 private:
   ScaleColumnsBlock(std::unique_ptr<Block> block, std::vector<float> scales)
-      : input(std::move(block)), scales(std::move(scales)) {
-    batch = input->batch;
-    rows = input->rows;
-    cols = input->cols;
-    rank = input->rank;
-    dtype = DType::F32;
-  }
+      : StepBlock(std::move(block), DType::F32), scales(std::move(scales)) {}
 
-  std::unique_ptr<Block> input;
   std::vector<float> scales; ///< read once: a vector is small
 };
 
 /// What codes in groups stand for; see `#moe.quantize`. Packing takes the codes themselves, this is for everything
 /// else.
-class QuantizeBlock final : public Block {
+class QuantizeBlock final : public StepBlock {
 public:
   static Result<std::unique_ptr<Block>> open(steps::QuantizeAttr step, const std::string &name,
                                              std::vector<int64_t> members, AppendedMatrices appended,
@@ -488,32 +461,18 @@ public:
     }
     return success();
   }
-  void release(int64_t batch, int64_t row, int64_t rows) const override { input->release(batch, row, rows); }
 
 private:
   QuantizeBlock(std::unique_ptr<Block> block, std::unique_ptr<Quantizer> quantizer)
-      : input(std::move(block)), quantizer(std::move(quantizer)) {
-    batch = input->batch;
-    rows = input->rows;
-    cols = input->cols;
-    rank = input->rank;
-    dtype = DType::F32;
-  }
+      : StepBlock(std::move(block), DType::F32), quantizer(std::move(quantizer)) {}
 
-  std::unique_ptr<Block> input;
   std::unique_ptr<Quantizer> quantizer;
 };
 
 /// Zeros behind the last column.
-class PadBlock final : public Block {
+class PadBlock final : public StepBlock {
 public:
-  PadBlock(std::unique_ptr<Block> block, int64_t size) : input(std::move(block)) {
-    batch = input->batch;
-    rows = input->rows;
-    cols = size;
-    rank = input->rank;
-    dtype = input->dtype;
-  }
+  PadBlock(std::unique_ptr<Block> block, int64_t size) : StepBlock(std::move(block)) { cols = size; }
   Status read(const Rect &rect, float *out) const override {
     int64_t present = std::clamp<int64_t>(input->cols - rect.col, 0, rect.cols);
     std::fill_n(out, rect.rows * rect.cols, 0.0f);
@@ -525,10 +484,6 @@ public:
       std::copy_n(&lines[r * present], present, out + r * rect.cols);
     return success();
   }
-  void release(int64_t batch, int64_t row, int64_t rows) const override { input->release(batch, row, rows); }
-
-private:
-  std::unique_ptr<Block> input;
 };
 
 /// One tensor on its way through the steps: a block, or the members of a `{e}` family.
