@@ -36,18 +36,13 @@ struct FoldNormPass final : impl::FoldNormPassBase<FoldNormPass> {
   using Base::Base;
 
   void runOnOperation() override {
-    auto fail = [&](const std::string &message) {
-      getOperation().emitError() << message;
-      signalPassFailure();
-    };
-    moec::Result<ProjectionFormats> parsed = ProjectionFormats::parse(experts, attention, dense, head, overrides);
-    if (!parsed)
-      return fail(parsed.message());
+    moec::Result<ProjectionFormats> parsed =
+        ProjectionFormats::parse(experts, attention, dense, head, overrides, rounding);
+    if (!parsed) {
+      getOperation().emitError() << parsed.message();
+      return signalPassFailure();
+    }
     formats = std::move(*parsed);
-    std::optional<Rounding> known = symbolizeRounding(rounding);
-    if (!known)
-      return fail("unknown rounding " + moec::quote(rounding) + ", expected nearest, importance or feedback");
-    rounds = *known;
     SmallVector<RmsNormOp> norms;
     getOperation().walk([&](RmsNormOp norm) {
       if (norm.getWeight() && !norm->use_empty())
@@ -121,7 +116,7 @@ private:
     auto stored = recipe.empty() ? nullptr : dyn_cast<DequantAttr>(recipe.front());
     if (llvm::any_of(recipe, llvm::IsaPred<QuantizeAttr>))
       return "has a reader whose weight is rounded before";
-    Attribute step = format.step(&getContext(), type.getShape().back(), rounds);
+    Attribute step = format.step(&getContext(), type.getShape().back(), formats.rounding);
     if (auto quantize = dyn_cast_or_null<QuantizeAttr>(step)) {
       if (quantize.getRounding() != Rounding::Nearest)
         return "has a reader whose weight is rounded by a calibration, which knows the input as it was";
@@ -167,7 +162,6 @@ private:
   }
 
   ProjectionFormats formats;
-  Rounding rounds = Rounding::Nearest;
 };
 
 } // namespace

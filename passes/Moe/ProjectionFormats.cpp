@@ -56,7 +56,7 @@ Role mlir::moe::roleOf(LinearOp op) {
 
 moec::Result<ProjectionFormats> ProjectionFormats::parse(const std::string &experts, const std::string &attention,
                                                          const std::string &dense, const std::string &head,
-                                                         StringRef overrides) {
+                                                         StringRef overrides, StringRef rounding) {
   ProjectionFormats result;
   for (auto [role, name] : {std::pair(Role::Experts, &experts),
                             {Role::Attention, &attention},
@@ -80,6 +80,11 @@ moec::Result<ProjectionFormats> ProjectionFormats::parse(const std::string &expe
     MOEC_TRY(WeightFormat format, WeightFormat::parse(name));
     result.rules.push_back({pattern.str(), std::move(regex), std::move(format)});
   }
+  std::optional<Rounding> known = symbolizeRounding(rounding);
+  if (!known)
+    return moec::Error{"unknown rounding " + moec::quote(rounding.str()) +
+                       ", expected nearest, importance or feedback"};
+  result.rounding = *known;
   return result;
 }
 

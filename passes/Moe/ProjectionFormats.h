@@ -26,18 +26,21 @@ enum class Role : uint8_t { Experts, Attention, Dense, Head, Router };
 /// What a linear is for, which follows from what is around it.
 Role roleOf(LinearOp op);
 
-/// The formats that are asked for by role and, before that, by name: see the options of `moe-quantize`.
+/// The formats that are asked for by role and, before that, by name, and how codes are chosen: see the options of
+/// `moe-quantize`.
 class ProjectionFormats {
 public:
   /// `overrides` are lines of REGEX=FORMAT; empty ones and those that begin with '#' say nothing.
   static moec::Result<ProjectionFormats> parse(const std::string &experts, const std::string &attention,
                                                const std::string &dense, const std::string &head,
-                                               llvm::StringRef overrides);
+                                               llvm::StringRef overrides, llvm::StringRef rounding);
 
   /// Of the weight whose first tensor is `name`; routers keep theirs unless they are named.
   WeightFormat of(Role role, llvm::StringRef name);
   /// A regular expression that no name given to `of` has matched, or an empty string.
   std::string unused() const;
+
+  Rounding rounding = Rounding::Nearest;
 
 private:
   struct Rule {

@@ -25,8 +25,13 @@ struct QuantizePass final : impl::QuantizePassBase<QuantizePass> {
   using Base::Base;
 
   void runOnOperation() override {
-    if (failed(readOptions()))
+    moec::Result<ProjectionFormats> parsed =
+        ProjectionFormats::parse(experts, attention, dense, head, overrides, rounding);
+    if (!parsed) {
+      getOperation().emitError() << parsed.message();
       return signalPassFailure();
+    }
+    formats = std::move(*parsed);
     WalkResult result = getOperation().walk([&](Operation *op) {
       LogicalResult done =
           TypeSwitch<Operation *, LogicalResult>(op)
@@ -47,19 +52,6 @@ struct QuantizePass final : impl::QuantizePassBase<QuantizePass> {
   }
 
 private:
-  LogicalResult readOptions() {
-    auto fail = [&](const std::string &message) { return getOperation().emitError() << message; };
-    moec::Result<ProjectionFormats> parsed = ProjectionFormats::parse(experts, attention, dense, head, overrides);
-    if (!parsed)
-      return fail(parsed.message());
-    formats = std::move(*parsed);
-    std::optional<Rounding> known = symbolizeRounding(rounding);
-    if (!known)
-      return fail("unknown rounding " + moec::quote(rounding) + ", expected nearest, importance or feedback");
-    rounds = *known;
-    return success();
-  }
-
   /// Stores the weights of a projection that reads `x`.
   LogicalResult store(Operation *op, Role role, OpOperand &x, ArrayRef<OpOperand *> weights) {
     Attribute rounded;
@@ -180,7 +172,7 @@ private:
     if (format.isKeep())
       return success();
     auto type = cast<RankedTensorType>(weight.getType());
-    Attribute step = format.step(&getContext(), type.getShape().back(), rounds);
+    Attribute step = format.step(&getContext(), type.getShape().back(), formats.rounding);
     if (auto quantize = dyn_cast<QuantizeAttr>(step); quantize && !quantize.divides(type.getShape().back()))
       return weight.emitOpError("of ") << weight.getSources()[0] << " has rows of " << type.getShape().back()
                                        << ", which are no whole groups of " << quantize.getFormat().unit();
@@ -200,7 +192,6 @@ private:
   }
 
   ProjectionFormats formats;
-  Rounding rounds = Rounding::Nearest;
   DenseMap<std::pair<Value, Attribute>, Value> inputs;
 };
 

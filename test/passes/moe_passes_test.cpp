@@ -29,6 +29,17 @@ using moec::test::Tensor;
 
 namespace {
 
+/// Distance of each pair to the size of the numbers.
+double relativeError(const std::vector<double> &found, const std::vector<double> &expected) {
+  EXPECT_EQ(found.size(), expected.size());
+  double error = 0, size = 0;
+  for (size_t i = 0; i < std::min(found.size(), expected.size()); ++i) {
+    error = std::max(error, std::abs(found[i] - expected[i]));
+    size = std::max(size, std::abs(expected[i]));
+  }
+  return error / size;
+}
+
 class PassesTest : public testing::Test {
 protected:
   PassesTest() {
@@ -66,6 +77,15 @@ protected:
     return all;
   }
 
+  /// `module` gives the logits of `plain` but for rounding: of `bound` at most in double precision, and not none.
+  void expectRoundedAlone(ModuleOp module, double bound) {
+    using Precision = InterpreterOptions::Precision;
+    std::vector<double> expected = run(*plain, Precision::F64), found = run(module, Precision::F64);
+    EXPECT_NE(found, expected);
+    EXPECT_LT(relativeError(found, expected), bound);
+    EXPECT_LT(relativeError(run(module, Precision::F32), expected), 1e-4);
+  }
+
   OwningOpRef<ModuleOp> joined() {
     return optimized([](PassManager &manager) {
       manager.addNestedPass<func::FuncOp>(createFuseGateUpPass());
@@ -92,27 +112,13 @@ protected:
   MapSource weights;
 };
 
-/// Distance of each pair to the size of the numbers.
-double relativeError(const std::vector<double> &found, const std::vector<double> &expected) {
-  EXPECT_EQ(found.size(), expected.size());
-  double error = 0, size = 0;
-  for (size_t i = 0; i < std::min(found.size(), expected.size()); ++i) {
-    error = std::max(error, std::abs(found[i] - expected[i]));
-    size = std::max(size, std::abs(expected[i]));
-  }
-  return error / size;
-}
-
 TEST_F(PassesTest, FuseMlaChangesOnlyRounding) {
   // The test's model has a reshape too many for the pass alone: the whole pipeline brings it into form.
   OwningOpRef<ModuleOp> module = optimized([](PassManager &manager) { buildMoePipeline(manager, {}); });
   ASSERT_EQ(count<MlaAttentionOp>(*module), 1);
   ASSERT_EQ(count<CacheAppendOp>(*module), 0);
   // Sums of at most 48 products in another order: a few hundred roundings of 1e-16 at worst.
-  using Precision = InterpreterOptions::Precision;
-  std::vector<double> found = run(*module, Precision::F64), expected = run(*plain, Precision::F64);
-  EXPECT_LT(relativeError(found, expected), 1e-13);
-  EXPECT_LT(relativeError(run(*module, Precision::F32), expected), 1e-4);
+  expectRoundedAlone(*module, 1e-13);
 }
 
 TEST_F(PassesTest, EachFormOfLatentAttentionChangesOnlyRounding) {
@@ -166,12 +172,8 @@ TEST_F(PassesTest, ASharedExpertTwiceAsWideChangesOnlyRounding) {
   });
   OwningOpRef<ModuleOp> module = joined();
   module->walk([&](ExpertsOp op) { EXPECT_EQ(op.getShared(), 2u); });
-  using Precision = InterpreterOptions::Precision;
-  std::vector<double> expected = run(*plain, Precision::F64), found = run(*module, Precision::F64);
-  EXPECT_NE(found, expected);
   // A sum of 12 products in two parts, of a handful of such sums.
-  EXPECT_LT(relativeError(found, expected), 1e-14);
-  EXPECT_LT(relativeError(run(*module, Precision::F32), expected), 1e-4);
+  expectRoundedAlone(*module, 1e-14);
 }
 
 TEST_F(PassesTest, FoldedNormsChangeOnlyRounding) {
@@ -180,12 +182,8 @@ TEST_F(PassesTest, FoldedNormsChangeOnlyRounding) {
   int folded = 0;
   module->walk([&](RmsNormOp op) { folded += !op.getWeight(); });
   EXPECT_GE(folded, 2);
-  using Precision = InterpreterOptions::Precision;
-  std::vector<double> expected = run(*plain, Precision::F64), found = run(*module, Precision::F64);
-  EXPECT_NE(found, expected);
   // In double precision, what is rounded is the product of a weight and the norm's: by 2^-24 of itself.
-  EXPECT_LT(relativeError(found, expected), 1e-6);
-  EXPECT_LT(relativeError(run(*module, Precision::F32), expected), 1e-4);
+  expectRoundedAlone(*module, 1e-6);
 }
 
 TEST_F(PassesTest, OpsOnWeightsBecomeWeightsToTheBit) {
