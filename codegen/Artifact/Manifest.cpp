@@ -144,15 +144,13 @@ LogicalResult ProgramWriter::checkLaunch(exec::LaunchOp launch, const KernelSpec
   if (launch.getArgs().size() != signature.size())
     return launch.emitOpError("passes ") << launch.getArgs().size() << " arguments to a " << kindOf(spec)
                                          << " kernel that takes " << signature.size();
-  SmallVector<int64_t> writes;
-  for (auto [index, arg, value] : llvm::enumerate(signature, launch.getArgs())) {
+  for (auto [arg, value] : llvm::zip_equal(signature, launch.getArgs())) {
     DType type = dtypeOf(cast<MemRefType>(value.getType()).getElementType());
     if (type != arg.type)
       return launch.emitOpError("passes ") << nameOf(type) << " as '" << arg.name << "' of a " << kindOf(spec)
                                            << " kernel that takes " << nameOf(arg.type);
-    if (arg.written)
-      writes.push_back(index);
   }
+  SmallVector<int64_t> writes = writtenArgsOf(spec);
   if (launch.getWrites() != ArrayRef<int64_t>(writes))
     return launch.emitOpError("says that it writes ") << launch.getWritesAttr() << ", but its kernel writes "
                                                       << DenseI64ArrayAttr::get(launch.getContext(), writes);

@@ -126,6 +126,14 @@ SmallVector<KernelArg> moec::argumentsOf(const KernelSpec &spec) {
   return std::visit([](const auto &s) { return arguments(s); }, spec);
 }
 
+SmallVector<int64_t> moec::writtenArgsOf(const KernelSpec &spec) {
+  SmallVector<int64_t> written;
+  for (auto [index, arg] : llvm::enumerate(argumentsOf(spec)))
+    if (arg.written)
+      written.push_back(index);
+  return written;
+}
+
 AffineMap moec::gridOf(const KernelSpec &spec, MLIRContext *context) {
   AffineExpr t = getAffineDimExpr(0, context), r = getAffineDimExpr(1, context);
   SmallVector<AffineExpr> results = std::visit([&](const auto &s) { return grid(s, t, r); }, spec);

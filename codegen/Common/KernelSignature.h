@@ -23,6 +23,9 @@ struct KernelArg {
 /// The arguments of a kernel, in order.
 llvm::SmallVector<KernelArg> argumentsOf(const KernelSpec &spec);
 
+/// The positions of those that are written.
+llvm::SmallVector<int64_t> writtenArgsOf(const KernelSpec &spec);
+
 /// `(T, R) -> (results)`: the number of tasks is the least result.
 mlir::AffineMap gridOf(const KernelSpec &spec, mlir::MLIRContext *context);
 

@@ -129,9 +129,7 @@ public:
   AttentionEmitter(KernelBuilder &b, const MlaAttentionSpec &spec, const Tiles &tiles)
       : b(b), spec(spec), math(b, spec.cache), words(math.count(spec.latent + spec.rope)),
         latentVectors((spec.latent + kLanes - 1) / kLanes) {
-    tile = 1;
-    while (tile * 2 <= std::min(tiles.gemmAccumulators, block))
-      tile *= 2;
+    tile = powerOfTwoWithin(std::min(tiles.gemmAccumulators, block));
   }
 
   void emit() {

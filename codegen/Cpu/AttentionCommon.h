@@ -20,7 +20,14 @@
 #include "codegen/Cpu/KernelBuilder.h"
 #include "runtime/KernelAbi.h"
 
+#include <bit>
+
 namespace moec::cpu {
+
+/// The greatest power of two that is not above `number` (at least 1): tiles of so many divide a page.
+inline int64_t powerOfTwoWithin(int64_t number) {
+  return static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(number)));
+}
 
 /// Whether the run around `token`, its longest stretch of neighbours in `slots` of one slot, has at least `length`
 /// tokens (i1). Looks at no more than `length` - 1 tokens to each side.

@@ -23,14 +23,6 @@ namespace moec::cpu {
 
 namespace {
 
-/// The greatest power of two that is not above `number`, at least 1.
-int64_t powerOfTwoWithin(int64_t number) {
-  int64_t power = 1;
-  while (power * 2 <= number)
-    power *= 2;
-  return power;
-}
-
 class ExpandedAttentionEmitter {
 public:
   ExpandedAttentionEmitter(KernelBuilder &b, const MlaExpandedSpec &spec, const Tiles &tiles)
@@ -124,7 +116,7 @@ private:
     Vals most = b.loop(b.cI64(0), length, 1, {b.cI64(0)}, [&](Val i, llvm::ArrayRef<Val> carried) -> Vals {
       Val seen = seenBy(begin + i);
       (counts + i).store(b.convert(seen, b.i32));
-      b.vectors(spec.value, [&](Val offset, Val mask) { store(outRow(begin + i) + offset, zero, mask); });
+      b.vectors(spec.value, [&](Val offset, Val mask) { (outRow(begin + i) + offset).store(zero, mask); });
       return {b.max(seen, carried[0])};
     });
 
@@ -139,7 +131,7 @@ private:
       Val sum = (sums + i).load();
       b.vectors(spec.value, [&](Val offset, Val mask) {
         Ptr at = outRow(begin + i) + offset;
-        store(at, at.load(kLanes) / sum, mask);
+        at.store(at.load(kLanes) / sum, mask);
       });
     });
   }
@@ -166,7 +158,6 @@ private:
   }
 
   Ptr queriesOf(Val vector) { return queries + vector * ((nopeWords + ropeWords) * kLanes); }
-  void store(Ptr at, Val value, Val mask) { mask.value ? at.store(value, mask) : at.store(value); }
 
   //===--------------------------------------------------------------------===//
   // Keys and values of a page
@@ -351,7 +342,7 @@ private:
       });
       for (int64_t m = 0; m < rows; ++m)
         for (int64_t v = 0; v < vectors; ++v)
-          store(at(m, v), totals[m * vectors + v], tail && v == vectors - 1 ? b.firstLanes(tail) : Val());
+          at(m, v).store(totals[m * vectors + v], tail && v == vectors - 1 ? b.firstLanes(tail) : Val());
     };
     int64_t whole = spec.value / kLanes / width * width;
     if (whole)

@@ -8,7 +8,7 @@
 #include "mlir/IR/Builders.h"
 #include "mlir/IR/BuiltinOps.h"
 #include "llvm/ADT/STLExtras.h"
-#include "llvm/ADT/SetVector.h"
+#include "llvm/ADT/SmallPtrSet.h"
 
 namespace mlir::exec {
 
@@ -145,19 +145,17 @@ void FuseRowsPass::launchTogether(const Unit &unit) {
     SymbolTable(getOperation()).insert(kernel);
   }
   SmallVector<Value> args;
-  SmallVector<int64_t> writes;
   SmallVector<Location> locations;
   std::string label;
   for (LaunchOp launch : unit.launches) {
-    for (int64_t index : launch.getWrites())
-      writes.push_back(std::ssize(args) + index);
     llvm::append_range(args, launch.getArgs());
     locations.push_back(launch.getLoc());
     if (launch.getLabel())
       label += (label.empty() ? "" : " + ") + launch.getLabel()->str();
   }
-  LaunchOp::create(builder, builder.getFusedLoc(locations), kernel.getSymName(), args, first.getGrid(), writes,
-                   label.empty() ? StringAttr() : builder.getStringAttr(label), /*run_from=*/IntegerAttr(),
+  LaunchOp::create(builder, builder.getFusedLoc(locations), kernel.getSymName(), args, first.getGrid(),
+                   moec::writtenArgsOf(spec), label.empty() ? StringAttr() : builder.getStringAttr(label),
+                   /*run_from=*/IntegerAttr(),
                    /*run_below=*/IntegerAttr());
   for (LaunchOp launch : unit.launches)
     launch.erase();

@@ -29,6 +29,14 @@ constexpr CacheCodes cacheCodesFromString(std::string_view name) {
   return CacheCodes::None;
 }
 
+/// Empty for None.
+constexpr std::string_view toString(CacheCodes codes) {
+  for (const auto &[name, known] : cacheCodes)
+    if (known == codes)
+      return name;
+  return {};
+}
+
 } // namespace moec
 
 #endif // MOEC_RUNTIME_SUPPORT_CACHECODES_H

@@ -204,18 +204,14 @@ LaunchOp StepLowering::launch(Operation *op, const moec::KernelSpec &spec, Value
     builder.setInsertionPoint(program);
     kernel = KernelOp::create(builder, op->getLoc(), names.claim(moec::symbolFor(spec), "_"), kind, dictionary);
   }
-  SmallVector<moec::KernelArg> signature = moec::argumentsOf(spec);
-  assert(signature.size() == args.size() && "a launch passes what its spec asks for");
-  SmallVector<int64_t> writes;
-  for (auto [index, arg] : llvm::enumerate(signature))
-    if (arg.written)
-      writes.push_back(index);
+  assert(moec::argumentsOf(spec).size() == args.size() && "a launch passes what its spec asks for");
   std::string label = labelOf(op).str();
   if (!part.empty())
     label += "." + part.str();
   ++numLaunches;
-  return LaunchOp::create(builder, op->getLoc(), kernel.getSymName(), args, moec::gridOf(spec, context), writes,
-                          builder.getStringAttr(label), /*run_from=*/IntegerAttr(), /*run_below=*/IntegerAttr());
+  return LaunchOp::create(builder, op->getLoc(), kernel.getSymName(), args, moec::gridOf(spec, context),
+                          moec::writtenArgsOf(spec), builder.getStringAttr(label), /*run_from=*/IntegerAttr(),
+                          /*run_below=*/IntegerAttr());
 }
 
 LogicalResult StepLowering::needTokens(Operation *op) {
@@ -778,7 +774,8 @@ LogicalResult StepLowering::lowerCaches() {
     if (moe::CacheCodesAttr format = cache.getCodes()) {
       width = moec::CodedEntry{format.getChannels(), width - format.getChannels()}.stride();
       element = builder.getI8Type();
-      codes = builder.getStringAttr(format.getCodes() == moe::CodeFormat::Int8 ? "int8" : "fp8");
+      codes = builder.getStringAttr(moec::toString(
+          format.getCodes() == moe::CodeFormat::Int8 ? moec::CacheCodes::Int8 : moec::CacheCodes::F8E4M3));
     } else {
       width = llvm::alignTo(width, target.vectorMultiple);
       if (auto type = cast_if_present<TypeAttr>(cache.getFormatAttr()))
