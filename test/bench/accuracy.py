@@ -42,6 +42,8 @@ FORMATS = {
     "mxfp4": ["nearest", "importance", "feedback"],
     "nvfp4": ["nearest", "importance", "feedback"],
 }
+# The KLD that experts in a format should cost at most, with error feedback, and variants of the format.
+GOALS = {"int8": (2.5e-4, ["int8:a32"]), "fp8": (8e-4, []), "int4": (1.7e-3, ["int4:a32", "int4:zero"])}
 CACHES = ["f32", "bf16", "int8", "fp8"]
 PROMPTS = ["ROMEO:", "KING RICHARD:", "First Citizen:", "JULIET:", "Clown:", "GLOUCESTER:", "MENENIUS:", "LEONTES:"]
 
@@ -91,6 +93,18 @@ def calibrate(base: Row, directory: Path) -> Path:
 
 HEADER = "| bytes | perplexity | KLD mean | KLD p99 | same top token |"
 RULE = "| --- | --- | --- | --- | --- |"
+
+
+def goals(kld: dict[tuple[str, str], float]) -> None:
+    print("## Goals\n\nWhat experts alone should cost at most, with what they read rounded too, beside what they cost.\n")
+    print("| experts alone | goal | feedback | its variants, least of all roundings |\n| --- | --- | --- | --- |")
+    for format, (goal, variants) in GOALS.items():
+        least = [(min(k for (name, _), k in kld.items() if name == variant), variant) for variant in variants]
+        others = ", ".join(f"{variant} {k:.2e}" for k, variant in least) or "-"
+        print(f"| {format} | {goal:.1e} | {kld[format, 'feedback']:.2e} | {others} |")
+    print("\nint8 with one scale for all that a token's expert reads costs more in activations than in weights, as `:weights` shows:")
+    print("a few large numbers make the step of all others. A scale for 32 of them does not. int4 without zero points is as")
+    print("far from its goal as calibrations on different texts are from each other.\n")
 
 
 def norms(row, show, bf16: Row, directory: Path) -> None:
@@ -144,6 +158,7 @@ def main() -> None:
                         experts[format, rounding] = made
             print()
 
+        goals({key: made.kld for key, made in experts.items()})
         norms(row, show, bf16, directory)
 
         print("## From FP8 blocks\n\nAgainst the artifact that keeps the checkpoint's FP8 blocks; against bf16 in the first row.\n")
