@@ -113,6 +113,7 @@ def run_lit(preset: str, counts: Counts, reports: Path) -> None:
 def run_pytest(preset: str, counts: Counts, reports: Path, extra: list[str]) -> None:
     report = reports / f"{preset}-pytest.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-ra", "-p", "no:cacheprovider", f"--junitxml={report}", *extra]
+    command += ["-n", "auto", "--dist", "loadfile"]  # files side by side, as their tests share what they compile
     code, output, seconds = run(command + [ROOT / "test"], env=environment(preset), cwd=ROOT)
     for line in output.splitlines():
         if line.startswith("SKIPPED"):
