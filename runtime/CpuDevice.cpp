@@ -114,8 +114,7 @@ Status CpuDevice::loadCode(const std::string &forcedLevel) {
   for (const CodeFile &code : artifact.code()) {
     std::optional<CpuLevel> parsed = cpuLevelFromString(code.level);
     if (!parsed)
-      return Error{artifact.directory() + ": has code for '" + code.level +
-                   "', expected one of x86-64, x86-64-v2, x86-64-v3, x86-64-v4, x86-64-v4-vnni"};
+      return Error{artifact.directory() + ": has code for '" + code.level + "', expected one of " + cpuLevelNames()};
     levels.push_back(*parsed);
   }
   MOEC_TRY(size_t choice, chooseCpuLevel(levels, machineCpuLevel(), forcedLevel, artifact.directory()));

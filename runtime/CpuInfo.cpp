@@ -4,39 +4,66 @@
 #include "runtime/CpuInfo.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <fstream>
 #include <set>
 #include <sstream>
 
 #include <sched.h>
+#if defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
 
 namespace moec {
 
-std::string_view toString(CpuLevel level) {
-  switch (level) {
-  case CpuLevel::V1:
-    return "x86-64";
-  case CpuLevel::V2:
-    return "x86-64-v2";
-  case CpuLevel::V3:
-    return "x86-64-v3";
-  case CpuLevel::V4:
-    return "x86-64-v4";
-  case CpuLevel::V4Vnni:
-    return "x86-64-v4-vnni";
-  }
-  return "?";
-}
+namespace {
+
+enum class Architecture { X86, Arm };
+
+struct LevelName {
+  CpuLevel level;
+  Architecture architecture;
+  std::string_view full, brief;
+};
+
+constexpr std::array levelNames = {
+    LevelName{CpuLevel::V1, Architecture::X86, "x86-64", "v1"},
+    LevelName{CpuLevel::V2, Architecture::X86, "x86-64-v2", "v2"},
+    LevelName{CpuLevel::V3, Architecture::X86, "x86-64-v3", "v3"},
+    LevelName{CpuLevel::V3Vnni, Architecture::X86, "x86-64-v3-vnni", "v3-vnni"},
+    LevelName{CpuLevel::V4, Architecture::X86, "x86-64-v4", "v4"},
+    LevelName{CpuLevel::V4Vnni, Architecture::X86, "x86-64-v4-vnni", "v4-vnni"},
+    LevelName{CpuLevel::Arm64, Architecture::Arm, "aarch64", "aarch64"},
+    LevelName{CpuLevel::Arm64Dotprod, Architecture::Arm, "aarch64-dotprod", "dotprod"},
+    LevelName{CpuLevel::Arm64I8mm, Architecture::Arm, "aarch64-i8mm", "i8mm"},
+};
+
+const LevelName &nameOf(CpuLevel level) { return *std::ranges::find(levelNames, level, &LevelName::level); }
+
+} // namespace
+
+std::string_view toString(CpuLevel level) { return nameOf(level).full; }
 
 std::optional<CpuLevel> cpuLevelFromString(std::string_view name) {
-  constexpr std::string_view family = "x86-64-";
-  for (CpuLevel level : {CpuLevel::V1, CpuLevel::V2, CpuLevel::V3, CpuLevel::V4, CpuLevel::V4Vnni}) {
-    std::string_view full = toString(level);
-    if (name == full || name == (full.size() > family.size() ? full.substr(family.size()) : "v1"))
-      return level;
-  }
+  for (const LevelName &known : levelNames)
+    if (name == known.full || name == known.brief)
+      return known.level;
   return std::nullopt;
+}
+
+std::string cpuLevelNames() {
+  std::string names;
+  for (const LevelName &known : levelNames)
+    names += (names.empty() ? "" : ", ") + std::string(known.full);
+  return names;
+}
+
+bool runsOn(CpuLevel code, CpuLevel machine) {
+  // AVX-512 does not bring AVX_VNNI along.
+  if (code == CpuLevel::V3Vnni)
+    return machine == code;
+  return nameOf(code).architecture == nameOf(machine).architecture && code <= machine;
 }
 
 std::optional<CpuLevel> machineCpuLevel() {
@@ -47,10 +74,16 @@ std::optional<CpuLevel> machineCpuLevel() {
     return dots ? CpuLevel::V4Vnni : CpuLevel::V4;
   }
   if (__builtin_cpu_supports("x86-64-v3"))
-    return CpuLevel::V3;
+    return __builtin_cpu_supports("avxvnni") ? CpuLevel::V3Vnni : CpuLevel::V3;
   if (__builtin_cpu_supports("x86-64-v2"))
     return CpuLevel::V2;
   return CpuLevel::V1;
+#elif defined(__aarch64__)
+  // Bits of the kernel's interface, which older headers lack.
+  constexpr unsigned long dotProducts = 1ul << 20, i8mm = 1ul << 13; // HWCAP_ASIMDDP, HWCAP2_I8MM
+  if (!(getauxval(AT_HWCAP) & dotProducts))
+    return CpuLevel::Arm64;
+  return getauxval(AT_HWCAP2) & i8mm ? CpuLevel::Arm64I8mm : CpuLevel::Arm64Dotprod;
 #else
   return std::nullopt;
 #endif
@@ -64,25 +97,24 @@ Result<size_t> chooseCpuLevel(std::span<const CpuLevel> levels, std::optional<Cp
     present += toString(level);
   }
   if (!machine)
-    return Error{what + ": has code for " + present + ", but this machine is not x86-64"};
+    return Error{what + ": has code for " + present + ", but this machine is neither x86-64 nor aarch64"};
   std::string highest(toString(*machine));
   if (!forced.empty()) {
     std::optional<CpuLevel> wanted = cpuLevelFromString(forced);
     if (!wanted)
-      return Error{"MOEC_CPU is '" + std::string(forced) +
-                   "', expected one of v1, v2, v3, v4, v4-vnni, x86-64, x86-64-v2, "
-                   "x86-64-v3, x86-64-v4, x86-64-v4-vnni"};
+      return Error{"MOEC_CPU is '" + std::string(forced) + "', expected one of " + cpuLevelNames() +
+                   ", or v1 to v4-vnni, dotprod or i8mm"};
     auto found = std::find(levels.begin(), levels.end(), *wanted);
     if (found == levels.end())
       return Error{what + ": MOEC_CPU asks for " + std::string(toString(*wanted)) + ", but there is code for " +
                    present + " only"};
-    if (*wanted > *machine)
+    if (!runsOn(*wanted, *machine))
       return Error{what + ": MOEC_CPU asks for " + std::string(toString(*wanted)) + ", but this machine supports " +
                    highest + " at most"};
     return found - levels.begin();
   }
   for (size_t i = 0; i < levels.size(); ++i)
-    if (levels[i] <= *machine)
+    if (runsOn(levels[i], *machine))
       return i;
   return Error{what + ": has code for " + present + ", but this machine supports " + highest + " at most"};
 }

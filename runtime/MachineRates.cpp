@@ -89,6 +89,16 @@ static void readAll(const uint64_t *words, uint64_t bytes) {
     return;
   }
 #undef MOEC_LOADS
+#elif defined(__aarch64__)
+  if (bytes == 0)
+    return;
+  asm volatile("1:\n\t.irp at,0,64,128,192,256,320,384,448\n\t"
+               "ldp q0, q1, [%0, #\\at]\n\tldp q2, q3, [%0, #\\at+32]\n\t.endr\n\t"
+               "add %0, %0, #512\n\tcmp %0, %1\n\tb.lo 1b"
+               : "+r"(words)
+               : "r"(words + bytes / sizeof(uint64_t))
+               : "cc", "memory", "v0", "v1", "v2", "v3");
+  return;
 #endif
   // An atomic is a use that the compiler must keep.
   static std::atomic<uint64_t> sink;
@@ -110,6 +120,17 @@ double ReadProbe::measure(ThreadPool &pool, double seconds) const {
 // Arithmetic
 //===----------------------------------------------------------------------===//
 
+namespace {
+
+/// A loop that only machines with its instruction may run.
+struct Chains {
+  void (*run)(int64_t rounds) = nullptr;
+  int64_t count = 0;      ///< of chains, each of which one instruction of a round makes longer
+  int64_t operations = 0; ///< of one instruction
+};
+
+} // namespace
+
 #if defined(__x86_64__)
 // Twelve independent chains keep two units of four or five cycles' latency busy. Assembly, so that nothing is elided or
 // spilled whatever the compiler's options; all registers are zero, and no product is denormal.
@@ -117,45 +138,67 @@ double ReadProbe::measure(ThreadPool &pool, double seconds) const {
   asm volatile(".irp r,0,1,2,3,4,5,6,7,8,9,10,11,12,13\n\tvxorps %%xmm\\r, %%xmm\\r, %%xmm\\r\n\t.endr\n"              \
                "1:\n\t.irp r,0,1,2,3,4,5,6,7,8,9,10,11\n\t" STEP "\n\t.endr\n\t"                                       \
                "decq %0\n\tjnz 1b\n\tvzeroupper"                                                                       \
-               : "+r"(count)                                                                                           \
+               : "+r"(rounds)                                                                                          \
                :                                                                                                       \
                : "cc", "memory", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",       \
                  "xmm10", "xmm11", "xmm12", "xmm13")
 
-static constexpr int64_t chains = 12;
-
-namespace {
-
-/// A loop that only machines with its instruction may run.
-struct Chains {
-  void (*run)(int64_t count) = nullptr;
-  int64_t operations = 0; ///< of one instruction
-};
-
-Chains chainsOf(WorkUnit unit) {
+static Chains chainsOf(WorkUnit unit) {
   const CpuLevel level = machineCpuLevel().value_or(CpuLevel::V1);
   switch (unit) {
   case WorkUnit::F32:
     if (level >= CpuLevel::V4)
-      return {[](int64_t count) { MOEC_CHAINS("vfmadd231ps %%zmm12, %%zmm13, %%zmm\\r"); }, 16 * 2};
+      return {[](int64_t rounds) { MOEC_CHAINS("vfmadd231ps %%zmm12, %%zmm13, %%zmm\\r"); }, 12, 16 * 2};
     if (level >= CpuLevel::V3)
-      return {[](int64_t count) { MOEC_CHAINS("vfmadd231ps %%ymm12, %%ymm13, %%ymm\\r"); }, 8 * 2};
+      return {[](int64_t rounds) { MOEC_CHAINS("vfmadd231ps %%ymm12, %%ymm13, %%ymm\\r"); }, 12, 8 * 2};
     break;
   case WorkUnit::BF16:
     if (level >= CpuLevel::V4 && __builtin_cpu_supports("avx512bf16"))
-      return {[](int64_t count) { MOEC_CHAINS("vdpbf16ps %%zmm12, %%zmm13, %%zmm\\r"); }, 32 * 2};
+      return {[](int64_t rounds) { MOEC_CHAINS("vdpbf16ps %%zmm12, %%zmm13, %%zmm\\r"); }, 12, 32 * 2};
     break;
   case WorkUnit::Int8:
     if (level >= CpuLevel::V4 && __builtin_cpu_supports("avx512vnni"))
-      return {[](int64_t count) { MOEC_CHAINS("vpdpbusd %%zmm12, %%zmm13, %%zmm\\r"); }, 64 * 2};
+      return {[](int64_t rounds) { MOEC_CHAINS("vpdpbusd %%zmm12, %%zmm13, %%zmm\\r"); }, 12, 64 * 2};
     if (level >= CpuLevel::V3 && __builtin_cpu_supports("avxvnni"))
-      return {[](int64_t count) { MOEC_CHAINS("%{vex%} vpdpbusd %%ymm12, %%ymm13, %%ymm\\r"); }, 32 * 2};
+      return {[](int64_t rounds) { MOEC_CHAINS("%{vex%} vpdpbusd %%ymm12, %%ymm13, %%ymm\\r"); }, 12, 32 * 2};
     break;
   }
   return {};
 }
 
-} // namespace
+#undef MOEC_CHAINS
+#elif defined(__aarch64__)
+// The same with twenty-four chains: large cores have four units of four cycles' latency.
+#define MOEC_CHAINS(STEP)                                                                                              \
+  asm volatile(                                                                                                        \
+      ".arch armv8.2-a+dotprod\n\t.irp r,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25\n\t"      \
+      "movi v\\r\\().2d, #0\n\t.endr\n"                                                                                \
+      "1:\n\t.irp r,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23\n\t" STEP "\n\t.endr\n\t"            \
+      "subs %0, %0, #1\n\tb.ne 1b"                                                                                     \
+      : "+r"(rounds)                                                                                                   \
+      :                                                                                                                \
+      : "cc", "memory", "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v11", "v12", "v13", "v14", \
+        "v15", "v16", "v17", "v18", "v19", "v20", "v21", "v22", "v23", "v24", "v25")
+
+static Chains chainsOf(WorkUnit unit) {
+  const CpuLevel level = machineCpuLevel().value_or(CpuLevel::Arm64);
+  switch (unit) {
+  case WorkUnit::F32:
+    return {[](int64_t rounds) { MOEC_CHAINS("fmla v\\r\\().4s, v24.4s, v25.4s"); }, 24, 4 * 2};
+  case WorkUnit::BF16: // kernels have no instruction for it
+    break;
+  case WorkUnit::Int8:
+    if (level >= CpuLevel::Arm64Dotprod)
+      return {[](int64_t rounds) { MOEC_CHAINS("sdot v\\r\\().4s, v24.16b, v25.16b"); }, 24, 16 * 2};
+    break;
+  }
+  return {};
+}
+
+#undef MOEC_CHAINS
+#else
+static Chains chainsOf(WorkUnit) { return {}; }
+#endif
 
 double measureArithmetic(ThreadPool &pool, WorkUnit unit, double seconds) {
   const Chains loop = chainsOf(unit);
@@ -171,10 +214,7 @@ double measureArithmetic(ThreadPool &pool, WorkUnit unit, double seconds) {
         loop.run(rounds);
     });
   });
-  return static_cast<double>(tasks) * rounds * chains * static_cast<double>(loop.operations) / least;
+  return static_cast<double>(tasks) * rounds * static_cast<double>(loop.count * loop.operations) / least;
 }
-#else
-double measureArithmetic(ThreadPool &, WorkUnit, double) { return 0; }
-#endif
 
 } // namespace moec

@@ -5,6 +5,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,15 +22,14 @@ def pytest_configure(config):
 
 
 class Program:
-    """One of our command-line programs."""
+    """One of our command-line programs, of this build or another, started by the words `under` if there are any."""
 
-    def __init__(self, name: str):
-        self.path = BUILD / "bin" / name
+    def __init__(self, name: str, build: Path = BUILD, under: Sequence[str] = ()):
+        self.path = build / "bin" / name
+        self.words = [*under, str(self.path)]
 
     def run(self, *arguments, check: bool = True, **options) -> subprocess.CompletedProcess:
-        done = subprocess.run(
-            [str(self.path), *map(str, arguments)], capture_output=True, **{"timeout": 600, **options}
-        )
+        done = subprocess.run([*self.words, *map(str, arguments)], capture_output=True, **{"timeout": 600, **options})
         if check:
             assert done.returncode == 0, done.stderr.decode(errors="replace")
         return done

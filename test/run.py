@@ -10,6 +10,7 @@ in the `fuzz` build.
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BUILD = {"release": ROOT / "build", "asan": ROOT / "build-asan", "fuzz": ROOT / "build-fuzz"}
+BUILD = {
+    "release": ROOT / "build",
+    "aarch64": ROOT / "build-aarch64",
+    "asan": ROOT / "build-asan",
+    "fuzz": ROOT / "build-fuzz",
+}
+# The runtime for 64-bit Arm is run by tests of the release build, where there is what it takes.
+CROSS_TOOLS = ["aarch64-linux-gnu-g++", "qemu-aarch64"]
 FUZZ = ROOT / "test" / "fuzz"
 # Seeds beside those of the corpus: too large for each of them to be cut at every length by the replay.
 MORE_SEEDS = {"config": [ROOT / "test" / "frontends" / "configs"]}
@@ -69,9 +77,9 @@ def run(command: list, **options) -> tuple[int, str, float]:
 
 
 def build(preset: str) -> None:
-    directory = BUILD[preset]
     # The module belongs to the interpreter that runs the tests; a sanitizer's runtime would have to come before it.
     python = ["-DMOEC_BUILD_PYTHON=ON", f"-DPython_EXECUTABLE={sys.executable}"] if preset == "release" else []
+    directory = BUILD[preset]
     code, output, _ = run(["cmake", "--preset", preset, *python], cwd=ROOT)
     if code != 0:
         sys.exit(output + f"check: could not configure the {preset} build")
@@ -158,7 +166,8 @@ def run_fuzz(counts: Counts, seconds: int) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", action="append", choices=list(BUILD), help="only this build (default: all)")
+    presets = [preset for preset in BUILD if preset != "aarch64"]
+    parser.add_argument("--preset", action="append", choices=presets, help="only this build (default: all)")
     all_suites = ["gtest", "lit", "pytest", "fuzz"]
     parser.add_argument("--suite", action="append", choices=all_suites, help="only this suite (default: all)")
     parser.add_argument(
@@ -168,13 +177,15 @@ def main() -> int:
     suites = options.suite or all_suites
 
     counts = Counts()
-    for preset in options.preset or list(BUILD):
+    for preset in options.preset or presets:
         if preset == "fuzz":
             if "fuzz" in suites and options.fuzz_seconds > 0:
                 build(preset)
                 run_fuzz(counts, options.fuzz_seconds)
             continue
         build(preset)
+        if preset == "release" and "pytest" in suites and all(map(shutil.which, CROSS_TOOLS)):
+            build("aarch64")
         reports = BUILD[preset] / "reports"
         reports.mkdir(exist_ok=True)
         for old in reports.glob("*.xml"):

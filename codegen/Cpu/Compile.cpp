@@ -40,18 +40,28 @@
 namespace moec::cpu {
 
 llvm::ArrayRef<Level> levels() {
-  // v4 has 32 registers of one vector, v3 16 of half a vector.
-  const Tiles wide{.gemmRows = 8, .gemmAccumulators = 16, .dotRows = 16, .pairRows = 14, .latentVectors = 4};
+  // v4 has 32 registers of one vector, v3 16 of half a vector, Arm 32 of a quarter.
+  const Tiles wide{
+      .gemmRows = 8, .gemmAccumulators = 16, .dotRows = 16, .codesAhead = true, .pairRows = 14, .latentVectors = 4};
+  const Tiles narrow{.gemmRows = 6, .gemmAccumulators = 6, .dotRows = 4, .pairRows = 2, .latentVectors = 1};
   static const Level all[] = {
-      {"x86-64-v4-vnni", "x86-64-v4", "+avx512vnni,+avx512bf16", Isa::Avx512Dot, wide},
-      {"x86-64-v4", "x86-64-v4", "", Isa::Avx512, wide},
-      {"x86-64-v3",
-       "x86-64-v3",
-       "",
-       Isa::Avx2,
-       {.gemmRows = 6, .gemmAccumulators = 6, .dotRows = 4, .pairRows = 2, .latentVectors = 1}},
+      {"x86-64-v4-vnni", "x86-64", "x86-64-v4", "+avx512vnni,+avx512bf16", Isa::Avx512Dot, wide},
+      {"x86-64-v4", "x86-64", "x86-64-v4", "", Isa::Avx512, wide},
+      {"x86-64-v3-vnni", "x86-64", "x86-64-v3", "+avxvnni", Isa::Avx2Dot, narrow},
+      {"x86-64-v3", "x86-64", "x86-64-v3", "", Isa::Avx2, narrow},
+      {"aarch64-i8mm", "aarch64", "generic", "+neon,+dotprod,+i8mm", Isa::NeonI8mm, narrow},
+      {"aarch64-dotprod", "aarch64", "generic", "+neon,+dotprod", Isa::NeonDot, narrow},
+      {"aarch64", "aarch64", "generic", "+neon", Isa::Neon, narrow},
   };
   return all;
+}
+
+llvm::StringRef hostArchitecture() {
+#if defined(__aarch64__)
+  return "aarch64";
+#else
+  return "x86-64";
+#endif
 }
 
 const Level *findLevel(llvm::StringRef name) {
@@ -300,8 +310,6 @@ Status lowerToLlvm(mlir::ModuleOp module) {
 
 namespace {
 
-constexpr llvm::StringLiteral kTriple = "x86_64-unknown-linux-gnu";
-
 Result<std::unique_ptr<llvm::TargetMachine>> targetMachine(const Level &level) {
   static std::once_flag once;
   std::call_once(once, [] {
@@ -309,12 +317,16 @@ Result<std::unique_ptr<llvm::TargetMachine>> targetMachine(const Level &level) {
     LLVMInitializeX86Target();
     LLVMInitializeX86TargetMC();
     LLVMInitializeX86AsmPrinter();
+    LLVMInitializeAArch64TargetInfo();
+    LLVMInitializeAArch64Target();
+    LLVMInitializeAArch64TargetMC();
+    LLVMInitializeAArch64AsmPrinter();
   });
   std::string message;
-  llvm::Triple triple(kTriple);
+  llvm::Triple triple(level.architecture == "x86-64" ? "x86_64-unknown-linux-gnu" : "aarch64-unknown-linux-gnu");
   const llvm::Target *target = llvm::TargetRegistry::lookupTarget(triple, message);
   if (!target)
-    return Error{"this LLVM cannot generate x86-64 code: " + message};
+    return Error{"this LLVM cannot generate " + level.architecture.str() + " code: " + message};
   llvm::TargetOptions options;
   options.AllowFPOpFusion = llvm::FPOpFusion::Strict;
   return std::unique_ptr<llvm::TargetMachine>(target->createTargetMachine(
@@ -378,7 +390,7 @@ Result<std::string> generate(mlir::ModuleOp module, const Level &level, Output o
   llvm::legacy::PassManager passes;
   auto kind = output == Output::Assembly ? llvm::CodeGenFileType::AssemblyFile : llvm::CodeGenFileType::ObjectFile;
   if (machine->addPassesToEmitFile(passes, stream, nullptr, kind))
-    return Error{"this LLVM cannot write x86-64 code"};
+    return Error{"this LLVM cannot write " + level.architecture.str() + " code"};
   passes.run(*code);
   return text.str().str();
 }

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 
 /// \file
-/// From kernel specs to an ELF shared object for one level of x86-64.
+/// From kernel specs to an ELF shared object for one level of x86-64 or AArch64.
 ///
 /// The object has one exported symbol per kernel (runtime/KernelAbi.h), no
 /// dependencies and no undefined symbols. The same kernels and level give the
@@ -33,6 +33,7 @@ struct Tiles {
   int64_t gemmRows = 1;         ///< rows of a full GEMM tile
   int64_t gemmAccumulators = 2; ///< accumulators of kLanes floats that fit beside the rest
   int64_t dotRows = 1;          ///< rows of a full tile of integer products, one vector wide
+  bool codesAhead = false;      ///< whether there is room for the codes of 32 columns before any row needs them
   int64_t pairRows = 1;         ///< rows of a full tile of bf16 products, a panel wide
   int64_t latentVectors = 1;    ///< attention: vectors of the latent summed together
 };
@@ -40,19 +41,26 @@ struct Tiles {
 /// A set of instructions that code may use.
 struct Level {
   llvm::StringRef name;
-  llvm::StringRef cpu;      ///< LLVM's name of the CPU
-  llvm::StringRef features; ///< what it has beside, in LLVM's form
+  llvm::StringRef architecture; ///< "x86-64", "aarch64"
+  llvm::StringRef cpu;          ///< LLVM's name of the CPU
+  llvm::StringRef features;     ///< what it has beside, in LLVM's form
   Isa isa;
   Tiles tiles;
 };
 
-/// All levels, best first. What a machine must have:
+/// All levels, of each architecture the best first. What a machine must have:
 /// - x86-64-v4-vnni: all of v4, AVX512_VNNI (CPUID leaf 7.0 ECX bit 11) and AVX512_BF16 (leaf 7.1 EAX bit 5).
 /// - x86-64-v4: all of v3, AVX512F, AVX512BW, AVX512CD, AVX512DQ, AVX512VL (CPUID leaf 7.0 EBX bits
 ///   16, 30, 28, 17, 31), and XCR0 bits 1, 2, 5, 6, 7.
+/// - x86-64-v3-vnni: all of v3, AVX_VNNI (CPUID leaf 7.1 EAX bit 4).
 /// - x86-64-v3: AVX2, BMI1, BMI2 (leaf 7.0 EBX bits 5, 3, 8), FMA, MOVBE, OSXSAVE, AVX, F16C, POPCNT, SSE4.2
 ///   (leaf 1 ECX bits 12, 22, 27, 28, 29, 23, 20), LZCNT (leaf 0x80000001 ECX bit 5), and XCR0 bits 1, 2.
+/// - aarch64-i8mm: all of aarch64-dotprod, FEAT_I8MM (HWCAP2_I8MM).
+/// - aarch64-dotprod: all of aarch64, FEAT_DotProd (HWCAP_ASIMDDP).
+/// - aarch64: Armv8.0 with Advanced SIMD.
 llvm::ArrayRef<Level> levels();
+/// That of the machine this runs on; "x86-64" where there is no code for it.
+llvm::StringRef hostArchitecture();
 /// Null if there is no such level.
 const Level *findLevel(llvm::StringRef name);
 

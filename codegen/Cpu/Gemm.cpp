@@ -9,6 +9,7 @@
 /// both sides are codes, their products are summed up as integers first, four
 /// columns of 16 outputs in one instruction.
 
+#include "codegen/Cpu/ByteSums.h"
 #include "codegen/Cpu/Emitters.h"
 #include "codegen/Cpu/Math.h"
 #include "codegen/Cpu/PairProducts.h"
@@ -210,9 +211,10 @@ private:
     static_assert(QuantizeRowsSpec::group == block);
     const bool nibbles = format.bits() == 4;
     const int64_t width = scale.size(), words = block / wordColumns, offset = GemmSpec::offsetOf(format.codes);
-    // Codes of each four columns, unsigned, before any row needs them.
+    // Codes of each four columns, unsigned. Words that lie together in memory follow each other.
+    llvm::SmallVector<int64_t> order;
     llvm::SmallVector<Vals> unsignedCodes(words);
-    for (int64_t word = 0; word < (nibbles ? words / 2 : words); ++word)
+    auto unpack = [&](int64_t word) {
       for (int64_t v = 0; v < width; ++v) {
         Ptr at = codes + (word * kPanelWidth + (first + v) * kLanes) * wordColumns;
         Val packed = Ptr{at.base, b.i32}.load(kLanes);
@@ -223,27 +225,38 @@ private:
           unsignedCodes[word].push_back(packed ^ static_cast<int32_t>(0x80808080));
         }
       }
+    };
+    for (int64_t word = 0; word < (nibbles ? words / 2 : words); ++word) {
+      order.push_back(word);
+      if (nibbles)
+        order.push_back(word + words / 2);
+      if (tiles.codesAhead)
+        unpack(word);
+    }
     // Some rows at a time: each waits for its own last product.
     constexpr size_t together = 8;
     for (size_t begin = 0; begin < inputs.size(); begin += together) {
       llvm::SmallVector<Ptr> records;
-      llvm::SmallVector<Vals> sums;
+      llvm::SmallVector<llvm::SmallVector<ByteSums, 2>> sums;
       for (Ptr row : inputs.slice(begin).take_front(together)) {
         records.push_back(row + index * QuantizeRowsSpec::recordBytes);
         Ptr start{(records.back() + QuantizeRowsSpec::sumAt).base, b.i32};
-        sums.emplace_back(width, b.splat(start.load()));
+        sums.emplace_back(width, ByteSums(b.splat(start.load()), 2 * offset - 1));
       }
-      for (int64_t word = 0; word < words; ++word)
+      for (int64_t word : order) {
+        if (unsignedCodes[word].empty())
+          unpack(word);
         for (auto [record, sum] : llvm::zip(records, sums)) {
           Val with = b.splat(Ptr{(record + word * wordColumns).base, b.i32}.load());
           for (int64_t v = 0; v < width; ++v)
-            sum[v] = b.dotBytes(sum[v], unsignedCodes[word][v], with, 2 * offset - 1);
+            sum[v].add(unsignedCodes[word][v], with);
         }
+      }
       for (auto [m, record, sum] : llvm::enumerate(records, sums)) {
         Val by = b.splat(Ptr{(record + QuantizeRowsSpec::scaleAt).base, b.f32}.load());
         for (int64_t v = 0; v < width; ++v) {
           Val &total = totals[(begin + m) * width + v];
-          total = b.fma(b.convert(sum[v], b.f32), scale[v] * by, total);
+          total = b.fma(b.convert(sum[v].total(), b.f32), scale[v] * by, total);
         }
       }
     }

@@ -347,40 +347,6 @@ Val KernelBuilder::call(StringRef intrinsic, Type result, ArrayRef<Val> operands
   return wrap(LLVM::CallIntrinsicOp::create(*this, result, getStringAttr(intrinsic), values).getResult(0));
 }
 
-Val KernelBuilder::dotBytes(Val sums, Val a, Val b, int64_t largest) {
-  assert(largest <= 255);
-  if (instructions == Isa::Avx512Dot)
-    return call("llvm.x86.avx512.vpdpbusd.512", vec(i32),
-                {sums, bitcast(a, vec(i8, 4 * kLanes)), bitcast(b, vec(i8, 4 * kLanes))});
-  // An instruction on registers of the width that there is; results have half as many elements.
-  auto pairs = [&](StringRef avx512, StringRef avx2, Type element, Val x, Val y) {
-    int64_t lanes = cast<VectorType>(x.type()).getNumElements();
-    if (instructions == Isa::Avx512)
-      return call(avx512, vec(element, lanes / 2), {x, y});
-    SmallVector<int64_t> low(lanes / 2), high(lanes / 2);
-    std::iota(low.begin(), low.end(), 0);
-    std::iota(high.begin(), high.end(), lanes / 2);
-    auto half = [&](ArrayRef<int64_t> part) {
-      return call(avx2, vec(element, lanes / 4), {shuffle(x, x, part), shuffle(y, y, part)});
-    };
-    return shuffle(half(low), half(high), low);
-  };
-  auto addWords = [&](Val x, Val y) {
-    return pairs("llvm.x86.avx512.pmaddw.d.512", "llvm.x86.avx2.pmadd.wd", i32, x, y);
-  };
-  Type words = vec(i16, 2 * kLanes);
-  if (2 * largest * 128 <= std::numeric_limits<int16_t>::max()) {
-    Type bytes = vec(i8, 4 * kLanes);
-    Val products =
-        pairs("llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx2.pmadd.ub.sw", i16, bitcast(a, bytes), bitcast(b, bytes));
-    return sums + addWords(products, constant(words, int64_t(1)));
-  }
-  // Two products of i16 would not fit into one: the even bytes and the odd ones go by themselves.
-  Val evenA = bitcast(a & 0x00FF00FF, words), oddA = bitcast((a >> 8) & 0x00FF00FF, words);
-  Val evenB = (bitcast(b, words) << 8) >> 8, oddB = bitcast(b, words) >> 8;
-  return sums + addWords(evenA, evenB) + addWords(oddA, oddB);
-}
-
 Val KernelBuilder::dotBf16(Val sums, Val a, Val b) {
   if (instructions == Isa::Avx512Dot) {
     Type pairs = vec(getBF16Type(), 2 * kLanes);

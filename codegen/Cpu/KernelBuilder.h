@@ -31,8 +31,12 @@ inline constexpr int64_t kLanes = 16;
 /// The instructions that a builder may ask for by name.
 enum class Isa {
   Avx2,
+  Avx2Dot, ///< and AVX_VNNI: products of bytes, summed up in one instruction
   Avx512,
   Avx512Dot, ///< and AVX512_VNNI, AVX512_BF16: products of bytes and of bf16, summed up in one instruction
+  Neon,      ///< of Armv8.0
+  NeonDot,   ///< and FEAT_DotProd: products of bytes of equal signedness, summed up in one instruction
+  NeonI8mm,  ///< and FEAT_I8MM: of unsigned bytes and signed ones
 };
 
 class KernelBuilder;
@@ -191,19 +195,19 @@ public:
   void vectors(int64_t width, llvm::function_ref<void(Val offset, Val mask)> body);
   void ifThen(Val condition, llvm::function_ref<void()> body);
 
-  /// Lane l of `sums` (i32) with the products of the four bytes of word l of `a`, unsigned and at most `largest`, and
-  /// those of word l of `b`, signed. Exact as long as the sum is.
-  Val dotBytes(Val sums, Val a, Val b, int64_t largest);
   /// Lane l of `sums` (f32) with the products of the two bf16 of word l of `a` and those of `b` (i32): the upper
   /// halves' first, then the lower halves', each by a fused multiply-add that takes subnormal numbers for zeros of
   /// their sign, and gives them so. That is `vdpbf16ps` (on AMD's Zen 4 for 64 million random operands of all sizes;
-  /// Intel's manual says the same), and what other levels compute in its place.
+  /// Intel's manual says the same), and what other levels compute in its place. (Arm's BFDOT rounds otherwise.)
   Val dotBf16(Val sums, Val a, Val b);
 
   /// Pairs of bf16, words of i32: the first of two is the lower half.
   Val pairBf16(Val first, Val second);
   /// The two of each pair, as f32.
   std::pair<Val, Val> unpairBf16(Val pairs);
+
+  /// What one of LLVM's functions gives; the instructions it stands for must be there.
+  Val call(llvm::StringRef intrinsic, mlir::Type result, llvm::ArrayRef<Val> operands);
 
   /// Asks for the cache line at an address that will be read soon; there need be no memory.
   void prefetch(Ptr at);
@@ -221,7 +225,6 @@ public:
   mlir::Type storage(DType type);
 
 private:
-  Val call(llvm::StringRef intrinsic, mlir::Type result, llvm::ArrayRef<Val> operands);
   Val stepField(int64_t index);
   /// Elements of a stored type, as `storage` has them, as f32; see `loadAsF32`.
   Val widen(Val raw, DType type);

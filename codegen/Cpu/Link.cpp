@@ -39,24 +39,9 @@ Status linkShared(llvm::ArrayRef<std::string> objects, const std::string &path) 
     return Error{path + ": no folder for object files can be made beside it: " + error.message()};
   llvm::scope_exit cleanUp([&] { llvm::sys::fs::remove_directories(folder); });
 
-  std::vector<std::string> args = {"ld.lld",
-                                   "-shared",
-                                   "-m",
-                                   "elf_x86_64",
-                                   "-z",
-                                   "defs",
-                                   "-z",
-                                   "now",
-                                   "-z",
-                                   "noexecstack",
-                                   "-z",
-                                   "max-page-size=4096",
-                                   "--hash-style=both",
-                                   "--build-id=none",
-                                   "--strip-all",
-                                   "--threads=1",
-                                   "-o",
-                                   path};
+  std::vector<std::string> args = {
+      "ld.lld",          "-shared",     "-z",          "defs", "-z", "now", "-z", "noexecstack", "--hash-style=both",
+      "--build-id=none", "--strip-all", "--threads=1", "-o",   path};
   for (auto [index, object] : llvm::enumerate(objects)) {
     std::string name = (folder + "/" + llvm::Twine(index) + ".o").str();
     MOEC_CHECK(writeFile(name, object));

@@ -28,6 +28,7 @@ def compile(
     out: str | os.PathLike[str],
     *,
     target: str = "cpu",
+    cpus: Sequence[str] = (),
     max_context: int | None = None,
     mla: str = "auto",
     experts: str = "keep",
@@ -38,6 +39,7 @@ def compile(
     rounding: str = "nearest",
     calibration: str | os.PathLike[str] | None = None,
     cache: str = "f32",
+    level: int = 2,
     fold_norm: bool = False,
     max_tokens: int = 512,
     max_memory: int = 2 << 30,
@@ -51,6 +53,8 @@ def compile(
       out: the artifact directory. It appears whole or not at all; an earlier artifact there is
         replaced, anything else is refused.
       target: the chip; "cpu" so far.
+      cpus: CPUs to make code for: levels such as "x86-64-v3", architectures with all of their levels ("x86-64",
+        "aarch64"), or "native"; weights serve all of them. Empty: this machine's architecture.
       max_context: longest sequence in tokens; None: what config.json allows, at most 32768.
       mla: form of latent attention: "absorbed", "expanded", or "auto", expanded where a step brings many tokens of a
         sequence. With one form alone, bits do not depend on how a prompt is cut into steps.
@@ -64,8 +68,9 @@ def compile(
       calibration: a file that `calibrate` made.
       cache: format of cache entries: "f32"; "bf16" for half of the memory and of what attention reads; "int8" or "fp8",
         latents in codes, for little more than half of that.
+      level: of optimization, 0 to 3, as -O of `moec compile` has them.
       fold_norm: whether the weights of norms are multiplied into those of the projections after them, where these are
-        f32 or quantized to nearest.
+        f32 or quantized to nearest; at level 3 they always are.
       max_tokens: tokens in one run of the program; longer steps are cut.
       max_memory: bound, in bytes, on what making the weights keeps in memory.
       threads: None: one per processor.
@@ -82,9 +87,11 @@ def compile(
         os.fspath(model_dir),
         os.fspath(out),
         target,
+        list(cpus),
         max_context or 0,
         mla,
         asked,
+        level,
         fold_norm,
         max_tokens,
         max_memory,
@@ -136,13 +143,15 @@ def verify(
     rounding: str = "nearest",
     calibration: str | os.PathLike[str] | None = None,
     cache: str = "f32",
+    level: int = 2,
     fold_norm: bool = False,
     artifact: bool = True,
 ) -> dict[str, Any]:
     """Run the reference interpreter before and after each pass, then the artifact, on the same tokens.
 
     Args:
-      model_dir, mla, experts, attention, dense, head, formats, rounding, calibration, cache, fold_norm: as for `compile`.
+      model_dir, mla, experts, attention, dense, head, formats, rounding, calibration, cache, level, fold_norm: as for
+        `compile`.
       tokens: one sequence of ids; None: `count` of them, drawn with `seed`.
       layers: a slice of the model, in rising order; None: all of it.
       artifact: whether it is made and run too.
@@ -156,7 +165,9 @@ def verify(
     """
     asked = [experts, attention, dense, head, "\n".join(formats), rounding, os.fspath(calibration or ""), cache]
     return json.loads(
-        _verify(os.fspath(model_dir), list(tokens or []), count, seed, list(layers or []), mla, asked, fold_norm, artifact)
+        _verify(
+            os.fspath(model_dir), list(tokens or []), count, seed, list(layers or []), mla, asked, level, fold_norm, artifact
+        )
     )
 
 

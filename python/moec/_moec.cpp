@@ -111,15 +111,18 @@ void setFormats(CompileOptions &options, const std::array<std::string, 8> &forma
       std::tie(formats[0], formats[1], formats[2], formats[3], formats[4], formats[5], formats[6], formats[7]);
 }
 
-void compileModel(const std::string &model, const std::string &out, const std::string &target, int64_t maxContext,
-                  const std::string &mla, const std::array<std::string, 8> &formats, bool foldNorm, int64_t maxTokens,
+void compileModel(const std::string &model, const std::string &out, const std::string &target,
+                  const std::vector<std::string> &cpus, int64_t maxContext, const std::string &mla,
+                  const std::array<std::string, 8> &formats, int64_t level, bool foldNorm, int64_t maxTokens,
                   uint64_t maxMemory, unsigned threads, std::function<void(uint64_t, uint64_t, std::string)> progress) {
   CompileOptions options;
   options.model = model;
   options.target = target;
+  options.cpus = cpus;
   options.maxContext = maxContext;
   options.mla = mla;
   setFormats(options, formats);
+  options.passes.level = level;
   options.passes.foldNorm = foldNorm;
   options.maxTokens = maxTokens;
   options.maxMemory = maxMemory;
@@ -148,12 +151,13 @@ void compileModel(const std::string &model, const std::string &out, const std::s
 /// The report as JSON text.
 std::string verifyModel(const std::string &model, std::vector<int32_t> tokens, int64_t count, uint64_t seed,
                         std::vector<int64_t> layers, const std::string &mla, const std::array<std::string, 8> &formats,
-                        bool foldNorm, bool artifact) {
+                        int64_t level, bool foldNorm, bool artifact) {
   VerifyOptions options;
   options.compile.model = model;
   options.compile.layers = std::move(layers);
   options.compile.mla = mla;
   setFormats(options.compile, formats);
+  options.compile.passes.level = level;
   options.compile.passes.foldNorm = foldNorm;
   options.tokens = std::move(tokens);
   options.count = count;

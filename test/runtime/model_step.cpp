@@ -279,12 +279,12 @@ TEST_F(ModelStep, ArtifactsForOtherMachinesAreRefused) {
   EXPECT_EQ(message("x86-64", ""), "x86-64");
   EXPECT_EQ(message("x86-64", "v1"), "x86-64");
   EXPECT_EQ(message("x86-64", "v3"), dir.path() + ": MOEC_CPU asks for x86-64-v3, but there is code for x86-64 only");
+  const std::string all =
+      "x86-64, x86-64-v2, x86-64-v3, x86-64-v3-vnni, x86-64-v4, x86-64-v4-vnni, aarch64, aarch64-dotprod, "
+      "aarch64-i8mm";
   EXPECT_EQ(message("x86-64", "amd"),
-            "MOEC_CPU is 'amd', expected one of v1, v2, v3, v4, v4-vnni, x86-64, x86-64-v2, x86-64-v3, x86-64-v4, "
-            "x86-64-v4-vnni");
-  EXPECT_EQ(message("z15", ""),
-            dir.path() +
-                ": has code for 'z15', expected one of x86-64, x86-64-v2, x86-64-v3, x86-64-v4, x86-64-v4-vnni");
+            "MOEC_CPU is 'amd', expected one of " + all + ", or v1 to v4-vnni, dotprod or i8mm");
+  EXPECT_EQ(message("z15", ""), dir.path() + ": has code for 'z15', expected one of " + all);
   tiny.manifest["target"] = "nvptx";
   EXPECT_EQ(message("x86-64", ""), dir.path() + ": is compiled for the target 'nvptx', but this device is a cpu");
 }
@@ -305,7 +305,32 @@ TEST(CpuLevels, TheFirstThatRunsHereIsTaken) {
   EXPECT_EQ(chooseCpuLevel(both, CpuLevel::V2, "", "a").message(),
             "a: has code for x86-64-v4, x86-64-v3, but this machine supports x86-64-v2 at most");
   EXPECT_EQ(chooseCpuLevel(high, std::nullopt, "", "a").message(),
-            "a: has code for x86-64-v4, but this machine is not x86-64");
+            "a: has code for x86-64-v4, but this machine is neither x86-64 nor aarch64");
+}
+
+TEST(CpuLevels, ProductsOfBytesWithoutAvx512) {
+  const CpuLevel all[] = {CpuLevel::V4Vnni, CpuLevel::V4, CpuLevel::V3Vnni, CpuLevel::V3};
+  EXPECT_EQ(*chooseCpuLevel(all, CpuLevel::V3Vnni, "", "a"), 2u);
+  EXPECT_EQ(*chooseCpuLevel(all, CpuLevel::V3, "", "a"), 3u);
+  // A machine with AVX-512 need not have AVX_VNNI.
+  EXPECT_EQ(chooseCpuLevel(all, CpuLevel::V4Vnni, "v3-vnni", "a").message(),
+            "a: MOEC_CPU asks for x86-64-v3-vnni, but this machine supports x86-64-v4-vnni at most");
+}
+
+TEST(CpuLevels, ArchitecturesShareAnArtifact) {
+  const CpuLevel all[] = {CpuLevel::V4, CpuLevel::V3, CpuLevel::Arm64I8mm, CpuLevel::Arm64};
+  EXPECT_EQ(*chooseCpuLevel(all, CpuLevel::V3, "", "a"), 1u);
+  EXPECT_EQ(*chooseCpuLevel(all, CpuLevel::Arm64I8mm, "", "a"), 2u);
+  EXPECT_EQ(*chooseCpuLevel(all, CpuLevel::Arm64Dotprod, "", "a"), 3u);
+  EXPECT_EQ(*chooseCpuLevel(all, CpuLevel::Arm64I8mm, "aarch64", "a"), 3u);
+  EXPECT_EQ(chooseCpuLevel(all, CpuLevel::Arm64, "i8mm", "a").message(),
+            "a: MOEC_CPU asks for aarch64-i8mm, but this machine supports aarch64 at most");
+  // Neither is the other's.
+  EXPECT_EQ(chooseCpuLevel(all, CpuLevel::V4Vnni, "aarch64", "a").message(),
+            "a: MOEC_CPU asks for aarch64, but this machine supports x86-64-v4-vnni at most");
+  const CpuLevel arm[] = {CpuLevel::Arm64};
+  EXPECT_EQ(chooseCpuLevel(arm, CpuLevel::V4, "", "a").message(),
+            "a: has code for aarch64, but this machine supports x86-64-v4 at most");
 }
 
 TEST(CpuLevels, CoresAreCounted) {

@@ -12,10 +12,12 @@
 #include "dialects/Moe/MoeDialect.h"
 #include "dialects/Moe/Reference/Interpreter.h"
 #include "passes/Pipelines.h"
+#include "runtime/CpuInfo.h"
 #include "runtime/Hash.h"
 #include "runtime/KernelAbi.h"
 #include "runtime/Support/File.h"
 #include "runtime/Support/Safetensors.h"
+#include "runtime/Support/Text.h"
 
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "mlir/IR/Diagnostics.h"
@@ -134,8 +136,42 @@ Result<std::unique_ptr<Compilation>> Compilation::open(CompileOptions options) {
   return of(std::move(options), std::move(source));
 }
 
+/// The best level of this machine; empty if there is no code for it.
+static std::string nativeLevel() {
+  std::optional<CpuLevel> machine = machineCpuLevel();
+  for (const cpu::Level &level : cpu::levels())
+    if (machine && runsOn(*cpuLevelFromString(level.name.str()), *machine))
+      return level.name.str();
+  return "";
+}
+
+/// What `CompileOptions::cpus` asks for, in the order of `cpu::levels`.
+static Result<std::vector<cpu::Level>> levelsFor(std::vector<std::string> cpus) {
+  if (cpus.empty())
+    cpus.push_back(cpu::hostArchitecture().str());
+  std::set<std::string> wanted;
+  for (const std::string &asked : cpus) {
+    std::string name = asked == "native" ? nativeLevel() : asked, all;
+    bool known = false;
+    for (const cpu::Level &level : cpu::levels()) {
+      all += ", " + level.name.str();
+      if (level.name == name || level.architecture == name) {
+        wanted.insert(level.name.str());
+        known = true;
+      }
+    }
+    if (!known)
+      return Error{"no code can be made for the CPU " + quote(asked) + ", expected native, x86-64" + all};
+  }
+  std::vector<cpu::Level> result;
+  llvm::copy_if(cpu::levels(), std::back_inserter(result),
+                [&](const cpu::Level &level) { return wanted.contains(level.name.str()); });
+  return result;
+}
+
 Result<std::unique_ptr<Compilation>> Compilation::of(CompileOptions options, hf::SourceModel source) {
   MOEC_CHECK(options.passes.check());
+  MOEC_TRY(std::vector<cpu::Level> levels, levelsFor(options.cpus));
   if (options.rounding != "nearest" && options.calibration.empty())
     return Error{"rounding by " + options.rounding + " needs a calibration, a file that moec calibrate made"};
   std::optional<Calibration> calibration;
@@ -144,6 +180,7 @@ Result<std::unique_ptr<Compilation>> Compilation::of(CompileOptions options, hf:
   }
   std::unique_ptr<Compilation> result(new Compilation(std::move(options), std::move(source)));
   result->calibration = std::move(calibration);
+  result->levels = std::move(levels);
   DiagnosticSentence diagnostics(result->context);
   hf::ImportOptions import;
   import.maxContext = result->options.maxContext;
@@ -219,7 +256,7 @@ Result<std::vector<cpu::Kernel>> Compilation::kernels() {
 }
 
 Result<std::string> Compilation::code(Code kind, const std::string &levelName) {
-  const cpu::Level *level = levelName.empty() ? &cpu::levels().front() : cpu::findLevel(levelName);
+  const cpu::Level *level = levelName.empty() ? &levels.front() : cpu::findLevel(levelName);
   if (!level) {
     std::string names;
     for (const cpu::Level &known : cpu::levels())
@@ -245,6 +282,8 @@ std::string Compilation::fingerprint(const Json &program, const std::vector<Weig
   // Another build of the same version may make other code.
   text += ownState();
   text += program.dump() + "\n" + std::to_string(options.maxFileSize) + "\n";
+  for (const cpu::Level &level : levels)
+    text += level.name.str() + "\n";
   llvm::raw_string_ostream stream(text);
   for (const WeightJob &job : jobs) {
     stream << job.name << " " << toString(job.dtype) << " " << job.recipe;
@@ -270,7 +309,7 @@ Status Compilation::writeCode(const std::string &directory, Journal &journal, Js
   if (error)
     return Error{directory + "/code: cannot be made: " + error.message()};
   MOEC_TRY(std::vector<cpu::Kernel> list, kernels());
-  for (const cpu::Level &level : cpu::levels()) {
+  for (const cpu::Level &level : levels) {
     std::string file = "code/" + level.name.str() + ".so", path = directory + "/" + file;
     MOEC_TRY(KnownFile known, journal.verify(file));
     if (known.bytes == 0 || known.bytes != std::filesystem::file_size(path, error)) {

@@ -49,6 +49,9 @@ struct PassOptions {
 struct CompileOptions {
   std::string model;          ///< checkpoint directory
   std::string target = "cpu"; ///< the only one so far
+  /// CPUs that the artifact has code for: levels ("x86-64-v4", ...), architectures with all of their levels ("x86-64",
+  /// "aarch64"), or "native", the best level of this machine. Empty: this machine's architecture.
+  std::vector<std::string> cpus;
   /// Longest sequence the artifact accepts; 0: what config.json allows, at most 32768.
   int64_t maxContext = 0;
   /// The layers to compile, in rising order; empty: all. See `hf::ImportOptions`.
@@ -110,7 +113,8 @@ public:
   Status optimize(); ///< plain `moe` -> fused `moe`
   Status lower();    ///< fused `moe` -> `exec` with its memory planned
 
-  /// LLVM IR or assembly of every kernel for one CPU level ("x86-64-v4", or "" for the best); after `lower`.
+  /// LLVM IR or assembly of every kernel for one CPU level ("x86-64-v4", or "" for the best of those that `write` would
+  /// make code for); after `lower`.
   enum class Code { Llvm, Assembly };
   Result<std::string> code(Code kind, const std::string &level);
 
@@ -144,6 +148,7 @@ private:
   CompileOptions options;
   hf::SourceModel source;
   std::optional<Calibration> calibration;
+  std::vector<cpu::Level> levels; ///< to make code for, of each architecture the best first
   mlir::MLIRContext context;
   mlir::OwningOpRef<mlir::ModuleOp> ir;
 };

@@ -385,6 +385,11 @@ int main(int argc, char **argv) {
       ->check(CLI::IsMember({"cpu"}))
       ->capture_default_str();
   compileCommand
+      ->add_option("--cpu", options.cpus,
+                   "CPUs to make code for: levels such as x86-64-v3, architectures with all of their levels (x86-64, "
+                   "aarch64), or native; weights serve all of them (default: this machine's architecture)")
+      ->delimiter(',');
+  compileCommand
       ->add_option("--max-context", options.maxContext,
                    "longest sequence in tokens (default: what config.json allows, at most 32768)")
       ->check(CLI::Range(int64_t(1), int64_t(1) << 24));

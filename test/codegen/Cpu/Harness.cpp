@@ -89,7 +89,7 @@ moe_kernel Library::symbol(const std::string &name) const {
 std::vector<const Level *> hostLevels() {
   std::vector<const Level *> found;
   for (const Level &level : levels())
-    if (cpuLevelFromString(level.name.str()) <= machineCpuLevel())
+    if (runsOn(*cpuLevelFromString(level.name.str()), *machineCpuLevel()))
       found.push_back(&level);
   return found;
 }

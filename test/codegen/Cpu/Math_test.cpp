@@ -3,6 +3,7 @@
 
 #include "Harness.h"
 
+#include "codegen/Cpu/ByteSums.h"
 #include "codegen/Cpu/Math.h"
 
 #include "mlir/IR/BuiltinOps.h"
@@ -116,36 +117,40 @@ TEST(Math, SinAndCos) {
   }
 }
 
-TEST(Math, DotBytes) {
-  // Every byte of either kind, in words of four; the largest sums are at the ends.
-  for (int64_t largest : {15, 255}) {
-    std::vector<uint8_t> a(4 * kLanes * 256);
+TEST(Math, ByteSums) {
+  // Every byte of either kind, in words of four, more of which are added than a level may keep in 16 bits; the largest
+  // sums are at the ends.
+  constexpr size_t tasks = 64, depth = 11, vector = 4 * kLanes;
+  for (int64_t largest : {15, 127, 255}) {
+    std::vector<uint8_t> a(tasks * depth * vector);
     std::vector<int8_t> w(a.size());
-    std::vector<int32_t> expected(a.size() / 4);
+    std::vector<int32_t> start(tasks * kLanes);
+    for (size_t i = 0; i < start.size(); ++i)
+      start[i] = static_cast<int32_t>(i) - 100;
+    std::vector<int32_t> expected = start;
     for (size_t i = 0; i < a.size(); ++i) {
-      a[i] = i % (largest + 1);
-      w[i] = i < 64 ? (i < 32 ? -128 : 127) : (i * 89 + i / 64) % 256;
-      if (i < 64)
-        a[i] = largest;
-      expected[i / 4] += a[i] * w[i];
+      size_t task = i / vector / depth;
+      a[i] = task < 2 ? largest : i % (largest + 1);
+      w[i] = task == 0 ? -128 : task == 1 ? 127 : (i * 89 + i / vector) % 256;
+      expected[task * kLanes + i % vector / 4] += a[i] * w[i];
     }
-    for (size_t i = 0; i < expected.size(); ++i)
-      expected[i] += static_cast<int32_t>(i) - 100;
     for (const Level *level : hostLevels()) {
       auto library = compile(*level, [&](KernelBuilder &b) {
         Ptr x = b.arg(0, b.i32), y = b.arg(1, b.i32), sums = b.arg(2, b.i32);
         b.tasks([&](Val task) {
           Ptr to = sums + task * kLanes;
-          to.store(
-              b.dotBytes(to.load(kLanes), (x + task * kLanes).load(kLanes), (y + task * kLanes).load(kLanes), largest));
+          ByteSums sum(to.load(kLanes), largest);
+          for (size_t i = 0; i < depth; ++i) {
+            Val at = (task * static_cast<int64_t>(depth) + static_cast<int64_t>(i)) * kLanes;
+            sum.add((x + at).load(kLanes), (y + at).load(kLanes));
+          }
+          to.store(sum.total());
         });
       });
-      std::vector<int32_t> sums(expected.size());
-      for (size_t i = 0; i < sums.size(); ++i)
-        sums[i] = static_cast<int32_t>(i) - 100;
+      std::vector<int32_t> sums = start;
       void *args[] = {a.data(), w.data(), sums.data()};
       moe_step step{};
-      library->symbol("function")(args, &step, 0, static_cast<int64_t>(sums.size() / kLanes));
+      library->symbol("function")(args, &step, 0, tasks);
       EXPECT_EQ(sums, expected) << level->name.str();
     }
   }

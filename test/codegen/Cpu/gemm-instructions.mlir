@@ -55,13 +55,30 @@ exec.kernel @gemm_int4 "gemm" {weight = "u8", n = 64, k = 2048, batch = 1, scale
 // VNNI-COUNT-128: vpdpbusd {{.*}}{1to16}, %zmm
 // VNNI: vfmadd231ps %zmm
 // VNNI: jne
-// Below that, nibbles times bytes do not exceed i16, two by two.
+// Below that, the products of nibbles and bytes in all 32 columns are summed up in i16, two by two.
 // V4-LABEL: gemm_codes:
-// V4: vpmaddubsw {{.*}}zmm
+// V4-COUNT-8: vpmaddubsw {{.*}}zmm
 // V4: vpmaddwd {{.*}}zmm
 // V3-LABEL: gemm_codes:
-// V3: vpmaddubsw {{.*}}ymm
+// V3-COUNT-8: vpmaddubsw {{.*}}ymm
 // V3: vpmaddwd {{.*}}ymm
+// RUN: emit-kernel %s --level=x86-64-v3-vnni | FileCheck %s --check-prefix=V3VNNI --implicit-check-not=call --implicit-check-not=zmm
+// V3VNNI-LABEL: gemm_codes:
+// V3VNNI-COUNT-64: {vex} vpdpbusd {{.*}}, %ymm
+// V3VNNI: vfmadd231ps %ymm
+// V3VNNI: jne
+// Arm has a product of unsigned bytes and signed ones, else of signed ones, which nibbles are as well.
+// RUN: emit-kernel %s --level=aarch64-i8mm | FileCheck %s --check-prefix=I8MM --implicit-check-not=blr
+// I8MM-LABEL: gemm_codes:
+// I8MM-COUNT-128: usdot {{v[0-9]+}}.4s, {{v[0-9]+}}.16b
+// I8MM: fmla {{v[0-9]+}}.4s
+// RUN: emit-kernel %s --level=aarch64-dotprod | FileCheck %s --check-prefix=DOTPROD --implicit-check-not=usdot
+// DOTPROD-LABEL: gemm_codes:
+// DOTPROD-COUNT-128: sdot {{v[0-9]+}}.4s, {{v[0-9]+}}.16b
+// DOTPROD: fmla {{v[0-9]+}}.4s
+// RUN: emit-kernel %s --level=aarch64 | FileCheck %s --check-prefix=ARM --implicit-check-not=sdot
+// ARM-LABEL: gemm_codes:
+// ARM: mla {{v[0-9]+}}.4s
 exec.kernel @gemm_codes "gemm" {weight = "u8", n = 64, k = 2048, batch = 1, scale_cols = 0, group = 32, group_scale = "f16", input = "u8", x_stride = 2560,
     x_batch = 0, y_stride = 64, y_batch = 0, residual_stride = 0, codes = "int4", epilogue = "none", routing = "none", topk = 0,
     rows = "T"}
