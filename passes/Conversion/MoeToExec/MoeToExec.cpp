@@ -156,8 +156,24 @@ private:
 //===----------------------------------------------------------------------===//
 
 Value StepLowering::buffer(Location loc, ArrayRef<int64_t> shape, Type element, int64_t rowsPerToken, Rows rows) {
-  return BufferOp::create(builder, loc, MemRefType::get(shape, element), rowsPerToken, /*per_row=*/rows == Rows::R,
-                          /*offset=*/IntegerAttr());
+  auto create = [&](ArrayRef<int64_t> allocated) {
+    return BufferOp::create(builder, loc, MemRefType::get(allocated, element), rowsPerToken,
+                            /*per_row=*/rows == Rows::R, /*offset=*/IntegerAttr());
+  };
+  // Where rows begin a power of two of bytes apart, those of a tile push each other out of the few places that a cache
+  // has for such addresses: one line is left free between them.
+  constexpr int64_t apart = 2048, line = 64;
+  const int64_t elementBytes = (element.getIntOrFloatBitWidth() + 7) / 8;
+  int64_t rowElements = 1;
+  for (int64_t dim : shape.drop_front())
+    rowElements *= dim;
+  if (shape.front() != dynamic || rowElements * elementBytes % apart != 0)
+    return create(shape);
+  const int64_t stride = rowElements + line / elementBytes;
+  SmallVector<int64_t> strides(shape.size(), 1);
+  for (size_t i = shape.size() - 1; i > 0; --i)
+    strides[i - 1] = i == 1 ? stride : strides[i] * shape[i];
+  return view(loc, create({dynamic, stride}), shape, strides, /*offset=*/0);
 }
 
 Value StepLowering::view(Location loc, Value source, ArrayRef<int64_t> shape, ArrayRef<int64_t> strides,
@@ -366,10 +382,10 @@ Value StepLowering::roundRows(Operation *op, Attribute rounding, Value x, RowFor
   auto make = [&](auto spec, int64_t width, Type element) {
     spec.width = widthOfMemory(x);
     spec.xStride = rowStride(x);
-    spec.outStride = width;
+    Value out = buffer(op->getLoc(), {dynamic, width}, element, rowsPerToken, rows);
+    spec.outStride = rowStride(out);
     spec.rowsPerToken = rowsPerToken;
     spec.rows = rows;
-    Value out = buffer(op->getLoc(), {dynamic, width}, element, rowsPerToken, rows);
     launch(op, spec, {x, out}, "round");
     return out;
   };
