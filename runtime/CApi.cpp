@@ -86,6 +86,9 @@ moec_model *moec_model_load(const char *directory, const moec_load_options *give
     how.maxSlots = options.max_slots;
     if (options.cpu)
       how.cpu = options.cpu;
+    if (options.weights) {
+      MOEC_TRY(how.weights, weightPlacementFromString(options.weights));
+    }
     auto result = std::make_unique<moec_model>();
     MOEC_TRY(result->model, Model::load(directory, how));
     return result.release();

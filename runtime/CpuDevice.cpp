@@ -6,6 +6,8 @@
 #include "runtime/KernelAbi.h"
 #include "runtime/LazyMemory.h"
 #include "runtime/ThreadPool.h"
+#include "runtime/Topology.h"
+#include "runtime/WeightCopies.h"
 
 #include <algorithm>
 #include <cassert>
@@ -66,7 +68,7 @@ public:
 private:
   struct BoundLaunch {
     moe_kernel kernel;
-    std::vector<void *> args;
+    std::vector<std::vector<void *>> args; ///< for each copy of the weights
   };
   /// A pointer that changes from step to step.
   struct Patch {
@@ -81,6 +83,7 @@ private:
   void *library = nullptr;
   std::vector<moe_kernel> kernels;
   std::unique_ptr<ThreadPool> pool;
+  WeightCopies copies;
   LazyMemory arena;
   std::vector<LazyMemory> caches;
   InputBuffer tokens, positions, slots, rows;
@@ -137,7 +140,9 @@ Status CpuDevice::loadCode(const std::string &forcedLevel) {
 Status CpuDevice::load(const CpuDeviceOptions &options) {
   MOEC_CHECK(loadCode(options.forcedLevel));
   MOEC_TRY(arena, LazyMemory::allocate(artifact.arenaBytes(), "the scratch memory of a step"));
-  MOEC_TRY(pool, ThreadPool::create(options.threads == 0 ? availableCores() : options.threads));
+  const int threads = options.threads == 0 ? std::min(availableCores(), ThreadPool::maxThreads) : options.threads;
+  MOEC_TRY(pool, ThreadPool::create(threads));
+  MOEC_TRY(copies, WeightCopies::make(artifact, options.weights, *pool));
   return success();
 }
 
@@ -146,6 +151,7 @@ void CpuDevice::bind() {
   for (const LaunchInfo &launch : artifact.launches()) {
     BoundLaunch bound;
     bound.kernel = kernels[launch.kernel];
+    std::vector<void *> args;
     for (const ArgInfo &arg : launch.args) {
       const std::byte *base = nullptr;
       switch (arg.kind) {
@@ -162,10 +168,10 @@ void CpuDevice::bind() {
         base = reinterpret_cast<std::byte *>(rows.storage.data());
         break;
       case Kind::PageTable:
-        pageTablePatches.push_back({launches.size(), bound.args.size()});
+        pageTablePatches.push_back({launches.size(), args.size()});
         break;
       case Kind::Logits:
-        logitsPatches.push_back({launches.size(), bound.args.size()});
+        logitsPatches.push_back({launches.size(), args.size()});
         break;
       case Kind::Weight:
         base = artifact.weights()[arg.index].data;
@@ -178,8 +184,13 @@ void CpuDevice::bind() {
         break;
       }
       // Kernels write only through arguments that the program says they write.
-      bound.args.push_back(const_cast<std::byte *>(base ? base + arg.offset : nullptr));
+      args.push_back(const_cast<std::byte *>(base ? base + arg.offset : nullptr));
     }
+    bound.args.assign(std::max<size_t>(copies.count(), 1), args);
+    for (size_t copy = 0; copy < copies.count(); ++copy)
+      for (size_t i = 0; i < args.size(); ++i)
+        if (const ArgInfo &arg = launch.args[i]; arg.kind == Kind::Weight)
+          bound.args[copy][i] = const_cast<std::byte *>(copies.at(copy, arg.index) + arg.offset);
     launches.push_back(std::move(bound));
   }
 }
@@ -212,10 +223,13 @@ Status CpuDevice::run(const DeviceStep &step) {
   positions.fill(step.positions);
   slots.fill(step.slots);
   rows.fill(step.rows);
-  for (const Patch &patch : pageTablePatches)
-    launches[patch.launch].args[patch.arg] = const_cast<int32_t *>(step.pageTable.data());
-  for (const Patch &patch : logitsPatches)
-    launches[patch.launch].args[patch.arg] = step.logits;
+  const auto patch = [&](const std::vector<Patch> &patches, void *pointer) {
+    for (const Patch &patch : patches)
+      for (std::vector<void *> &args : launches[patch.launch].args)
+        args[patch.arg] = pointer;
+  };
+  patch(pageTablePatches, const_cast<int32_t *>(step.pageTable.data()));
+  patch(logitsPatches, step.logits);
 
   const moe_step shape{static_cast<int64_t>(step.tokens.size()), static_cast<int64_t>(step.rows.size()),
                        step.pagesPerSlot};
@@ -227,7 +241,10 @@ Status CpuDevice::run(const DeviceStep &step) {
     if (runs.longest < info.runFrom || runs.shortest >= info.runBelow)
       continue;
     const int64_t tasks = std::max<int64_t>(info.tasks(shape.tokens, shape.rows), 0);
-    const auto runTasks = [&](int64_t begin, int64_t end) { launch.kernel(launch.args.data(), &shape, begin, end); };
+    const auto runTasks = [&](int64_t begin, int64_t end) {
+      const size_t copy = launch.args.size() == 1 ? 0 : static_cast<size_t>(Topology::machine().currentNode());
+      launch.kernel(launch.args[copy].data(), &shape, begin, end);
+    };
     if (!observer && !taskObserver) {
       pool->parallelFor(tasks, runTasks);
       continue;
@@ -240,7 +257,7 @@ Status CpuDevice::run(const DeviceStep &step) {
         taskObserver({i, taskStart, Clock::now()});
     });
     if (observer)
-      observer({i, shape.tokens, shape.rows, launch.args, start, Clock::now()});
+      observer({i, shape.tokens, shape.rows, launch.args.front(), start, Clock::now()});
   }
   return success();
 }

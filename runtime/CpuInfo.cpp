@@ -3,15 +3,19 @@
 
 #include "runtime/CpuInfo.h"
 
+#include "runtime/Topology.h"
+
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <fstream>
-#include <set>
 #include <sstream>
 
-#include <sched.h>
-#if defined(__aarch64__)
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#elif defined(__aarch64__)
 #include <sys/auxv.h>
 #endif
 
@@ -34,6 +38,7 @@ constexpr std::array levelNames = {
     LevelName{CpuLevel::V3Vnni, Architecture::X86, "x86-64-v3-vnni", "v3-vnni"},
     LevelName{CpuLevel::V4, Architecture::X86, "x86-64-v4", "v4"},
     LevelName{CpuLevel::V4Vnni, Architecture::X86, "x86-64-v4-vnni", "v4-vnni"},
+    LevelName{CpuLevel::V4Amx, Architecture::X86, "x86-64-v4-amx", "v4-amx"},
     LevelName{CpuLevel::Arm64, Architecture::Arm, "aarch64", "aarch64"},
     LevelName{CpuLevel::Arm64Dotprod, Architecture::Arm, "aarch64-dotprod", "dotprod"},
     LevelName{CpuLevel::Arm64I8mm, Architecture::Arm, "aarch64-i8mm", "i8mm"},
@@ -66,12 +71,26 @@ bool runsOn(CpuLevel code, CpuLevel machine) {
   return nameOf(code).architecture == nameOf(machine).architecture && code <= machine;
 }
 
+#if defined(__x86_64__)
+/// Whether there is AMX for bytes and the kernel lets this process, all threads of it, use it. It gives leave for good.
+static bool mayUseTiles() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  constexpr unsigned tile = 1u << 24, int8 = 1u << 25;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & (tile | int8)) != (tile | int8))
+    return false;
+  constexpr long requestPermission = 0x1023, tileData = 18; // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return ::syscall(SYS_arch_prctl, requestPermission, tileData) == 0;
+}
+#endif
+
 std::optional<CpuLevel> machineCpuLevel() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("x86-64-v4")) {
     bool dots = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
-    return dots ? CpuLevel::V4Vnni : CpuLevel::V4;
+    if (!dots)
+      return CpuLevel::V4;
+    return mayUseTiles() ? CpuLevel::V4Amx : CpuLevel::V4Vnni;
   }
   if (__builtin_cpu_supports("x86-64-v3"))
     return __builtin_cpu_supports("avxvnni") ? CpuLevel::V3Vnni : CpuLevel::V3;
@@ -103,7 +122,7 @@ Result<size_t> chooseCpuLevel(std::span<const CpuLevel> levels, std::optional<Cp
     std::optional<CpuLevel> wanted = cpuLevelFromString(forced);
     if (!wanted)
       return Error{"MOEC_CPU is '" + std::string(forced) + "', expected one of " + cpuLevelNames() +
-                   ", or v1 to v4-vnni, dotprod or i8mm"};
+                   ", or v1 to v4-amx, dotprod or i8mm"};
     auto found = std::find(levels.begin(), levels.end(), *wanted);
     if (found == levels.end())
       return Error{what + ": MOEC_CPU asks for " + std::string(toString(*wanted)) + ", but there is code for " +
@@ -143,34 +162,7 @@ static double quotaOfControlGroup() {
 }
 
 int availableCores() {
-  // A mask of fixed size fails on machines with more CPUs than it has bits.
-  cpu_set_t *mask = nullptr;
-  size_t bits = 1024, bytes = 0;
-  for (; bits <= 1u << 20; bits *= 2) {
-    mask = CPU_ALLOC(bits);
-    bytes = CPU_ALLOC_SIZE(bits);
-    if (!mask)
-      return 1;
-    CPU_ZERO_S(bytes, mask);
-    if (sched_getaffinity(0, bytes, mask) == 0)
-      break;
-    CPU_FREE(mask);
-    mask = nullptr;
-  }
-  if (!mask)
-    return 1;
-  std::set<std::string> cores;
-  for (size_t cpu = 0; cpu < bits; ++cpu) {
-    if (!CPU_ISSET_S(cpu, bytes, mask))
-      continue;
-    std::ifstream siblings("/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list");
-    std::string core;
-    if (!std::getline(siblings, core) || core.empty())
-      core = "cpu" + std::to_string(cpu);
-    cores.insert(core);
-  }
-  CPU_FREE(mask);
-  int count = std::max<int>(1, cores.size());
+  int count = Topology::machine().cores();
   if (double quota = quotaOfControlGroup(); quota > 0)
     count = std::min(count, std::max(1, static_cast<int>(std::ceil(quota))));
   return count;

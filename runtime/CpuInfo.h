@@ -17,12 +17,12 @@
 namespace moec {
 
 /// What code may ask of a CPU, of each architecture the least first: the micro-architecture levels of the x86-64
-/// psABI, beside them what has AVX_VNNI, and AVX512_VNNI and AVX512_BF16, as well; Armv8.0, what has FEAT_DotProd, and
-/// what has FEAT_I8MM as well.
-enum class CpuLevel { V1, V2, V3, V3Vnni, V4, V4Vnni, Arm64, Arm64Dotprod, Arm64I8mm };
+/// psABI, beside them what has AVX_VNNI, and AVX512_VNNI and AVX512_BF16, as well, and above these AMX_INT8; Armv8.0,
+/// what has FEAT_DotProd, and what has FEAT_I8MM as well.
+enum class CpuLevel { V1, V2, V3, V3Vnni, V4, V4Vnni, V4Amx, Arm64, Arm64Dotprod, Arm64I8mm };
 
-/// "x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v3-vnni", "x86-64-v4", "x86-64-v4-vnni", "aarch64", "aarch64-dotprod",
-/// "aarch64-i8mm"; the short forms "v1" to "v4-vnni", "dotprod" and "i8mm" are understood as well.
+/// "x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v3-vnni", "x86-64-v4", "x86-64-v4-vnni", "x86-64-v4-amx", "aarch64",
+/// "aarch64-dotprod", "aarch64-i8mm"; the short forms "v1" to "v4-amx", "dotprod" and "i8mm" are understood as well.
 std::string_view toString(CpuLevel level);
 std::optional<CpuLevel> cpuLevelFromString(std::string_view name);
 /// All names, for sentences.

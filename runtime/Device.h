@@ -9,6 +9,7 @@
 
 #include "runtime/Artifact.h"
 #include "runtime/Support/Result.h"
+#include "runtime/WeightCopies.h"
 
 #include <chrono>
 #include <cstdint>
@@ -78,9 +79,10 @@ public:
 struct CpuDeviceOptions {
   int threads = 0;         ///< 0: the physical cores available to the process
   std::string forcedLevel; ///< as MOEC_CPU; empty: the best that the machine has
+  WeightPlacement weights = WeightPlacement::Mapped;
 };
 
-/// The CPU: weights are used where they are mapped, code is loaded with dlopen,
+/// The CPU: weights are used where they are mapped or copied, code is loaded with dlopen,
 /// a launch is a parallel loop. Refuses an artifact for another target or CPU.
 /// `artifact` must outlive the device.
 Result<std::unique_ptr<Device>> createCpuDevice(const Artifact &artifact, const CpuDeviceOptions &options);

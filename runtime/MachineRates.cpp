@@ -8,7 +8,10 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstdlib>
+#include <fstream>
 #include <numeric>
+#include <string>
 #include <utility>
 
 #include <sys/mman.h>
@@ -19,6 +22,14 @@ namespace moec {
 uint64_t machineMemory() {
   long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
   return pages > 0 && size > 0 ? static_cast<uint64_t>(pages) * static_cast<uint64_t>(size) : 0;
+}
+
+uint64_t availableMemory() {
+  std::ifstream file("/proc/meminfo");
+  for (std::string line; std::getline(file, line);)
+    if (line.starts_with("MemAvailable:"))
+      return std::strtoull(line.c_str() + line.find(':') + 1, nullptr, 10) * 1024;
+  return 0;
 }
 
 static double secondsSince(std::chrono::steady_clock::time_point start) {

@@ -18,6 +18,8 @@ namespace moec {
 
 /// Bytes of this machine's memory; 0 if it does not tell.
 uint64_t machineMemory();
+/// What of it programs may still take without pushing others out, in bytes; 0 if the system does not say.
+uint64_t availableMemory();
 
 /// Memory that no cache holds and that is read from end to end, one contiguous stretch for each thread.
 class ReadProbe {

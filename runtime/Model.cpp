@@ -15,6 +15,7 @@ Result<std::unique_ptr<Model>> Model::load(const std::string &directory, const M
   std::unique_ptr<Model> model(new Model(std::move(artifact)));
   CpuDeviceOptions cpu;
   cpu.threads = options.threads;
+  cpu.weights = options.weights;
   if (options.threads < 0)
     return Error{"number of threads is " + std::to_string(options.threads) + ", expected 0 (all cores) or more"};
   if (options.cpu)

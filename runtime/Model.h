@@ -11,6 +11,7 @@
 #include "runtime/Device.h"
 #include "runtime/KvCache.h"
 #include "runtime/Support/Result.h"
+#include "runtime/WeightCopies.h"
 
 #include <cstdint>
 #include <memory>
@@ -26,6 +27,7 @@ struct ModelOptions {
   int64_t maxSlots = 1; ///< sequences held at the same time
   /// CPU level to use, "v3" or "x86-64-v3"; unset: the environment's MOEC_CPU, else the best that runs here.
   std::optional<std::string> cpu;
+  WeightPlacement weights = WeightPlacement::Mapped;
 };
 
 /// An artifact on a device with a cache. All calls are thread-safe; steps run

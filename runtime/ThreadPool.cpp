@@ -4,6 +4,7 @@
 #include "runtime/ThreadPool.h"
 
 #include "runtime/CpuInfo.h"
+#include "runtime/Topology.h"
 
 #include <algorithm>
 #include <cassert>
@@ -35,8 +36,13 @@ Result<std::unique_ptr<ThreadPool>> ThreadPool::create(int threads) {
   pool->spins = threads <= availableCores() ? 2000 : 0;
   pool->workers.reserve(threads - 1);
   try {
+    // Shared out over the memory nodes, so that all of them are read.
+    const Topology &machine = Topology::machine();
     for (int i = 1; i < threads; ++i)
-      pool->workers.emplace_back([p = pool.get()] { p->work(); });
+      pool->workers.emplace_back([p = pool.get(), &machine, i] {
+        machine.bindThread(i % machine.nodes());
+        p->work();
+      });
   } catch (const std::system_error &error) {
     return Error{"cannot start " + std::to_string(threads) + " threads: " + error.code().message()};
   }

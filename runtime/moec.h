@@ -41,6 +41,9 @@ typedef struct moec_load_options {
   int32_t threads;   /**< 0: the physical cores available to the process */
   int64_t max_slots; /**< sequences held at the same time; 1 */
   const char *cpu;   /**< CPU level such as "v3"; NULL: MOEC_CPU or the best that runs here */
+  /** NULL or "mapped": weights are used where the page cache has them. "copied": from huge pages of our own, on all
+   * memory nodes in turn; "replicated": such a copy on each node, for its threads. */
+  const char *weights;
 } moec_load_options;
 
 MOEC_API void moec_load_options_init(moec_load_options *options);

@@ -101,7 +101,12 @@ def compile(
 
 
 def load(
-    artifact: str | os.PathLike[str], *, threads: int | None = None, max_slots: int = 1, cpu: str | None = None
+    artifact: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    max_slots: int = 1,
+    cpu: str | None = None,
+    weights: str = "mapped",
 ) -> Model:
     """Map an artifact, ready to run.
 
@@ -110,10 +115,12 @@ def load(
       threads: None: the physical cores available to the process. Results do not depend on it.
       max_slots: sequences that can be held at the same time.
       cpu: CPU level such as "v3" to use instead of the best one that runs here.
+      weights: where they are read: "mapped", in the page cache; "copied", in huge pages of this process, on all memory
+        nodes in turn; "replicated", such a copy on each node, for its threads.
     Raises:
-      ValueError: the artifact is damaged, or made for another CPU.
+      ValueError: the artifact is damaged, or made for another CPU; there is no memory for copies.
     """
-    return _load(os.fspath(artifact), threads or 0, max_slots, cpu)
+    return _load(os.fspath(artifact), threads or 0, max_slots, cpu, weights)
 
 
 def ir(model_dir: str | os.PathLike[str], *, stage: str = "moe", max_context: int | None = None) -> str:

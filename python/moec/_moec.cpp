@@ -296,11 +296,13 @@ Raises:
           py::arg("slot") = 0, py::arg("length") = 0, "Forget the tokens of a slot from `length` on.");
 
   m.def("_compile", &compileModel);
-  m.def("_load", [](const std::string &artifact, int threads, int64_t maxSlots, std::optional<std::string> cpu) {
+  m.def("_load", [](const std::string &artifact, int threads, int64_t maxSlots, std::optional<std::string> cpu,
+                    const std::string &weights) {
     ModelOptions options;
     options.threads = threads;
     options.maxSlots = maxSlots;
     options.cpu = std::move(cpu);
+    options.weights = take(weightPlacementFromString(weights));
     auto model = std::make_shared<PyModel>();
     model->model = take(Model::load(artifact, options));
     return model;

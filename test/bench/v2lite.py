@@ -53,7 +53,7 @@ CONFIG = {
     "bos_token_id": 100000, "eos_token_id": 100001, "torch_dtype": "bfloat16",
 }  # fmt: skip
 
-CPU_LEVELS = ("x86-64-v4-vnni", "x86-64-v4", "x86-64-v3")
+CPU_LEVELS = ("x86-64-v4-vnni", "x86-64-v4", "x86-64-v3-vnni", "x86-64-v3", "aarch64-i8mm", "aarch64-dotprod", "aarch64")
 
 
 def layer_tensors(layer: int) -> dict[str, tuple[int, ...]]:

@@ -61,7 +61,7 @@ def test_text(compiled, moe_run):
 def test_other_machines_are_refused(compiled, moe_run):
     x86, arm = compiled(MODEL, "--cpu", "x86-64"), compiled(MODEL, "--cpu", "aarch64-i8mm")
     said = emulated("max").refuses("logits", x86, "--tokens", 1, "-o", "-")
-    assert "has code for x86-64-v4-vnni, x86-64-v4, x86-64-v3-vnni, x86-64-v3, but this machine supports aarch64-i8mm" in said
+    assert "has code for x86-64-v4-amx, x86-64-v4-vnni, x86-64-v4, x86-64-v3-vnni, x86-64-v3, but this machine supports aarch64-i8mm" in said
     said = emulated("neoverse-n1").refuses("logits", arm, "--tokens", 1, "-o", "-")
     assert "has code for aarch64-i8mm, but this machine supports aarch64-dotprod at most" in said
     environment = dict(os.environ, MOEC_CPU="i8mm")

@@ -279,11 +279,11 @@ TEST_F(ModelStep, ArtifactsForOtherMachinesAreRefused) {
   EXPECT_EQ(message("x86-64", ""), "x86-64");
   EXPECT_EQ(message("x86-64", "v1"), "x86-64");
   EXPECT_EQ(message("x86-64", "v3"), dir.path() + ": MOEC_CPU asks for x86-64-v3, but there is code for x86-64 only");
-  const std::string all =
-      "x86-64, x86-64-v2, x86-64-v3, x86-64-v3-vnni, x86-64-v4, x86-64-v4-vnni, aarch64, aarch64-dotprod, "
-      "aarch64-i8mm";
+  const std::string all = "x86-64, x86-64-v2, x86-64-v3, x86-64-v3-vnni, x86-64-v4, x86-64-v4-vnni, x86-64-v4-amx, "
+                          "aarch64, aarch64-dotprod, "
+                          "aarch64-i8mm";
   EXPECT_EQ(message("x86-64", "amd"),
-            "MOEC_CPU is 'amd', expected one of " + all + ", or v1 to v4-vnni, dotprod or i8mm");
+            "MOEC_CPU is 'amd', expected one of " + all + ", or v1 to v4-amx, dotprod or i8mm");
   EXPECT_EQ(message("z15", ""), dir.path() + ": has code for 'z15', expected one of " + all);
   tiny.manifest["target"] = "nvptx";
   EXPECT_EQ(message("x86-64", ""), dir.path() + ": is compiled for the target 'nvptx', but this device is a cpu");

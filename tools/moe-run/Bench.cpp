@@ -76,6 +76,7 @@ public:
     const bool decodes = std::ranges::any_of(options.decodes, [](int64_t count) { return count > 0; });
     ModelOptions model;
     model.threads = threads;
+    MOEC_TRY(model.weights, weightPlacementFromString(options.weights));
     model.maxSlots = 1 + (decodes ? static_cast<int64_t>(options.depths.size()) * bench.places : 0);
     MOEC_TRY(bench.model, Model::load(options.artifact, model));
     MOEC_TRY(bench.pool, ThreadPool::create(threads));

@@ -28,6 +28,7 @@ struct BenchOptions {
   std::vector<int64_t> depths = {0};    ///< tokens that are in the cache when decoding begins
   std::vector<int64_t> sequences = {1}; ///< decoded together
   std::vector<int> threads = {0};       ///< 0: the physical cores available
+  std::string weights = "mapped";       ///< as `weightPlacementNames` has them
   int repetitions = 5;
   bool profile = false;
   std::string trace; ///< file to write; empty: none

@@ -57,19 +57,31 @@ constexpr int exitInterrupted = 130; // 128 + SIGINT, as shells say
 // Options
 //===----------------------------------------------------------------------===//
 
+/// Where weights lie, by name; `load` refuses what is none.
+void addWeights(CLI::App &app, std::string &placement) {
+  app.add_option(
+         "--weights", placement,
+         "Where weights are read: mapped, in the page cache; copied, in huge pages of this process, on all memory "
+         "nodes in turn; replicated, such a copy on each node, for its threads")
+      ->check(CLI::IsMember(std::vector<std::string>(weightPlacementNames.begin(), weightPlacementNames.end())))
+      ->capture_default_str();
+}
+
 struct ModelArgs {
-  std::string artifact;
+  std::string artifact, weights = "mapped";
   int threads = 0;
   bool checkWeights = false;
 
   void add(CLI::App &app) {
     app.add_option("artifact", artifact, "Directory made by `moec compile`")->required()->type_name("ART");
     app.add_option("-t,--threads", threads, "Threads to use (default: the physical cores available)")->type_name("N");
+    addWeights(app, weights);
     app.add_flag("--check-weights", checkWeights, "First read all weights and compare them with the artifact's hashes");
   }
   Result<std::unique_ptr<Model>> load() const {
     ModelOptions options;
     options.threads = threads;
+    MOEC_TRY(options.weights, weightPlacementFromString(weights));
     MOEC_TRY(std::unique_ptr<Model> model, Model::load(artifact, options));
     if (checkWeights)
       MOEC_CHECK(model->artifact().verifyWeights());
@@ -503,6 +515,7 @@ struct BenchCommand {
     list("-d,--depth", options.depths, "Tokens in the cache before decoding begins (default: 0)");
     list("--sequences", options.sequences, "Sequences to decode together (default: 1)");
     list("-t,--threads", options.threads, "Threads to use (default: 0, the physical cores available)");
+    addWeights(app, options.weights);
     app.add_option("-r,--repetitions", options.repetitions, "Repetitions of each test, in turn (default: 5)")
         ->type_name("N");
     auto *asJson = app.add_flag("--json", json, "Print a JSON object");
