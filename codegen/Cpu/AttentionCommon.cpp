@@ -90,7 +90,7 @@ void CachePages::unpack(Ptr from, Ptr to) const {
 Val AttentionWords::dot(Val sums, Val x, Val y) const {
   if (!halves)
     return b.fma(x, y, sums);
-  if (b.instructions == Isa::Avx512Dot)
+  if (b.hasAvx512Dot())
     return b.dotBf16(sums, x, y);
   // The same but for subnormal numbers, which would take more instructions than all else.
   auto [first, second] = b.unpairBf16(x);

@@ -62,6 +62,7 @@ void ByteSums::add(Val x, Val y) {
   KernelBuilder &b = *sums.builder;
   const mlir::Type words = b.vec(b.i16, 2 * kLanes), bytes = b.vec(b.i8, 4 * kLanes);
   switch (b.instructions) {
+  case Isa::Amx:
   case Isa::Avx512Dot:
     sums = dotWords("llvm.x86.avx512.vpdpbusd.512", 16, sums, x, y);
     return;

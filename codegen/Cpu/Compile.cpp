@@ -45,6 +45,7 @@ llvm::ArrayRef<Level> levels() {
       .gemmRows = 8, .gemmAccumulators = 16, .dotRows = 16, .codesAhead = true, .pairRows = 14, .latentVectors = 4};
   const Tiles narrow{.gemmRows = 6, .gemmAccumulators = 6, .dotRows = 4, .pairRows = 2, .latentVectors = 1};
   static const Level all[] = {
+      {"x86-64-v4-amx", "x86-64", "x86-64-v4", "+avx512vnni,+avx512bf16,+amx-tile,+amx-int8", Isa::Amx, wide},
       {"x86-64-v4-vnni", "x86-64", "x86-64-v4", "+avx512vnni,+avx512bf16", Isa::Avx512Dot, wide},
       {"x86-64-v4", "x86-64", "x86-64-v4", "", Isa::Avx512, wide},
       {"x86-64-v3-vnni", "x86-64", "x86-64-v3", "+avxvnni", Isa::Avx2Dot, narrow},

@@ -49,6 +49,8 @@ struct Level {
 };
 
 /// All levels, of each architecture the best first. What a machine must have:
+/// - x86-64-v4-amx: all of v4-vnni, AMX_TILE, AMX_INT8 (CPUID leaf 7.0 EDX bits 24, 25), and leave of the kernel to use
+///   tiles (arch_prctl ARCH_REQ_XCOMP_PERM).
 /// - x86-64-v4-vnni: all of v4, AVX512_VNNI (CPUID leaf 7.0 ECX bit 11) and AVX512_BF16 (leaf 7.1 EAX bit 5).
 /// - x86-64-v4: all of v3, AVX512F, AVX512BW, AVX512CD, AVX512DQ, AVX512VL (CPUID leaf 7.0 EBX bits
 ///   16, 30, 28, 17, 31), and XCR0 bits 1, 2, 5, 6, 7.

@@ -9,6 +9,7 @@
 /// both sides are codes, their products are summed up as integers first, four
 /// columns of 16 outputs in one instruction.
 
+#include "codegen/Cpu/AmxTiles.h"
 #include "codegen/Cpu/ByteSums.h"
 #include "codegen/Cpu/Emitters.h"
 #include "codegen/Cpu/Math.h"
@@ -23,7 +24,7 @@ public:
   GemmEmitter(KernelBuilder &b, const GemmSpec &spec, const Tiles &tiles)
       : b(b), spec(spec), tiles(tiles), routed(spec.routing != Routing::None),
         scaleBlocks(spec.scaleCols ? (spec.k + spec.scaleCols - 1) / spec.scaleCols : 0),
-        columns(spec.epilogue == Epilogue::Swiglu ? kPanelWidth / 2 : kPanelWidth), format(spec.format()) {}
+        columns(spec.epilogue == Epilogue::Swiglu ? kPanelWidth / 2 : kPanelWidth), format(spec.format()), amx(b) {}
 
   void emit() {
     int64_t next = 0;
@@ -39,11 +40,20 @@ public:
       active = b.arg(next++, b.i32);
       order = b.arg(next++, b.i32);
     }
+    if (usesAmx()) {
+      amx.configure();
+      unpacked = b.scratch(b.i8, AmxTiles::columns * kLanes);
+      gathered = b.scratch(b.i8, AmxTiles::columns * AmxTiles::rows);
+    }
     b.tasks([&](Val task) { routed ? expertTask(task) : blockTask(task); });
+    if (usesAmx())
+      amx.release();
   }
 
 private:
   static constexpr int64_t vectorsPerPanel = kPanelWidth / kLanes;
+
+  bool usesAmx() const { return b.instructions == Isa::Amx && spec.input == DType::U8; }
 
   /// How many rows a tile has at most, and at most if it is as wide as the panel.
   struct TileRows {
@@ -205,8 +215,50 @@ private:
                   });
   }
 
+  /// `addBlock` for a full tile of AMX, one vector wide.
+  Vals addBlockByAmx(llvm::ArrayRef<Ptr> inputs, Ptr codes, Val index, int64_t first, Val scale, Vals totals) {
+    constexpr int64_t wordBytes = 4 * kLanes, words = GroupFormat::blockColumns / GroupFormat::wordColumns;
+    static_assert(AmxTiles::columns == GroupFormat::blockColumns);
+    const bool nibbles = format.bits() == 4;
+    auto wordAt = [&](Ptr bytes, int64_t offset) { return Ptr{(bytes + offset).base, b.i32}; };
+    // Nibbles are unpacked to where a tile can be read from; bytes are read where they lie, signed as they are.
+    Ptr weightWords = codes + first * wordBytes;
+    int64_t weightStride = kPanelWidth * GroupFormat::wordColumns;
+    if (nibbles) {
+      for (int64_t word = 0; word < words / 2; ++word) {
+        Val packed = wordAt(weightWords, word * weightStride).load(kLanes);
+        wordAt(unpacked, word * wordBytes).store(packed & 0x0F0F0F0F);
+        wordAt(unpacked, (word + words / 2) * wordBytes).store((packed >> 4) & 0x0F0F0F0F);
+      }
+      weightWords = unpacked;
+      weightStride = wordBytes;
+    }
+    llvm::SmallVector<Ptr> records;
+    for (Ptr row : inputs)
+      records.push_back(row + index * QuantizeRowsSpec::recordBytes);
+    Ptr rows = records.front();
+    int64_t rowStride = spec.xStride;
+    if (spec.routing == Routing::Gather) { // they lie anywhere
+      for (auto [m, record] : llvm::enumerate(records))
+        (gathered + static_cast<int64_t>(m) * AmxTiles::columns).store(record.load(AmxTiles::columns));
+      rows = gathered;
+      rowStride = AmxTiles::columns;
+    }
+    Ptr sums = amx.multiply(rows, rowStride, weightWords, weightStride);
+    for (auto [m, record] : llvm::enumerate(records)) {
+      Val sum = (sums + static_cast<int64_t>(m) * kLanes).load(kLanes);
+      if (nibbles) // they count from 0 upwards; bytes are signed already
+        sum = sum + b.splat(Ptr{(record + QuantizeRowsSpec::sumAt).base, b.i32}.load());
+      Val by = b.splat(Ptr{(record + QuantizeRowsSpec::scaleAt).base, b.f32}.load());
+      totals[m] = b.fma(b.convert(sum, b.f32), scale * by, totals[m]);
+    }
+    return totals;
+  }
+
   /// `totals` ([m][v]) and the products of block `index`, whose codes lie at `codes`.
   Vals addBlock(llvm::ArrayRef<Ptr> inputs, Ptr codes, Val index, int64_t first, const Vals &scale, Vals totals) {
+    if (usesAmx() && inputs.size() == AmxTiles::rows && scale.size() == 1)
+      return addBlockByAmx(inputs, codes, index, first, scale.front(), std::move(totals));
     constexpr int64_t wordColumns = GroupFormat::wordColumns, block = GroupFormat::blockColumns;
     static_assert(QuantizeRowsSpec::group == block);
     const bool nibbles = format.bits() == 4;
@@ -415,6 +467,8 @@ private:
   int64_t scaleBlocks; ///< per row of weights; 0: no scales
   int64_t columns;     ///< outputs of a panel
   GroupFormat format;  ///< of codes
+  AmxTiles amx;
+  Ptr unpacked, gathered; ///< for a tile of codes, and of rows
   Ptr x, weights, scales, residual, y, offsets, active, order;
 };
 

@@ -348,7 +348,7 @@ Val KernelBuilder::call(StringRef intrinsic, Type result, ArrayRef<Val> operands
 }
 
 Val KernelBuilder::dotBf16(Val sums, Val a, Val b) {
-  if (instructions == Isa::Avx512Dot) {
+  if (hasAvx512Dot()) {
     Type pairs = vec(getBF16Type(), 2 * kLanes);
     return call("llvm.x86.avx512bf16.dpbf16ps.512", vec(f32), {sums, bitcast(a, pairs), bitcast(b, pairs)});
   }
@@ -434,7 +434,7 @@ Val KernelBuilder::toBf16(Val a) {
 }
 
 Val KernelBuilder::toBf16Fast(Val a, Val b) {
-  if (instructions == Isa::Avx512Dot)
+  if (hasAvx512Dot())
     return bitcast(call("llvm.x86.avx512bf16.cvtne2ps2bf16.512", vec(getBF16Type(), 2 * kLanes), {b, a}), i16);
   // The upper halves of all words.
   Val first = bitcast(halfAdded(bitcast(a, i32)), vec(i16, 2 * kLanes));

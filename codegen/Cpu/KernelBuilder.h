@@ -34,6 +34,7 @@ enum class Isa {
   Avx2Dot, ///< and AVX_VNNI: products of bytes, summed up in one instruction
   Avx512,
   Avx512Dot, ///< and AVX512_VNNI, AVX512_BF16: products of bytes and of bf16, summed up in one instruction
+  Amx,       ///< and AMX_TILE, AMX_INT8: tiles of products of bytes
   Neon,      ///< of Armv8.0
   NeonDot,   ///< and FEAT_DotProd: products of bytes of equal signedness, summed up in one instruction
   NeonI8mm,  ///< and FEAT_I8MM: of unsigned bytes and signed ones
@@ -125,6 +126,7 @@ public:
   KernelBuilder(mlir::ModuleOp module, Isa isa);
 
   const Isa instructions;
+  bool hasAvx512Dot() const { return instructions == Isa::Avx512Dot || instructions == Isa::Amx; }
 
   mlir::Type i1, i8, i16, i32, i64, f16, f32, f64, ptr;
   mlir::Type vec(mlir::Type element, int64_t lanes = kLanes);

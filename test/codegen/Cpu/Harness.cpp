@@ -6,10 +6,14 @@
 #include "codegen/Common/KernelSignature.h"
 #include "runtime/CpuInfo.h"
 
+#include "mlir/Dialect/LLVMIR/LLVMDialect.h"
+#include "mlir/IR/ImplicitLocOpBuilder.h"
 #include "mlir/IR/MLIRContext.h"
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <map>
 #include <numeric>
 
 #include <dlfcn.h>
@@ -94,12 +98,103 @@ std::vector<const Level *> hostLevels() {
   return found;
 }
 
+//===----------------------------------------------------------------------===//
+// AMX without AMX
+//===----------------------------------------------------------------------===//
+
+/// What its instructions do, by Intel's manual: volume 2, TILELOADD and so on.
+namespace {
+
+constexpr int64_t kTileRows = 16, kTileRowBytes = 64;
+
+thread_local struct {
+  uint8_t palette = 0, rows[8] = {}, rowBytes[8] = {};
+  int8_t data[8][kTileRows][kTileRowBytes] = {};
+} tiles;
+
+void emulatedLdtilecfg(const uint8_t *memory) {
+  tiles = {};
+  tiles.palette = memory[0];
+  for (int tile = 0; tile < 8; ++tile) {
+    tiles.rowBytes[tile] = memory[16 + 2 * tile];
+    tiles.rows[tile] = memory[48 + tile];
+  }
+}
+void emulatedTilerelease() {
+  EXPECT_EQ(tiles.palette, 1) << "released before it was configured";
+  tiles = {};
+}
+void emulatedTilezero(uint8_t tile) { std::memset(tiles.data[tile], 0, sizeof tiles.data[tile]); }
+void emulatedTileloadd(uint8_t tile, const int8_t *memory, int64_t stride) {
+  emulatedTilezero(tile);
+  for (int64_t row = 0; row < tiles.rows[tile]; ++row)
+    std::memcpy(tiles.data[tile][row], memory + row * stride, tiles.rowBytes[tile]);
+}
+void emulatedTilestored(uint8_t tile, int8_t *memory, int64_t stride) {
+  for (int64_t row = 0; row < tiles.rows[tile]; ++row)
+    std::memcpy(memory + row * stride, tiles.data[tile][row], tiles.rowBytes[tile]);
+}
+void emulatedTdpbssd(uint8_t sums, uint8_t a, uint8_t b) {
+  ASSERT_EQ(tiles.rows[sums], tiles.rows[a]);
+  ASSERT_EQ(tiles.rowBytes[sums], tiles.rowBytes[b]);
+  ASSERT_EQ(tiles.rowBytes[a], 4 * tiles.rows[b]);
+  for (int64_t m = 0; m < tiles.rows[sums]; ++m)
+    for (int64_t n = 0; n < tiles.rowBytes[sums] / 4; ++n) {
+      int32_t sum;
+      std::memcpy(&sum, tiles.data[sums][m] + 4 * n, 4);
+      for (int64_t k = 0; k < tiles.rowBytes[a]; ++k)
+        sum += tiles.data[a][m][k] * tiles.data[b][k / 4][4 * n + k % 4];
+      std::memcpy(tiles.data[sums][m] + 4 * n, &sum, 4);
+    }
+}
+
+template <class Function> int64_t addressOf(Function *function) { return reinterpret_cast<int64_t>(function); }
+
+/// Kernels of the AMX level for a machine without it, which calls the functions above.
+Result<std::vector<std::string>> compileForEmulation(const std::vector<Kernel> &kernels) {
+  const std::map<llvm::StringRef, int64_t> functions = {
+      {"llvm.x86.ldtilecfg", addressOf(emulatedLdtilecfg)},
+      {"llvm.x86.tilerelease", addressOf(emulatedTilerelease)},
+      {"llvm.x86.tilezero", addressOf(emulatedTilezero)},
+      {"llvm.x86.tileloadd64", addressOf(emulatedTileloadd)},
+      {"llvm.x86.tilestored64", addressOf(emulatedTilestored)},
+      {"llvm.x86.tdpbssd", addressOf(emulatedTdpbssd)},
+  };
+  mlir::MLIRContext context(mlir::MLIRContext::Threading::DISABLED);
+  auto module = emitModule(context, kernels, *findLevel("x86-64-v4-amx"));
+  module->walk([&](mlir::LLVM::CallIntrinsicOp op) {
+    auto function = functions.find(op.getIntrin());
+    if (function == functions.end())
+      return;
+    mlir::ImplicitLocOpBuilder b(op.getLoc(), op);
+    auto pointer = mlir::LLVM::LLVMPointerType::get(&context);
+    mlir::Value address = mlir::LLVM::ConstantOp::create(b, b.getI64Type(), b.getI64IntegerAttr(function->second));
+    llvm::SmallVector<mlir::Value> operands = {mlir::LLVM::IntToPtrOp::create(b, pointer, address)};
+    llvm::append_range(operands, op.getArgs());
+    llvm::SmallVector<mlir::Type> types(op.getArgs().getTypes());
+    auto type = mlir::LLVM::LLVMFunctionType::get(mlir::LLVM::LLVMVoidType::get(&context), types);
+    mlir::LLVM::CallOp::create(b, type, operands);
+    op.erase();
+  });
+  MOEC_CHECK(lowerToLlvm(*module));
+  MOEC_TRY(std::string object, generate(*module, *findLevel("x86-64-v4-vnni"), Output::Object));
+  return std::vector{std::move(object)};
+}
+
+} // namespace
+
 Kernels::Kernels(const std::vector<KernelSpec> &specs) : specs(specs) {
   std::vector<Kernel> kernels;
   for (size_t i = 0; i < specs.size(); ++i)
     kernels.push_back({"k" + std::to_string(i), specs[i]});
   for (const Level *level : hostLevels())
     libraries.push_back(std::make_unique<Library>(compileKernels(kernels, *level, Output::Object)));
+  for (const Level *level : hostLevels())
+    levelNames.push_back(level->name.str());
+  if (levelNames.front() == "x86-64-v4-vnni") {
+    libraries.push_back(std::make_unique<Library>(compileForEmulation(kernels)));
+    levelNames.push_back("x86-64-v4-amx, emulated");
+  }
 }
 
 void Kernels::run(size_t index, const std::vector<Buffer *> &args, moe_step step, int64_t tasks) {
@@ -125,7 +220,7 @@ void Kernels::run(size_t index, const std::vector<Buffer *> &args, moe_step step
   Random random(tasks + 1);
   for (size_t l = 0; l < libraries.size(); ++l) {
     moe_kernel kernel = libraries[l]->symbol("k" + std::to_string(index));
-    std::string level = hostLevels()[l]->name.str();
+    const std::string &level = levelNames[l];
     restore();
     kernel(pointers.data(), &step, 0, tasks);
     check(level + " at once");

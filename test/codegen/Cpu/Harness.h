@@ -79,7 +79,7 @@ private:
   void *handle = nullptr;
 };
 
-/// Specs compiled at every level of this machine.
+/// Specs compiled at every level of this machine, and at that of AMX, whose instructions are emulated if need be.
 class Kernels {
 public:
   explicit Kernels(const std::vector<KernelSpec> &specs);
@@ -95,6 +95,7 @@ public:
 private:
   std::vector<KernelSpec> specs;
   std::vector<std::unique_ptr<Library>> libraries;
+  std::vector<std::string> levelNames; ///< of the libraries
 };
 
 /// A step of `count` rows of a kind, in which the other kind has another number.

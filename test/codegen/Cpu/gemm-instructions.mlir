@@ -55,6 +55,18 @@ exec.kernel @gemm_int4 "gemm" {weight = "u8", n = 64, k = 2048, batch = 1, scale
 // VNNI-COUNT-128: vpdpbusd {{.*}}{1to16}, %zmm
 // VNNI: vfmadd231ps %zmm
 // VNNI: jne
+// With tiles of AMX it is one instruction for 32 columns of the sixteen rows, between the configuration and its release.
+// RUN: emit-kernel %s --level=x86-64-v4-amx | FileCheck %s --check-prefix=AMX --implicit-check-not=call
+// AMX-LABEL: gemm_codes:
+// AMX: ldtilecfg
+// AMX: tilezero %tmm0
+// AMX-NEXT: tileloadd {{.*}}, %tmm1
+// AMX-NEXT: tileloadd {{.*}}, %tmm2
+// AMX-NEXT: tdpbssd %tmm2, %tmm1, %tmm0
+// AMX-NEXT: tilestored %tmm0,
+// AMX-COUNT-16: vfmadd231ps
+// AMX: tilerelease
+// AMX: retq
 // Below that, the products of nibbles and bytes in all 32 columns are summed up in i16, two by two.
 // V4-LABEL: gemm_codes:
 // V4-COUNT-8: vpmaddubsw {{.*}}zmm
