@@ -116,8 +116,8 @@ struct GemmSpec {
   int64_t group = 0; ///< U8: columns that share a scale; 4-bit codes have whole units of them
   CodeKind codes = CodeKind::Int4; ///< U8: what the codes are
   DType groupScale = DType::F16;   ///< U8: what scales are stored as
-  /// What x is: F32; U8, rows of QuantizeRowsSpec, whose strides count bytes, for weights of Int4 or Int8; or BF16, for
-  /// weights of BF16, with even strides.
+  /// What x is: F32; U8, rows of QuantizeRowsSpec, whose strides count bytes, for weights of Int4, Int4Zero or Int8;
+  /// or BF16, for weights of BF16, with even strides.
   DType input = DType::F32;
   int64_t xStride = 0, xBatch = 0, yStride = 0, yBatch = 0, residualStride = 0;
   Epilogue epilogue = Epilogue::None;
@@ -132,10 +132,14 @@ struct GemmSpec {
   /// make them unsigned.
   static bool takesCodes(const GroupFormat &format, int64_t k) {
     bool blocks = format.group == k || format.group % QuantizeRowsSpec::group == 0;
-    return (format.codes == CodeKind::Int4 || format.codes == CodeKind::Int8) && format.rows == 1 && blocks &&
-           k % QuantizeRowsSpec::group == 0;
+    bool integers =
+        format.codes == CodeKind::Int4 || format.codes == CodeKind::Int4Zero || format.codes == CodeKind::Int8;
+    return integers && format.rows == 1 && blocks && k % QuantizeRowsSpec::group == 0;
   }
-  static int64_t offsetOf(CodeKind codes) { return codes == CodeKind::Int4 ? 8 : 128; }
+  /// Of codes with zero points, by which the sum of a row's codes is multiplied, it is 1.
+  static int64_t offsetOf(CodeKind codes) {
+    return codes == CodeKind::Int4 ? 8 : codes == CodeKind::Int4Zero ? 1 : 128;
+  }
   int64_t panels() const {
     int64_t width = epilogue == Epilogue::Swiglu ? kPanelWidth / 2 : kPanelWidth;
     return (n + width - 1) / width;

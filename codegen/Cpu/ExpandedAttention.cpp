@@ -209,7 +209,7 @@ private:
         rows.push_back(page + (j + m) * spec.width);
       b.loop(b.cI64(0), b.cI64(kPanelWidth), expandVectors * kLanes, [&](Val column) {
         Vals products = pairs
-                            ? pairProducts(b, rows, panel, spec.latent,
+                            ? pairProducts(b, rows, panel, spec.latent, /*prefetched=*/false,
                                            [&](Val sums, Val weights, Val row) { return math.dot(sums, weights, row); })
                             : singleProducts(rows, panel + column);
         llvm::SmallVector<Vals> ofRows;

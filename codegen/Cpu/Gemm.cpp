@@ -5,12 +5,10 @@
 /// Matrix products over weight panels. A task owns the outputs of one panel for
 /// some rows and keeps a tile of them in registers: for each k, every row's x is
 /// broadcast against the panel's 32 weights. One accumulator per output takes
-/// the products in order of k, so a row's bits do not depend on its tile. Where
-/// both sides are codes, their products are summed up as integers first, four
-/// columns of 16 outputs in one instruction.
+/// the products in order of k, so a row's bits do not depend on its tile.
+/// CodeProducts and PairProducts are the same for codes and for bf16 on both sides.
 
-#include "codegen/Cpu/AmxTiles.h"
-#include "codegen/Cpu/ByteSums.h"
+#include "codegen/Cpu/CodeProducts.h"
 #include "codegen/Cpu/Emitters.h"
 #include "codegen/Cpu/Math.h"
 #include "codegen/Cpu/PairProducts.h"
@@ -24,7 +22,8 @@ public:
   GemmEmitter(KernelBuilder &b, const GemmSpec &spec, const Tiles &tiles)
       : b(b), spec(spec), tiles(tiles), routed(spec.routing != Routing::None),
         scaleBlocks(spec.scaleCols ? (spec.k + spec.scaleCols - 1) / spec.scaleCols : 0),
-        columns(spec.epilogue == Epilogue::Swiglu ? kPanelWidth / 2 : kPanelWidth), format(spec.format()), amx(b) {}
+        columns(spec.epilogue == Epilogue::Swiglu ? kPanelWidth / 2 : kPanelWidth), format(spec.format()),
+        codes(b, spec, tiles) {}
 
   void emit() {
     int64_t next = 0;
@@ -40,20 +39,13 @@ public:
       active = b.arg(next++, b.i32);
       order = b.arg(next++, b.i32);
     }
-    if (usesAmx()) {
-      amx.configure();
-      unpacked = b.scratch(b.i8, AmxTiles::columns * kLanes);
-      gathered = b.scratch(b.i8, AmxTiles::columns * AmxTiles::rows);
-    }
+    codes.begin();
     b.tasks([&](Val task) { routed ? expertTask(task) : blockTask(task); });
-    if (usesAmx())
-      amx.release();
+    codes.end();
   }
 
 private:
   static constexpr int64_t vectorsPerPanel = kPanelWidth / kLanes;
-
-  bool usesAmx() const { return b.instructions == Isa::Amx && spec.input == DType::U8; }
 
   /// How many rows a tile has at most, and at most if it is as wide as the panel.
   struct TileRows {
@@ -127,11 +119,12 @@ private:
     // sums[m][v] for the panel's vectors.
     llvm::SmallVector<Vals> sums(height);
     for (int64_t first = 0; first < vectorsPerPanel; first += width) {
-      Vals part = spec.input == DType::U8     ? dotSums(inputs, panelWeights, first, width)
-                  : spec.input == DType::BF16 ? pairProducts(b, inputs, panelWeights, spec.k, dotPairs)
-                  : spec.group                ? groupedSums(inputs, panelWeights, first, width)
-                  : scaleBlocks               ? scaledSums(inputs, panelWeights, panel, first, width)
-                                              : plainSums(inputs, panelWeights, first, width);
+      Vals part = spec.input == DType::U8 ? codes.sums(inputs, panelWeights, first, width)
+                  : spec.input == DType::BF16
+                      ? pairProducts(b, inputs, panelWeights, spec.k, /*prefetched=*/true, dotPairs)
+                  : spec.group  ? groupedSums(inputs, panelWeights, first, width)
+                  : scaleBlocks ? scaledSums(inputs, panelWeights, panel, first, width)
+                                : plainSums(inputs, panelWeights, first, width);
       for (int64_t m = 0; m < height; ++m)
         sums[m].append(part.begin() + m * width, part.begin() + (m + 1) * width);
     }
@@ -152,6 +145,8 @@ private:
   Vals accumulate(llvm::ArrayRef<Ptr> inputs, Ptr panelWeights, Val from, Val to, int64_t first, int64_t width,
                   const Vals &sums) {
     return b.loop(from, to, 1, sums, [&](Val k, llvm::ArrayRef<Val> carried) {
+      if (first == 0)
+        b.prefetchPanel(panelWeights + k * kPanelWidth, kPanelWidth * byteSize(spec.weight), std::ssize(inputs));
       Ptr at = panelWeights + k * kPanelWidth + first * kLanes;
       Vals w, next;
       for (int64_t v = 0; v < width; ++v)
@@ -195,126 +190,6 @@ private:
     });
   }
 
-  /// Sums of integer products over blocks of 32 columns, times the scales of both sides.
-  Vals dotSums(llvm::ArrayRef<Ptr> inputs, Ptr panelWeights, int64_t first, int64_t width) {
-    const int64_t columns = QuantizeRowsSpec::group, blocks = format.group / columns;
-    const int64_t blockBytes = columns * kPanelWidth * format.bits() / 8;
-    return b.loop(b.cI64(0), b.cI64(spec.k / format.group), 1, zeros(inputs.size() * width),
-                  [&](Val unit, llvm::ArrayRef<Val> totals) {
-                    Ptr at = panelWeights + unit * format.unitBytes(kPanelWidth);
-                    Ptr codes = at + format.scaleBytes(kPanelWidth);
-                    Vals scale;
-                    for (int64_t v = 0; v < width; ++v)
-                      scale.push_back(lanesAt(at, format.scale, first + v));
-                    if (blocks == 1)
-                      return addBlock(inputs, codes, unit, first, scale, Vals(totals));
-                    return b.loop(b.cI64(0), b.cI64(blocks), 1, totals, [&](Val block, llvm::ArrayRef<Val> sums) {
-                      return addBlock(inputs, codes + block * blockBytes, unit * blocks + block, first, scale,
-                                      Vals(sums));
-                    });
-                  });
-  }
-
-  /// `addBlock` for a full tile of AMX, one vector wide.
-  Vals addBlockByAmx(llvm::ArrayRef<Ptr> inputs, Ptr codes, Val index, int64_t first, Val scale, Vals totals) {
-    constexpr int64_t wordBytes = 4 * kLanes, words = GroupFormat::blockColumns / GroupFormat::wordColumns;
-    static_assert(AmxTiles::columns == GroupFormat::blockColumns);
-    const bool nibbles = format.bits() == 4;
-    auto wordAt = [&](Ptr bytes, int64_t offset) { return Ptr{(bytes + offset).base, b.i32}; };
-    // Nibbles are unpacked to where a tile can be read from; bytes are read where they lie, signed as they are.
-    Ptr weightWords = codes + first * wordBytes;
-    int64_t weightStride = kPanelWidth * GroupFormat::wordColumns;
-    if (nibbles) {
-      for (int64_t word = 0; word < words / 2; ++word) {
-        Val packed = wordAt(weightWords, word * weightStride).load(kLanes);
-        wordAt(unpacked, word * wordBytes).store(packed & 0x0F0F0F0F);
-        wordAt(unpacked, (word + words / 2) * wordBytes).store((packed >> 4) & 0x0F0F0F0F);
-      }
-      weightWords = unpacked;
-      weightStride = wordBytes;
-    }
-    llvm::SmallVector<Ptr> records;
-    for (Ptr row : inputs)
-      records.push_back(row + index * QuantizeRowsSpec::recordBytes);
-    Ptr rows = records.front();
-    int64_t rowStride = spec.xStride;
-    if (spec.routing == Routing::Gather) { // they lie anywhere
-      for (auto [m, record] : llvm::enumerate(records))
-        (gathered + static_cast<int64_t>(m) * AmxTiles::columns).store(record.load(AmxTiles::columns));
-      rows = gathered;
-      rowStride = AmxTiles::columns;
-    }
-    Ptr sums = amx.multiply(rows, rowStride, weightWords, weightStride);
-    for (auto [m, record] : llvm::enumerate(records)) {
-      Val sum = (sums + static_cast<int64_t>(m) * kLanes).load(kLanes);
-      if (nibbles) // they count from 0 upwards; bytes are signed already
-        sum = sum + b.splat(Ptr{(record + QuantizeRowsSpec::sumAt).base, b.i32}.load());
-      Val by = b.splat(Ptr{(record + QuantizeRowsSpec::scaleAt).base, b.f32}.load());
-      totals[m] = b.fma(b.convert(sum, b.f32), scale * by, totals[m]);
-    }
-    return totals;
-  }
-
-  /// `totals` ([m][v]) and the products of block `index`, whose codes lie at `codes`.
-  Vals addBlock(llvm::ArrayRef<Ptr> inputs, Ptr codes, Val index, int64_t first, const Vals &scale, Vals totals) {
-    if (usesAmx() && inputs.size() == AmxTiles::rows && scale.size() == 1)
-      return addBlockByAmx(inputs, codes, index, first, scale.front(), std::move(totals));
-    constexpr int64_t wordColumns = GroupFormat::wordColumns, block = GroupFormat::blockColumns;
-    static_assert(QuantizeRowsSpec::group == block);
-    const bool nibbles = format.bits() == 4;
-    const int64_t width = scale.size(), words = block / wordColumns, offset = GemmSpec::offsetOf(format.codes);
-    // Codes of each four columns, unsigned. Words that lie together in memory follow each other.
-    llvm::SmallVector<int64_t> order;
-    llvm::SmallVector<Vals> unsignedCodes(words);
-    auto unpack = [&](int64_t word) {
-      for (int64_t v = 0; v < width; ++v) {
-        Ptr at = codes + (word * kPanelWidth + (first + v) * kLanes) * wordColumns;
-        Val packed = Ptr{at.base, b.i32}.load(kLanes);
-        if (nibbles) {
-          unsignedCodes[word].push_back(packed & 0x0F0F0F0F);
-          unsignedCodes[word + words / 2].push_back((packed >> 4) & 0x0F0F0F0F);
-        } else {
-          unsignedCodes[word].push_back(packed ^ static_cast<int32_t>(0x80808080));
-        }
-      }
-    };
-    for (int64_t word = 0; word < (nibbles ? words / 2 : words); ++word) {
-      order.push_back(word);
-      if (nibbles)
-        order.push_back(word + words / 2);
-      if (tiles.codesAhead)
-        unpack(word);
-    }
-    // Some rows at a time: each waits for its own last product.
-    constexpr size_t together = 8;
-    for (size_t begin = 0; begin < inputs.size(); begin += together) {
-      llvm::SmallVector<Ptr> records;
-      llvm::SmallVector<llvm::SmallVector<ByteSums, 2>> sums;
-      for (Ptr row : inputs.slice(begin).take_front(together)) {
-        records.push_back(row + index * QuantizeRowsSpec::recordBytes);
-        Ptr start{(records.back() + QuantizeRowsSpec::sumAt).base, b.i32};
-        sums.emplace_back(width, ByteSums(b.splat(start.load()), 2 * offset - 1));
-      }
-      for (int64_t word : order) {
-        if (unsignedCodes[word].empty())
-          unpack(word);
-        for (auto [record, sum] : llvm::zip(records, sums)) {
-          Val with = b.splat(Ptr{(record + word * wordColumns).base, b.i32}.load());
-          for (int64_t v = 0; v < width; ++v)
-            sum[v].add(unsignedCodes[word][v], with);
-        }
-      }
-      for (auto [m, record, sum] : llvm::enumerate(records, sums)) {
-        Val by = b.splat(Ptr{(record + QuantizeRowsSpec::scaleAt).base, b.f32}.load());
-        for (int64_t v = 0; v < width; ++v) {
-          Val &total = totals[(begin + m) * width + v];
-          total = b.fma(b.convert(sum[v].total(), b.f32), scale[v] * by, total);
-        }
-      }
-    }
-    return totals;
-  }
-
   /// Sums over units of codes. Each output has two chains of products, so that a single row does not wait for its own
   /// last product: what lies in low nibbles and in high ones, or in the first and the last bytes of words.
   Vals groupedSums(llvm::ArrayRef<Ptr> inputs, Ptr panelWeights, int64_t first, int64_t width) {
@@ -332,7 +207,7 @@ private:
                        first, width, totals);
     if (format.hasGlobal())
       for (size_t i = 0; i < count; ++i)
-        totals[i] = totals[i] * lanesAt(panelWeights, DType::F32, first + i % width);
+        totals[i] = totals[i] * b.loadNumbers(panelWeights, DType::F32, first + i % width);
     return totals;
   }
 
@@ -343,7 +218,9 @@ private:
     const bool nibbles = format.bits() == 4;
     const size_t count = totals.size();
     const int64_t perUnit = format.unit() / format.group, scaleBytes = perUnit * byteSize(format.scale);
-    Ptr codes = unit + format.scaleBytes(kPanelWidth) + first * kLanes * wordColumns;
+    if (first == 0)
+      b.prefetchPanel(unit, format.unitBytes(kPanelWidth), std::ssize(inputs));
+    Ptr at = unit + format.scaleBytes(kPanelWidth) + first * kLanes * wordColumns;
     Vals zero;
     if (format.hasZeros())
       for (int64_t v = 0; v < width; ++v)
@@ -351,7 +228,7 @@ private:
             b.zeroExtend((unit + kPanelWidth * scaleBytes + (first + v) * kLanes).load(kLanes), b.i32), b.f32));
     // What one word of each lane adds; `present` of its columns are there.
     auto addWord = [&](Val word, Vals sums, int64_t present) {
-      Ptr words = codes + word * (kPanelWidth * wordColumns);
+      Ptr words = at + word * (kPanelWidth * wordColumns);
       Val low = nibbles ? column + word / wordColumns * block + word % wordColumns * wordColumns
                         : column + word * wordColumns;
       Vals packed;
@@ -384,7 +261,7 @@ private:
     Vals scale;
     for (int64_t i = 0; i < perUnit; ++i)
       for (int64_t v = 0; v < width; ++v)
-        scale.push_back(lanesAt(unit + i * kPanelWidth * byteSize(format.scale), format.scale, first + v) *
+        scale.push_back(b.loadNumbers(unit + i * kPanelWidth * byteSize(format.scale), format.scale, first + v) *
                         codeScale());
     for (size_t i = 0; i < count; ++i) {
       Val low = sums[i], high = sums[count + i], by = scale[i % width];
@@ -394,14 +271,6 @@ private:
         totals[i] = b.fma(high, scale[width + i % width], b.fma(low, by, totals[i]));
     }
     return totals;
-  }
-
-  /// Vector `v` of a panel's lanes, stored as `type`, as f32.
-  Val lanesAt(Ptr lanes, DType type, int64_t v) {
-    Ptr stored{(lanes + v * kLanes * byteSize(type)).base, b.storage(type)};
-    Val value = b.loadAsF32(stored, type);
-    double scale = KernelBuilder::weightScale(type);
-    return scale == 1 ? value : value * scale;
   }
 
   /// What the code at bit `shift` of each word stands for, over `codeScale`; exact.
@@ -467,8 +336,7 @@ private:
   int64_t scaleBlocks; ///< per row of weights; 0: no scales
   int64_t columns;     ///< outputs of a panel
   GroupFormat format;  ///< of codes
-  AmxTiles amx;
-  Ptr unpacked, gathered; ///< for a tile of codes, and of rows
+  CodeProducts codes;  ///< where x is codes as well
   Ptr x, weights, scales, residual, y, offsets, active, order;
 };
 

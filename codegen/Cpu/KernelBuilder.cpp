@@ -373,6 +373,14 @@ void KernelBuilder::prefetch(Ptr at) {
   LLVM::Prefetch::create(*this, at.base.value, /*rw=*/0, /*hint=*/2, /*cache=*/1);
 }
 
+void KernelBuilder::prefetchPanel(Ptr at, int64_t bytes, int64_t rows) {
+  constexpr int64_t ahead = 8 << 10, line = 64;
+  if (rows < 4)
+    return;
+  for (int64_t offset = 0; offset < bytes; offset += line)
+    prefetch(Ptr{at.base, i8} + (ahead + offset));
+}
+
 Ptr KernelBuilder::scratch(Type element, int64_t count) {
   // In the entry block, so that it is a fixed part of the frame.
   OpBuilder::InsertionGuard guard(*this);
@@ -398,6 +406,12 @@ Type KernelBuilder::storage(DType type) {
 Val KernelBuilder::loadAsF32(Ptr stored, DType type, int64_t lanes) { return widen(stored.load(lanes), type); }
 
 Val KernelBuilder::loadOneAsF32(Ptr stored, DType type) { return widen(stored.load(), type); }
+
+Val KernelBuilder::loadNumbers(Ptr bytes, DType type, int64_t v) {
+  Val value = loadAsF32({(bytes + v * kLanes * byteSize(type)).base, storage(type)}, type);
+  double scale = weightScale(type);
+  return scale == 1 ? value : value * scale;
+}
 
 Val KernelBuilder::widen(Val raw, DType type) {
   switch (type) {

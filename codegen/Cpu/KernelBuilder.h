@@ -214,6 +214,11 @@ public:
   /// Asks for the cache line at an address that will be read soon; there need be no memory.
   void prefetch(Ptr at);
 
+  /// The same for weights that are read in order, `bytes` of them at `at` by a tile of `rows` rows: asks for what comes
+  /// 8 KiB later. A tile of one or two rows waits for memory whatever it does, and the machine's own prefetchers see to
+  /// that best; a taller one multiplies meanwhile, and these stop too soon.
+  void prefetchPanel(Ptr at, int64_t bytes, int64_t rows);
+
   /// Stack memory of the kernel, 64-byte aligned, uninitialised.
   Ptr scratch(mlir::Type element, int64_t count);
 
@@ -222,6 +227,8 @@ public:
   Val loadAsF32(Ptr stored, DType type, int64_t lanes = kLanes);
   /// One element, a scalar.
   Val loadOneAsF32(Ptr stored, DType type);
+  /// kLanes numbers of a stored type, from the number `kLanes * v` at `bytes` on, as f32; exact.
+  Val loadNumbers(Ptr bytes, DType type, int64_t v);
   static double weightScale(DType type) { return type == DType::F8E4M3 ? 256.0 : 1.0; }
   /// What lies in memory for a stored type.
   mlir::Type storage(DType type);

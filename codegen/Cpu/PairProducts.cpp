@@ -7,7 +7,7 @@
 
 namespace moec::cpu {
 
-Vals pairProducts(KernelBuilder &b, llvm::ArrayRef<Ptr> inputs, Ptr panel, int64_t k,
+Vals pairProducts(KernelBuilder &b, llvm::ArrayRef<Ptr> inputs, Ptr panel, int64_t k, bool prefetched,
                   llvm::function_ref<Val(Val sums, Val weights, Val row)> dot) {
   constexpr int64_t vectors = kPanelWidth / kLanes;
   static_assert(vectors == 2);
@@ -31,6 +31,8 @@ Vals pairProducts(KernelBuilder &b, llvm::ArrayRef<Ptr> inputs, Ptr panel, int64
   };
   Vals zeros(vectors * inputs.size(), b.constant(b.vec(b.f32), 0.0));
   Vals sums = b.loop(b.cI64(0), b.cI64(k / 2 * 2), 2, zeros, [&](Val column, llvm::ArrayRef<Val> carried) {
+    if (prefetched)
+      b.prefetchPanel(panel + column * kPanelWidth, 2 * kPanelWidth * byteSize(DType::BF16), std::ssize(inputs));
     return add(
         column, (panel + (column + 1) * kPanelWidth).load(kPanelWidth),
         [&](Ptr at) { return Ptr{at.base, b.i32}.load(); }, Vals(carried));

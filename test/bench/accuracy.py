@@ -36,6 +36,7 @@ FORMATS = {
     "fp8:weights": ["nearest", "feedback"],
     "int4": ["nearest", "importance", "feedback"],
     "int4:a32": ["nearest", "importance", "feedback"],
+    "int4:zero:a32": ["nearest", "importance", "feedback"],
     "int4:g64": ["nearest", "importance", "feedback"],
     "int4:zero": ["nearest", "importance", "feedback"],
     "int4:e8m0": ["nearest", "feedback"],
@@ -43,7 +44,7 @@ FORMATS = {
     "nvfp4": ["nearest", "importance", "feedback"],
 }
 # The KLD that experts in a format should cost at most, with error feedback, and variants of the format.
-GOALS = {"int8": (2.5e-4, ["int8:a32"]), "fp8": (8e-4, []), "int4": (1.7e-3, ["int4:a32", "int4:zero"])}
+GOALS = {"int8": (2.5e-4, ["int8:a32"]), "fp8": (8e-4, []), "int4": (1.7e-3, ["int4:a32", "int4:zero", "int4:zero:a32"])}
 CACHES = ["f32", "bf16", "int8", "fp8"]
 PROMPTS = ["ROMEO:", "KING RICHARD:", "First Citizen:", "JULIET:", "Clown:", "GLOUCESTER:", "MENENIUS:", "LEONTES:"]
 

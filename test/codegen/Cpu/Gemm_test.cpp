@@ -336,6 +336,7 @@ TEST(Gemm, CodesAgainstCodes) {
   for (auto [n, k, group] : {std::tuple{1, 32, 32}, {31, 96, 32}, {32, 128, 128}, {48, 192, 64}, {65, 192, 96}}) {
     specs.push_back(ofCodes(grouped(n, k, group)));
     specs.push_back(ofCodes(grouped(n, k, group, DType::F8E8M0)));
+    specs.push_back(ofCodes(grouped(n, k, group, DType::F16, CodeKind::Int4Zero)));
     specs.push_back(ofCodes(grouped(n, k, group, DType::F32, CodeKind::Int8)));
     specs.push_back(ofCodes(grouped(n, k, k, DType::F32, CodeKind::Int8)));
   }

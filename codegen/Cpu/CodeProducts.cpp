@@ -1,0 +1,160 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+#include "codegen/Cpu/CodeProducts.h"
+
+#include "codegen/Cpu/ByteSums.h"
+
+namespace moec::cpu {
+
+static_assert(QuantizeRowsSpec::group == GroupFormat::blockColumns);
+static_assert(AmxTiles::columns == GroupFormat::blockColumns);
+
+CodeProducts::CodeProducts(KernelBuilder &b, const GemmSpec &spec, const Tiles &tiles)
+    : b(b), spec(spec), tiles(tiles), format(spec.format()), amx(b) {}
+
+void CodeProducts::begin() {
+  if (!usesAmx())
+    return;
+  amx.configure();
+  unpacked = b.scratch(b.i8, AmxTiles::columns * kLanes);
+  gathered = b.scratch(b.i8, AmxTiles::columns * AmxTiles::rows);
+}
+
+void CodeProducts::end() {
+  if (usesAmx())
+    amx.release();
+}
+
+Vals CodeProducts::sums(llvm::ArrayRef<Ptr> inputs, Ptr panel, int64_t first, int64_t width) {
+  const int64_t columns = QuantizeRowsSpec::group, blocks = format.group / columns;
+  const int64_t blockBytes = columns * kPanelWidth * format.bits() / 8;
+  const Vals zeros(inputs.size() * width, b.constant(b.vec(b.f32), 0.0));
+  return b.loop(b.cI64(0), b.cI64(spec.k / format.group), 1, zeros, [&](Val unit, llvm::ArrayRef<Val> totals) {
+    Ptr at = panel + unit * format.unitBytes(kPanelWidth);
+    Ptr codes = at + format.scaleBytes(kPanelWidth);
+    if (first == 0)
+      b.prefetchPanel(at, format.unitBytes(kPanelWidth), std::ssize(inputs));
+    Group group;
+    for (int64_t v = 0; v < width; ++v) {
+      group.scale.push_back(b.loadNumbers(at, format.scale, first + v));
+      Ptr zero = at + kPanelWidth * byteSize(format.scale) + (first + v) * kLanes;
+      if (format.hasZeros())
+        group.zero.push_back(b.zeroExtend(zero.load(kLanes), b.i32));
+    }
+    if (blocks == 1)
+      return addBlock(inputs, codes, unit, first, group, Vals(totals));
+    return b.loop(b.cI64(0), b.cI64(blocks), 1, totals, [&](Val block, llvm::ArrayRef<Val> sums) {
+      return addBlock(inputs, codes + block * blockBytes, unit * blocks + block, first, group, Vals(sums));
+    });
+  });
+}
+
+Val CodeProducts::startOf(Ptr record, const Group &group, int64_t v) {
+  Ptr at = record + QuantizeRowsSpec::sumAt;
+  if (!format.hasZeros())
+    return b.splat(Ptr{at.base, b.i32}.load());
+  // Less the sum of 32 bytes, which fits into 16 bits as zero points do: there is an instruction for such products.
+  return b.splat(b.convert(Ptr{at.base, b.i16}.load(), b.i32)) * group.zero[v];
+}
+
+Vals CodeProducts::addBlockByAmx(llvm::ArrayRef<Ptr> inputs, Ptr codes, Val index, int64_t first, const Group &group,
+                                 Vals totals) {
+  constexpr int64_t wordBytes = 4 * kLanes, words = GroupFormat::blockColumns / GroupFormat::wordColumns;
+  const bool nibbles = format.bits() == 4;
+  auto wordAt = [&](Ptr bytes, int64_t offset) { return Ptr{(bytes + offset).base, b.i32}; };
+  // Nibbles are unpacked to where a tile can be read from; bytes are read where they lie, signed as they are.
+  Ptr weightWords = codes + first * wordBytes;
+  int64_t weightStride = kPanelWidth * GroupFormat::wordColumns;
+  if (nibbles) {
+    for (int64_t word = 0; word < words / 2; ++word) {
+      Val packed = wordAt(weightWords, word * weightStride).load(kLanes);
+      wordAt(unpacked, word * wordBytes).store(packed & 0x0F0F0F0F);
+      wordAt(unpacked, (word + words / 2) * wordBytes).store((packed >> 4) & 0x0F0F0F0F);
+    }
+    weightWords = unpacked;
+    weightStride = wordBytes;
+  }
+  llvm::SmallVector<Ptr> records;
+  for (Ptr row : inputs)
+    records.push_back(row + index * QuantizeRowsSpec::recordBytes);
+  Ptr rows = records.front();
+  int64_t rowStride = spec.xStride;
+  if (spec.routing == Routing::Gather) { // they lie anywhere
+    for (auto [m, record] : llvm::enumerate(records))
+      (gathered + static_cast<int64_t>(m) * AmxTiles::columns).store(record.load(AmxTiles::columns));
+    rows = gathered;
+    rowStride = AmxTiles::columns;
+  }
+  Ptr sums = amx.multiply(rows, rowStride, weightWords, weightStride);
+  for (auto [m, record] : llvm::enumerate(records)) {
+    Val sum = (sums + static_cast<int64_t>(m) * kLanes).load(kLanes);
+    if (nibbles) // they count from 0 upwards; bytes are signed already
+      sum = sum + startOf(record, group, 0);
+    Val by = b.splat(Ptr{(record + QuantizeRowsSpec::scaleAt).base, b.f32}.load());
+    totals[m] = b.fma(b.convert(sum, b.f32), group.scale[0] * by, totals[m]);
+  }
+  return totals;
+}
+
+Vals CodeProducts::addBlock(llvm::ArrayRef<Ptr> inputs, Ptr codes, Val index, int64_t first, const Group &group,
+                            Vals totals) {
+  if (usesAmx() && inputs.size() == AmxTiles::rows && group.scale.size() == 1)
+    return addBlockByAmx(inputs, codes, index, first, group, std::move(totals));
+  constexpr int64_t wordColumns = GroupFormat::wordColumns, block = GroupFormat::blockColumns;
+  const bool nibbles = format.bits() == 4;
+  const int64_t width = group.scale.size(), words = block / wordColumns, largest = nibbles ? 15 : 255;
+  // Codes of each four columns, unsigned. Words that lie together in memory follow each other.
+  llvm::SmallVector<int64_t> order;
+  llvm::SmallVector<Vals> unsignedCodes(words);
+  auto unpack = [&](int64_t word) {
+    for (int64_t v = 0; v < width; ++v) {
+      Ptr at = codes + (word * kPanelWidth + (first + v) * kLanes) * wordColumns;
+      Val packed = Ptr{at.base, b.i32}.load(kLanes);
+      if (nibbles) {
+        unsignedCodes[word].push_back(packed & 0x0F0F0F0F);
+        unsignedCodes[word + words / 2].push_back((packed >> 4) & 0x0F0F0F0F);
+      } else {
+        unsignedCodes[word].push_back(packed ^ static_cast<int32_t>(0x80808080));
+      }
+    }
+  };
+  for (int64_t word = 0; word < (nibbles ? words / 2 : words); ++word) {
+    order.push_back(word);
+    if (nibbles)
+      order.push_back(word + words / 2);
+    if (tiles.codesAhead)
+      unpack(word);
+  }
+  // Some rows at a time: each waits for its own last product.
+  constexpr size_t together = 8;
+  for (size_t begin = 0; begin < inputs.size(); begin += together) {
+    llvm::SmallVector<Ptr> records;
+    llvm::SmallVector<llvm::SmallVector<ByteSums, 2>> sums;
+    for (Ptr row : inputs.slice(begin).take_front(together)) {
+      records.push_back(row + index * QuantizeRowsSpec::recordBytes);
+      sums.emplace_back();
+      for (int64_t v = 0; v < width; ++v)
+        sums.back().emplace_back(startOf(records.back(), group, v), largest);
+    }
+    for (int64_t word : order) {
+      if (unsignedCodes[word].empty())
+        unpack(word);
+      for (auto [record, sum] : llvm::zip(records, sums)) {
+        Val with = b.splat(Ptr{(record + word * wordColumns).base, b.i32}.load());
+        for (int64_t v = 0; v < width; ++v)
+          sum[v].add(unsignedCodes[word][v], with);
+      }
+    }
+    for (auto [m, record, sum] : llvm::enumerate(records, sums)) {
+      Val by = b.splat(Ptr{(record + QuantizeRowsSpec::scaleAt).base, b.f32}.load());
+      for (int64_t v = 0; v < width; ++v) {
+        Val &total = totals[(begin + m) * width + v];
+        total = b.fma(b.convert(sum[v].total(), b.f32), group.scale[v] * by, total);
+      }
+    }
+  }
+  return totals;
+}
+
+} // namespace moec::cpu
