@@ -61,14 +61,16 @@ def moe_opt() -> Program:
 
 @pytest.fixture(scope="session")
 def compiled(moec, tmp_path_factory):
-    """compiled(model_dir, *options) -> artifact directory; each made once a session."""
+    """compiled(model_dir, *options) -> artifact directory; each made once a session, with code for this machine alone
+    unless options say otherwise."""
     made = {}
 
     def compile_once(model_dir, *options):
         key = (str(model_dir), *map(str, options))
         if key not in made:
             made[key] = tmp_path_factory.mktemp("artifacts") / Path(model_dir).name
-            moec.run("compile", model_dir, "-o", made[key], *options)
+            cpu = [] if "--cpu" in options else ["--cpu", "native"]
+            moec.run("compile", model_dir, "-o", made[key], *cpu, *options)
         return made[key]
 
     return compile_once

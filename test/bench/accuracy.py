@@ -60,7 +60,7 @@ class Row:
     """One artifact, measured against `base`, or by itself."""
 
     def __init__(self, artifact: Path, model: Path, options: list, base: "Row | None" = None):
-        run(BIN / "moec", "compile", model, "-o", artifact, *options)
+        run(BIN / "moec", "compile", model, "-o", artifact, "--cpu", "native", *options)
         self.artifact = artifact
         inspected = json.loads(run(BIN / "moec", "inspect", artifact, "--json"))
         self.bytes = sum(weight["bytes"] for weight in inspected["weights"])

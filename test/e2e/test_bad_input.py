@@ -26,7 +26,7 @@ def model(tmp_path) -> Path:
 
 @pytest.fixture
 def artifact(compiled, tmp_path) -> Path:
-    return Path(shutil.copytree(compiled(TINY), tmp_path / "artifact"))
+    return Path(shutil.copytree(compiled(TINY, "--cpu", "x86-64"), tmp_path / "artifact"))
 
 
 def edit_config(model: Path, **changes) -> None:

@@ -38,7 +38,7 @@ FORMS, CACHES = ("absorbed", "expanded"), ("f32", "bf16", "int8", "fp8")
 @pytest.fixture(scope="module", params=[(form, cache) for form in FORMS for cache in CACHES], ids="-".join)
 def artifact(request, compiled):
     form, cache = request.param
-    return compiled(MODEL, "--mla", form, "--cache", cache)
+    return compiled(MODEL, "--cpu", "x86-64", "--mla", form, "--cache", cache)
 
 
 @pytest.fixture(scope="module")

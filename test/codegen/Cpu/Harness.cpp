@@ -191,7 +191,12 @@ Kernels::Kernels(const std::vector<KernelSpec> &specs) : specs(specs) {
     libraries.push_back(std::make_unique<Library>(compileKernels(kernels, *level, Output::Object)));
   for (const Level *level : hostLevels())
     levelNames.push_back(level->name.str());
-  if (levelNames.front() == "x86-64-v4-vnni") {
+  // Other kernels than those of codes are the same with AMX.
+  bool ofCodes = llvm::any_of(specs, [](const KernelSpec &spec) {
+    auto *gemm = std::get_if<GemmSpec>(&spec);
+    return gemm && gemm->input == DType::U8;
+  });
+  if (ofCodes && levelNames.front() == "x86-64-v4-vnni") {
     libraries.push_back(std::make_unique<Library>(compileForEmulation(kernels)));
     levelNames.push_back("x86-64-v4-amx, emulated");
   }

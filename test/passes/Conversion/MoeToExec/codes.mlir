@@ -1,7 +1,7 @@
 // RUN: moe-opt %s -moe-to-exec | FileCheck %s
 
-// Rows rounded to int8 go to kernels of int4 and int8 weights as codes, once for all that add the same to codes; other
-// readers get what the codes stand for, from the first that needs it.
+// Rows rounded to int8 go to kernels of int4 and int8 weights as codes, once for all that add the same to codes (1 where
+// there are zero points); other readers get what the codes stand for, from the first that needs it.
 
 // CHECK-DAG: exec.kernel @gemm_int4_g32_n64_k64_x8 "gemm" {{.*}}input = "u8"{{.*}}x_stride = 80 : i64
 // CHECK-DAG: exec.kernel @gemm_int8_g64_n64_k64_x8_add "gemm" {{.*}}input = "u8"{{.*}}x_stride = 80 : i64
@@ -16,7 +16,8 @@
 // CHECK: exec.launch @gemm_int8_g64_n64_k64_x8_add(%[[OTHERS]],
 // CHECK: exec.launch @fake_quantize_int8_d64(%{{.+}}, %[[VALUES:.+]])
 // CHECK: exec.launch @gemm_bf16_n4_k64(%[[VALUES]],
-// CHECK: exec.launch @gemm_int4_zero_g32_n64_k64_add(%[[VALUES]],
+// CHECK: exec.launch @quantize_rows_d64_plus1(%{{.+}}, %[[ZEROS:.+]])
+// CHECK: exec.launch @gemm_int4_zero_g32_n64_k64_x8_add(%[[ZEROS]],
 // CHECK: exec.launch @gemm_int4_g32_n64_k64_e4_x8_gather_swiglu(%[[CODES]], %{{[^,]+}}, %[[HIDDEN:[^,]+]],
 // CHECK: exec.launch @[[ROW]](%[[HIDDEN]], %[[INNER:.+]])
 // CHECK: exec.launch @gemm_int4_g64_n64_k64_e4_x8_scatter(%[[INNER]],
