@@ -4,8 +4,8 @@
 
     python test/bench/v2lite.py write --layers 4 ds4
     python test/bench/v2lite.py gguf ds4 ds4-q4_0.gguf --type q4_0
-    moec compile ds4 -o ds4-int4.moec --experts int4 --attention int4 --dense int4 --head int4 --max-context 8192
-    python test/bench/compare.py --pair 'int4 / Q4_0' ds4-int4.moec ds4-q4_0.gguf \\
+    moec compile ds4 -o ds4.moec --experts int4:a32 --attention int4:a32 --dense int4:a32 --head int4:a32 --cache bf16
+    python test/bench/compare.py --pair 'int4:a32 / Q4_0' ds4.moec ds4-q4_0.gguf \\
         --llama llama.cpp/build/bin/llama-bench --ik ik_llama.cpp/build/bin/llama-bench
 
 Each round runs each engine once with each number of threads (A B C A B C): what the machine does meanwhile meets all of them.
