@@ -23,15 +23,13 @@ Topology::Topology() {
   if (topology && hwloc_topology_load(topology) == 0) {
     if (hwloc_get_cpubind(topology, allowed, HWLOC_CPUBIND_PROCESS) != 0)
       hwloc_bitmap_copy(allowed, hwloc_topology_get_allowed_cpuset(topology));
-    auto count = [&](hwloc_obj_type_t type, auto &&each) {
+    auto forEach = [&](hwloc_obj_type_t type, auto &&each) {
       for (hwloc_obj_t object = nullptr; (object = hwloc_get_next_obj_by_type(topology, type, object));)
         if (hwloc_bitmap_intersects(object->cpuset, allowed))
           each(object);
     };
-    int found = 0;
-    count(HWLOC_OBJ_CORE, [&](hwloc_obj_t) { ++found; });
-    coreCount = found;
-    count(HWLOC_OBJ_NUMANODE, [&](hwloc_obj_t object) {
+    forEach(HWLOC_OBJ_CORE, [&](hwloc_obj_t) { ++coreCount; });
+    forEach(HWLOC_OBJ_NUMANODE, [&](hwloc_obj_t object) {
       Node node{hwloc_bitmap_dup(object->cpuset), hwloc_bitmap_dup(object->nodeset)};
       hwloc_bitmap_and(node.processors, node.processors, allowed);
       unsigned processor = 0;

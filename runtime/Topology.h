@@ -48,7 +48,7 @@ private:
   hwloc_topology *topology = nullptr;
   std::vector<Node> nodeSets;
   std::vector<int> nodeOfProcessor; ///< by the system's number of it
-  int coreCount = 1;
+  int coreCount = 0;
 };
 
 } // namespace moec

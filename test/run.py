@@ -77,9 +77,9 @@ def run(command: list, **options) -> tuple[int, str, float]:
 
 
 def build(preset: str) -> None:
+    directory = BUILD[preset]
     # The module belongs to the interpreter that runs the tests; a sanitizer's runtime would have to come before it.
     python = ["-DMOEC_BUILD_PYTHON=ON", f"-DPython_EXECUTABLE={sys.executable}"] if preset == "release" else []
-    directory = BUILD[preset]
     code, output, _ = run(["cmake", "--preset", preset, *python], cwd=ROOT)
     if code != 0:
         sys.exit(output + f"check: could not configure the {preset} build")

@@ -50,6 +50,9 @@ Vals CodeProducts::sums(llvm::ArrayRef<Ptr> inputs, Ptr panel, int64_t first, in
   });
 }
 
+/// The codes of two words of columns that lie in one.
+static std::pair<Val, Val> nibblesOf(Val packed) { return {packed & 0x0F0F0F0F, (packed >> 4) & 0x0F0F0F0F}; }
+
 Val CodeProducts::startOf(Ptr record, const Group &group, int64_t v) {
   Ptr at = record + QuantizeRowsSpec::sumAt;
   if (!format.hasZeros())
@@ -68,9 +71,9 @@ Vals CodeProducts::addBlockByAmx(llvm::ArrayRef<Ptr> inputs, Ptr codes, Val inde
   int64_t weightStride = kPanelWidth * GroupFormat::wordColumns;
   if (nibbles) {
     for (int64_t word = 0; word < words / 2; ++word) {
-      Val packed = wordAt(weightWords, word * weightStride).load(kLanes);
-      wordAt(unpacked, word * wordBytes).store(packed & 0x0F0F0F0F);
-      wordAt(unpacked, (word + words / 2) * wordBytes).store((packed >> 4) & 0x0F0F0F0F);
+      auto [low, high] = nibblesOf(wordAt(weightWords, word * weightStride).load(kLanes));
+      wordAt(unpacked, word * wordBytes).store(low);
+      wordAt(unpacked, (word + words / 2) * wordBytes).store(high);
     }
     weightWords = unpacked;
     weightStride = wordBytes;
@@ -112,8 +115,9 @@ Vals CodeProducts::addBlock(llvm::ArrayRef<Ptr> inputs, Ptr codes, Val index, in
       Ptr at = codes + (word * kPanelWidth + (first + v) * kLanes) * wordColumns;
       Val packed = Ptr{at.base, b.i32}.load(kLanes);
       if (nibbles) {
-        unsignedCodes[word].push_back(packed & 0x0F0F0F0F);
-        unsignedCodes[word + words / 2].push_back((packed >> 4) & 0x0F0F0F0F);
+        auto [low, high] = nibblesOf(packed);
+        unsignedCodes[word].push_back(low);
+        unsignedCodes[word + words / 2].push_back(high);
       } else {
         unsignedCodes[word].push_back(packed ^ static_cast<int32_t>(0x80808080));
       }

@@ -136,6 +136,14 @@ Result<std::unique_ptr<Compilation>> Compilation::open(CompileOptions options) {
   return of(std::move(options), std::move(source));
 }
 
+/// All CPU levels, for sentences.
+static std::string levelNames() {
+  std::string names;
+  for (const cpu::Level &level : cpu::levels())
+    names += (names.empty() ? "" : ", ") + level.name.str();
+  return names;
+}
+
 /// The best level of this machine; empty if there is no code for it.
 static std::string nativeLevel() {
   std::optional<CpuLevel> machine = machineCpuLevel();
@@ -151,17 +159,15 @@ static Result<std::vector<cpu::Level>> levelsFor(std::vector<std::string> cpus) 
     cpus.push_back(cpu::hostArchitecture().str());
   std::set<std::string> wanted;
   for (const std::string &asked : cpus) {
-    std::string name = asked == "native" ? nativeLevel() : asked, all;
+    std::string name = asked == "native" ? nativeLevel() : asked;
     bool known = false;
-    for (const cpu::Level &level : cpu::levels()) {
-      all += ", " + level.name.str();
+    for (const cpu::Level &level : cpu::levels())
       if (level.name == name || level.architecture == name) {
         wanted.insert(level.name.str());
         known = true;
       }
-    }
     if (!known)
-      return Error{"no code can be made for the CPU " + quote(asked) + ", expected native, x86-64" + all};
+      return Error{"no code can be made for the CPU " + quote(asked) + ", expected native, x86-64, " + levelNames()};
   }
   std::vector<cpu::Level> result;
   llvm::copy_if(cpu::levels(), std::back_inserter(result),
@@ -257,12 +263,8 @@ Result<std::vector<cpu::Kernel>> Compilation::kernels() {
 
 Result<std::string> Compilation::code(Code kind, const std::string &levelName) {
   const cpu::Level *level = levelName.empty() ? &levels.front() : cpu::findLevel(levelName);
-  if (!level) {
-    std::string names;
-    for (const cpu::Level &known : cpu::levels())
-      names += (names.empty() ? "" : ", ") + known.name.str();
-    return Error{"unknown CPU level '" + levelName + "', expected one of " + names};
-  }
+  if (!level)
+    return Error{"unknown CPU level '" + levelName + "', expected one of " + levelNames()};
   MOEC_TRY(std::vector<cpu::Kernel> list, kernels());
   MOEC_TRY(std::vector<std::string> parts,
            cpu::compileKernels(list, *level, kind == Code::Llvm ? cpu::Output::LlvmIr : cpu::Output::Assembly));

@@ -187,10 +187,10 @@ Kernels::Kernels(const std::vector<KernelSpec> &specs) : specs(specs) {
   std::vector<Kernel> kernels;
   for (size_t i = 0; i < specs.size(); ++i)
     kernels.push_back({"k" + std::to_string(i), specs[i]});
-  for (const Level *level : hostLevels())
+  for (const Level *level : hostLevels()) {
     libraries.push_back(std::make_unique<Library>(compileKernels(kernels, *level, Output::Object)));
-  for (const Level *level : hostLevels())
     levelNames.push_back(level->name.str());
+  }
   // Other kernels than those of codes are the same with AMX.
   bool ofCodes = llvm::any_of(specs, [](const KernelSpec &spec) {
     auto *gemm = std::get_if<GemmSpec>(&spec);
