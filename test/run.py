@@ -53,8 +53,12 @@ class Counts:
         if report.exists():
             for case in ElementTree.parse(report).iter("testcase"):
                 name = f"{case.get('classname', '')}.{case.get('name', '')}"
-                if case.find("failure") is not None or case.find("error") is not None:
-                    failures.append(name)
+                found = case.find("failure") if case.find("failure") is not None else case.find("error")
+                if found is not None:
+                    # What went wrong, as pytest marks it; else the last line.
+                    lines = (found.text or found.get("message") or "").strip().split("\n")
+                    said = next((line for line in lines if line.startswith("E  ")), lines[-1])
+                    failures.append(f"{name}: {said.strip()[:200]}" if said else name)
                 elif case.find("skipped") is not None or case.get("result") == "skipped":
                     skipped += 1
                 else:
