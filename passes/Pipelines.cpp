@@ -54,6 +54,8 @@ void moe::buildLowerPipeline(OpPassManager &pm, const LowerPipelineOptions &opti
   exec::MoeToExecPassOptions lowering;
   lowering.maxTokens = options.maxTokens;
   pm.addPass(exec::createMoeToExecPass(lowering));
+  // Before rows are launched together, the rounding ones among them.
+  pm.addPass(exec::createFuseRoundingPass());
   // Before memory is shared, which would tie rows of one buffer to rows of another.
   pm.addPass(exec::createFuseRowsPass());
   // After all launches exist: lives of buffers are read off their order.

@@ -28,7 +28,7 @@ Args arguments(const GemmSpec &s) {
     args.push_back(in("scales"));
   if (s.epilogue == Epilogue::Add)
     args.push_back(in("residual"));
-  args.push_back(out("y"));
+  args.push_back(out("y", s.output));
   if (s.routing != Routing::None)
     args.append({index("offsets"), index("active"), index("order")});
   return args;
@@ -45,15 +45,18 @@ Args arguments(const MlaAttentionSpec &s) {
 }
 Args arguments(const MlaCombineSpec &) { return {in("parts"), index("positions"), index("slots"), out("out")}; }
 Args arguments(const MlaExpandedSpec &s) {
-  return {in("q"),
-          in("rope_q"),
-          index("positions"),
-          index("slots"),
-          index("page_table"),
-          in("cache", cacheElement(s)),
-          in("w_uk", s.weight),
-          in("w_uv", s.weight),
-          out("out")};
+  Args args = {in("q"),
+               in("rope_q"),
+               index("positions"),
+               index("slots"),
+               index("page_table"),
+               in("cache", cacheElement(s)),
+               in("w_uk", s.weight),
+               in("w_uv", s.weight),
+               out("out")};
+  if (s.output != DType::F32)
+    args.push_back(out("rounded", s.output));
+  return args;
 }
 Args arguments(const RouteSpec &s) {
   Args args = {in("logits")};
@@ -100,8 +103,8 @@ SmallVector<AffineExpr> grid(const GatherRowsSpec &, AffineExpr, AffineExpr r) {
 SmallVector<AffineExpr> grid(const GemmSpec &s, AffineExpr t, AffineExpr r) {
   AffineExpr rows = s.rows == Rows::R ? r : t;
   if (s.routing != Routing::None)
-    return {getAffineConstantExpr(s.batch * s.panels(), t.getContext()), rows * s.topk * s.panels()};
-  return {rows.ceilDiv(GemmSpec::tokenBlock) * (s.batch * s.panels())};
+    return {getAffineConstantExpr(s.batch * s.parts(), t.getContext()), rows * s.topk * s.parts()};
+  return {rows.ceilDiv(GemmSpec::tokenBlock) * (s.batch * s.parts())};
 }
 SmallVector<AffineExpr> grid(const MlaAttentionSpec &s, AffineExpr t, AffineExpr) {
   return {t * (s.blocks() * MlaAttentionSpec::maxSpans)};

@@ -55,6 +55,8 @@ template <Is<GemmSpec> S> void forEachField(S &s, auto field) {
   field("codes", s.codes);
   field("group_scale", s.groupScale);
   field("input", s.input);
+  field("output", s.output);
+  field("output_offset", s.outputOffset);
   field("x_stride", s.xStride);
   field("x_batch", s.xBatch);
   field("y_stride", s.yStride);
@@ -131,6 +133,10 @@ template <Is<MlaExpandedSpec> S> void forEachField(S &s, auto field) {
   field("run_from", s.runFrom);
   field("cache", s.cache);
   field("codes", s.codes);
+  field("output", s.output);
+  field("output_offset", s.outputOffset);
+  field("rounded_stride", s.roundedStride);
+  field("rounded_head", s.roundedHead);
 }
 
 template <Is<RouteSpec> S> void forEachField(S &s, auto field) {
@@ -392,6 +398,9 @@ template <class Spec> StringRef cacheName(const Spec &s) {
   return s.codes == CacheCodes::None ? nameOf(s.cache) : nameOf(s.codes);
 }
 
+/// What a kernel rounds its rows to.
+template <class Spec> StringRef outputName(const Spec &s) { return s.output == DType::U8 ? "to8" : "to16"; }
+
 void describe(const EmbedSpec &s, Symbol &symbol) { symbol.tag(nameOf(s.table)).tag("d", s.width); }
 void describe(const GatherRowsSpec &s, Symbol &symbol) { symbol.tag("d", s.width); }
 void describe(const RmsNormSpec &s, Symbol &symbol) {
@@ -409,6 +418,7 @@ void describe(const GemmSpec &s, Symbol &symbol) {
       .tagIf(s.input == DType::BF16, "x16")
       .tagIf(s.routing != Routing::None, nameOf(s.routing))
       .tagIf(s.epilogue != Epilogue::None, nameOf(s.epilogue))
+      .tagIf(s.output != DType::F32, outputName(s))
       .tagIf(s.rows == Rows::R, "rows");
 }
 void describe(const RopeAnglesSpec &s, Symbol &symbol) { symbol.tag("d", 2 * static_cast<int64_t>(s.invFreq.size())); }
@@ -423,6 +433,7 @@ void describe(const MlaCombineSpec &s, Symbol &symbol) { symbol.tag("h", s.heads
 void describe(const MlaExpandedSpec &s, Symbol &symbol) {
   symbol.tag(nameOf(s.weight)).tag("h", s.heads).tag("k", s.nope).tag("v", s.value);
   symbol.tag("c", s.latent).tag("r", s.rope).tagIf(s.cache != DType::F32, cacheName(s));
+  symbol.tagIf(s.output != DType::F32, outputName(s));
 }
 void describe(const RouteSpec &s, Symbol &symbol) {
   symbol.tag(s.sigmoid ? "sigmoid" : "softmax").tag("e", s.experts).tag("top", s.topk);

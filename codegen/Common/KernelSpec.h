@@ -105,8 +105,9 @@ struct CastRowsSpec {
 /// Of codes on both sides, products are summed up as integers over each 32 columns, and times both scales in f32; of
 /// bf16 on both sides, two columns are taken at a time as `vdpbf16ps` takes them, the second one first.
 /// args: x, w, [scales], [residual], y, [offsets i32[E+1], active i32[E+1], order i32[rows * topk]].
-/// Grid: Routing::None: batch * panels * ceil(rows / tokenBlock), task = (block * batch + b) * panels + p;
-///       else: min(batch, rows * topk) * panels, task = a * panels + p for the a-th active expert.
+/// Grid: Routing::None: batch * parts * ceil(rows / tokenBlock), task = (block * batch + b) * parts + p;
+///       else: min(batch, rows * topk) * parts, task = a * parts + p for the a-th active expert;
+///       a part is `panelsPerTask` panels.
 struct GemmSpec {
   DType weight = DType::BF16; ///< F32, BF16, F16, F8E4M3, or U8: codes and scales as `#moe.pack_groups` has them
   int64_t n = 0, k = 0;
@@ -119,6 +120,10 @@ struct GemmSpec {
   /// What x is: F32; U8, rows of QuantizeRowsSpec, whose strides count bytes, for weights of Int4, Int4Zero or Int8;
   /// or BF16, for weights of BF16, with even strides.
   DType input = DType::F32;
+  /// What y is: F32; BF16, rounded to nearest even; or U8, rows of QuantizeRowsSpec with a scale for each 32 columns,
+  /// whose strides count bytes.
+  DType output = DType::F32;
+  int64_t outputOffset = 0; ///< U8: the `offset` of y's records
   int64_t xStride = 0, xBatch = 0, yStride = 0, yBatch = 0, residualStride = 0;
   Epilogue epilogue = Epilogue::None;
   Routing routing = Routing::None;
@@ -144,6 +149,9 @@ struct GemmSpec {
     int64_t width = epilogue == Epilogue::Swiglu ? kPanelWidth / 2 : kPanelWidth;
     return (n + width - 1) / width;
   }
+  /// A record of y has one owner.
+  int64_t panelsPerTask() const { return output == DType::U8 && epilogue == Epilogue::Swiglu ? 2 : 1; }
+  int64_t parts() const { return panels() / panelsPerTask(); }
 };
 
 /// out[t, i] = factor * cos(a), out[t, dim/2 + i] = factor * sin(a), where
@@ -223,9 +231,10 @@ struct MlaCombineSpec {
 /// the cache is BF16, queries, keys, p and values are rounded to it and multiplied in pairs as mla_attention does; so
 /// are latents and weights, if those are BF16 too. With `codes`, an entry is what `#moe.cache_codes` reads of it.
 /// Tokens in runs (neighbours of one slot) shorter than `runFrom` are not written.
+/// With `output` BF16 or U8, rows of `rounded` are those of out as a gemm of that output has them.
 ///
 /// args: q, ropeQ (rotated), positions, slots, pageTable, cache, w_uk in panels (batch: heads, n: nope, k: latent),
-/// w_uv in panels (n: value), out. Grid: heads * ceil(T / tokenBlock), task = block * heads + head.
+/// w_uv in panels (n: value), out, [rounded]. Grid: heads * ceil(T / tokenBlock), task = block * heads + head.
 struct MlaExpandedSpec {
   DType weight = DType::BF16; ///< of w_uk and w_uv: F32, BF16 or F16
   int64_t heads = 0, nope = 0, latent = 0, rope = 0, value = 0, width = 0;
@@ -234,6 +243,8 @@ struct MlaExpandedSpec {
   int64_t runFrom = 1;      ///< 1: all tokens
   DType cache = DType::F32; ///< as in CacheAppendSpec
   CacheCodes codes = CacheCodes::None;
+  DType output = DType::F32;
+  int64_t outputOffset = 0, roundedStride = 0, roundedHead = 0;
 
   /// Tokens that share one expansion of a page.
   static constexpr int64_t tokenBlock = 512;

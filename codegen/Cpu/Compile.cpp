@@ -103,6 +103,16 @@ struct Checker {
     require(known, "weights of " + llvm::Twine(llvm::StringRef(toString(type))) + " are not supported");
   }
 
+  /// Of rows that a kernel rounds as it stores them.
+  void output(DType type, int64_t offset, int64_t columns) {
+    require(type == DType::F32 || type == DType::BF16 || type == DType::U8, "results are stored as f32, bf16 or codes");
+    if (type != DType::U8)
+      return;
+    positive("outputOffset", offset);
+    require(columns % QuantizeRowsSpec::group == 0, llvm::Twine(columns) + " columns are no whole groups of " +
+                                                        llvm::Twine(QuantizeRowsSpec::group) + " codes");
+  }
+
   void operator()(const EmbedSpec &spec) {
     stored(spec.table, /*fp8=*/false);
     positive("width", spec.width);
@@ -135,7 +145,10 @@ struct Checker {
             "scales of groups cannot be " + llvm::Twine(llvm::StringRef(toString(spec.groupScale))));
     positive("batch", spec.batch);
     stride("xStride", spec.xStride, spec.input == DType::U8 ? QuantizeRowsSpec::rowBytes(spec.k) : spec.k);
-    stride("yStride", spec.yStride, spec.n);
+    stride("yStride", spec.yStride, spec.output == DType::U8 ? QuantizeRowsSpec::rowBytes(spec.n) : spec.n);
+    output(spec.output, spec.outputOffset, spec.n);
+    require(spec.output != DType::U8 || spec.epilogue != Epilogue::Add || spec.batch == 1,
+            "a residual has no heads where codes are stored");
     require(spec.scaleCols >= 0, "scaleCols must not be negative");
     require(spec.scaleCols == 0 || spec.weight == DType::F8E4M3, "only F8_E4M3 weights have scales");
     require(spec.input == DType::F32 || spec.input == DType::U8 || spec.input == DType::BF16,
@@ -191,6 +204,7 @@ struct Checker {
     stride("ropeStride", spec.ropeStride, spec.rope);
     stride("outHead", spec.heads > 1 ? spec.outHead : spec.value, spec.value);
     stride("outStride", spec.outStride, spec.value);
+    output(spec.output, spec.outputOffset, spec.value);
     finite("scale", spec.scale);
   }
   void operator()(const RouteSpec &spec) {

@@ -13,6 +13,7 @@
 #include "codegen/Cpu/AttentionCommon.h"
 #include "codegen/Cpu/Emitters.h"
 #include "codegen/Cpu/PairProducts.h"
+#include "codegen/Cpu/Rounding.h"
 
 #include "runtime/KernelAbi.h"
 
@@ -55,6 +56,8 @@ public:
     wUk = b.arg(6, b.storage(spec.weight));
     wUv = b.arg(7, b.storage(spec.weight));
     out = b.arg(8, b.f32);
+    if (spec.output != DType::F32)
+      rounded = b.arg(9, b.storage(spec.output));
     // Groups of lanes may reach over the end of a block's tokens.
     constexpr int64_t tokens = MlaExpandedSpec::tokenBlock + 2 * kLanes;
     queries = b.scratch(math.type(), (tokens / kLanes * (nopeWords + ropeWords) + kLanes) * kLanes);
@@ -133,7 +136,17 @@ private:
         Ptr at = outRow(begin + i) + offset;
         at.store(at.load(kLanes) / sum, mask);
       });
+      if (spec.output != DType::F32)
+        round(begin + i);
     });
+  }
+
+  void round(Val token) {
+    Ptr from = outRow(token), to = rounded + token * spec.roundedStride + head * spec.roundedHead;
+    if (spec.output == DType::U8)
+      storeRecords(b, from, to, spec.value, QuantizeRowsSpec::group, spec.outputOffset);
+    else
+      b.vectors(spec.value, [&](Val i, Val mask) { (to + i).store(b.toBf16((from + i).load(kLanes)), mask); });
   }
 
   /// Transposes the queries of a run, and makes lanes that have no token see nothing.
@@ -362,7 +375,7 @@ private:
   int64_t keyTile, tokenVectors;     ///< keys and vectors of tokens that are scored at once
   int64_t valueRows, valueVectors;   ///< tokens and vectors of values that are summed up at once
   int64_t rowVectors;                ///< vectors of a token that goes alone
-  Ptr q, ropeQ, positions, slots, pageTable, wUk, wUv, out;
+  Ptr q, ropeQ, positions, slots, pageTable, wUk, wUv, out, rounded;
   std::optional<CachePages> cache;
   Ptr queries;               ///< [vector of tokens][word][token]
   Ptr keys, values;          ///< [page tokens][keyWords], [words of page tokens][valueWidth]

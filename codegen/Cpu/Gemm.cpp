@@ -12,6 +12,7 @@
 #include "codegen/Cpu/Emitters.h"
 #include "codegen/Cpu/Math.h"
 #include "codegen/Cpu/PairProducts.h"
+#include "codegen/Cpu/Rounding.h"
 
 namespace moec::cpu {
 
@@ -33,12 +34,14 @@ public:
       scales = b.arg(next++, b.f32);
     if (spec.epilogue == Epilogue::Add)
       residual = b.arg(next++, b.f32);
-    y = b.arg(next++, b.f32);
+    y = b.arg(next++, b.storage(spec.output));
     if (routed) {
       offsets = b.arg(next++, b.i32);
       active = b.arg(next++, b.i32);
       order = b.arg(next++, b.i32);
     }
+    if (spec.output == DType::U8)
+      results = b.scratch(b.f32, tileRows().most * QuantizeRowsSpec::group);
     codes.begin();
     b.tasks([&](Val task) { routed ? expertTask(task) : blockTask(task); });
     codes.end();
@@ -63,16 +66,18 @@ private:
     }
   }
 
-  /// Where a task's panel lies.
+  /// Where a panel lies, the first one of a task.
   struct Panel {
     Val index;    ///< in the matrix: p
     Val batch;    ///< b
     Val position; ///< in the whole tensor: b * panels + p
+
+    Panel operator+(Val panels) const { return {index + panels, batch, position + panels}; }
   };
 
   void blockTask(Val task) {
-    Val panel = task % spec.panels();
-    Val rest = task / spec.panels();
+    Val panel = task % spec.parts() * spec.panelsPerTask();
+    Val rest = task / spec.parts();
     Val batch = rest % spec.batch;
     Val begin = rest / spec.batch * GemmSpec::tokenBlock;
     Val rows = spec.rows == Rows::T ? b.tokens() : b.rows();
@@ -80,8 +85,8 @@ private:
   }
 
   void expertTask(Val task) {
-    Val panel = task % spec.panels();
-    Val which = task / spec.panels();
+    Val panel = task % spec.parts() * spec.panelsPerTask();
+    Val which = task / spec.parts();
     b.ifThen(which < b.convert(active.load(), b.i64), [&] {
       Val expert = b.convert((active + 1 + which).load(), b.i64);
       Val begin = b.convert((offsets + expert).load(), b.i64);
@@ -107,11 +112,22 @@ private:
   }
 
   void tile(Val row, int64_t height, const Panel &panel) {
-    // As wide as registers allow; narrow tiles walk over the panel once per vector.
-    int64_t width = height <= tileRows().wide ? vectorsPerPanel : 1;
     llvm::SmallVector<Ptr, 8> inputs;
     for (int64_t m = 0; m < height; ++m)
       inputs.push_back(inputRow(row, m, panel));
+    if (spec.panelsPerTask() == 1)
+      multiply(inputs, row, panel, b.cI64(0));
+    else
+      b.loop(b.cI64(0), b.cI64(spec.panelsPerTask()), 1,
+             [&](Val which) { multiply(inputs, row, panel + which, which * columns); });
+    if (spec.output == DType::U8)
+      b.loop(b.cI64(0), b.cI64(height), 1, [&](Val m) { storeRecord(row, m, panel); });
+  }
+
+  /// The outputs of a panel, which come at `column` among those of the task.
+  void multiply(llvm::ArrayRef<Ptr> inputs, Val row, const Panel &panel, Val column) {
+    // As wide as registers allow; narrow tiles walk over the panel once per vector.
+    const int64_t height = std::ssize(inputs), width = height <= tileRows().wide ? vectorsPerPanel : 1;
     int64_t panelSize = spec.group ? format.panelBytes(kPanelWidth, spec.k) : spec.k * kPanelWidth;
     Ptr panelWeights = weights + panel.position * panelSize;
 
@@ -129,7 +145,7 @@ private:
         sums[m].append(part.begin() + m * width, part.begin() + (m + 1) * width);
     }
     for (int64_t m = 0; m < height; ++m)
-      finish(row, m, panel, sums[m]);
+      finish(row, m, panel, column, sums[m]);
   }
 
   Ptr inputRow(Val row, int64_t m, const Panel &panel) {
@@ -306,27 +322,37 @@ private:
   /// Accumulators of one output.
   int64_t chains() const { return spec.group ? 2 : 1; }
 
-  /// Epilogue and stores of row `row + m`.
-  void finish(Val row, int64_t m, const Panel &panel, Vals sums) {
-    Val outRow = row + m;
-    if (spec.routing == Routing::Scatter)
-      outRow = b.convert((order + row + m).load(), b.i64);
-    Val column = panel.index * columns;
-    Val inRow = column;
-    if (!routed && spec.batch > 1)
-      inRow = inRow + panel.batch * spec.yBatch;
+  Val outputRow(Val row) { return spec.routing == Routing::Scatter ? b.convert((order + row).load(), b.i64) : row; }
+
+  /// Where the outputs of a panel's head begin in a row of y.
+  Val headOf(const Panel &panel) { return !routed && spec.batch > 1 ? panel.batch * spec.yBatch : b.cI64(0); }
+
+  /// Epilogue and stores of row `row + m`: into y, or to where the codes of a whole record are made.
+  void finish(Val row, int64_t m, const Panel &panel, Val taskColumn, Vals sums) {
+    Val outRow = outputRow(row + m), column = panel.index * columns, inRow = headOf(panel) + column;
     if (spec.epilogue == Epilogue::Swiglu)
       sums = {silu(b, sums[0]) * sums[1]};
-    for (auto [v, sum] : llvm::enumerate(sums)) {
-      Val value = sum;
+    for (auto [v, value] : llvm::enumerate(sums)) {
       int64_t lane = v * kLanes;
       if (spec.epilogue == Epilogue::Add)
         value = (residual + outRow * spec.residualStride + inRow + lane).load(kLanes) + value;
+      if (spec.output == DType::U8) {
+        (results + m * QuantizeRowsSpec::group + taskColumn + lane).store(value);
+        continue;
+      }
       Val mask;
       if (spec.n % columns)
         mask = b.firstLanes(spec.n - lane - column);
-      (y + outRow * spec.yStride + inRow + lane).store(value, mask);
+      (y + outRow * spec.yStride + inRow + lane).store(spec.output == DType::BF16 ? b.toBf16(value) : value, mask);
     }
+  }
+
+  /// The results of row `row + m` as a record of y.
+  void storeRecord(Val row, Val m, const Panel &panel) {
+    constexpr int64_t group = QuantizeRowsSpec::group;
+    Ptr record = y + outputRow(row + m) * spec.yStride + headOf(panel) +
+                 panel.index / spec.panelsPerTask() * QuantizeRowsSpec::recordBytes;
+    storeRecords(b, results + m * group, record, group, group, spec.outputOffset);
   }
 
   KernelBuilder &b;
@@ -338,6 +364,7 @@ private:
   GroupFormat format;  ///< of codes
   CodeProducts codes;  ///< where x is codes as well
   Ptr x, weights, scales, residual, y, offsets, active, order;
+  Ptr results; ///< of a tile, f32[rows, 32], before they become codes
 };
 
 } // namespace

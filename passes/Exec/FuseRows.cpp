@@ -1,12 +1,10 @@
 // Part of moec, under the Apache License v2.0 with LLVM Exceptions.
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 
+#include "passes/Exec/Launches.h"
 #include "passes/Exec/Passes.h"
 
-#include "codegen/Common/KernelSignature.h"
-
 #include "mlir/IR/Builders.h"
-#include "mlir/IR/BuiltinOps.h"
 #include "llvm/ADT/STLExtras.h"
 #include "llvm/ADT/SmallPtrSet.h"
 
@@ -32,13 +30,11 @@ bool hasRows(Value memory) {
 
 struct FuseRowsPass : impl::FuseRowsPassBase<FuseRowsPass> {
   void runOnOperation() override {
-    kernels.clear();
+    kernels.emplace(getOperation());
     for (auto program : getOperation().getOps<ProgramOp>())
       if (failed(fuse(program)))
         return signalPassFailure();
-    for (auto kernel : llvm::make_early_inc_range(getOperation().getOps<KernelOp>()))
-      if (SymbolTable::symbolKnownUseEmpty(kernel, getOperation()))
-        kernel.erase();
+    kernels->eraseUnused();
   }
 
   LogicalResult fuse(ProgramOp program);
@@ -46,14 +42,13 @@ struct FuseRowsPass : impl::FuseRowsPassBase<FuseRowsPass> {
   Value memoryOf(Value arg);
   void launchTogether(const Unit &unit);
 
-  DenseMap<Attribute, Value> caches;     ///< by name, the first mention in the program
-  DenseMap<Attribute, KernelOp> kernels; ///< that the pass has made, by spec
+  DenseMap<Attribute, Value> caches; ///< by name, the first mention in the program
+  std::optional<Kernels> kernels;
 };
 
 /// What an argument is a part of, the same value for the same memory.
 Value FuseRowsPass::memoryOf(Value arg) {
-  while (auto view = arg.getDefiningOp<ViewOp>())
-    arg = view.getSource();
+  arg = sourceOf(arg);
   if (auto cache = arg.getDefiningOp<CacheRefOp>())
     return caches.try_emplace(cache.getCacheAttr(), arg).first->second;
   return arg;
@@ -68,9 +63,7 @@ FailureOr<Unit> FuseRowsPass::unitOf(LaunchOp launch) {
     if (llvm::is_contained(launch.getWrites(), index))
       unit.written.insert(memory);
   }
-  auto kernel = getOperation().lookupSymbol<KernelOp>(launch.getKernel());
-  FailureOr<moec::KernelSpec> spec =
-      moec::fromAttr(kernel.getKind(), kernel.getSpec(), [&] { return kernel.emitOpError() << "is not valid: "; });
+  FailureOr<moec::KernelSpec> spec = kernels->specOf(launch);
   if (failed(spec))
     return failure();
   if (moec::worksOnRows(*spec) && !launch.getRunFrom() && !launch.getRunBelow())
@@ -119,13 +112,8 @@ LogicalResult FuseRowsPass::fuse(ProgramOp program) {
     joined->written.insert_range(unit->written);
     ++numJoined;
   }
-  if (units.empty())
-    return success();
   // Launches move up: what their arguments are has to be said before.
-  Operation *first = units.front().launches.front();
-  for (Operation &op : llvm::make_early_inc_range(llvm::make_range(first->getIterator(), first->getBlock()->end())))
-    if (!isa<LaunchOp>(op))
-      op.moveBefore(first);
+  moveMemoryUp(program);
   for (const Unit &unit : units)
     if (unit.launches.size() > 1)
       launchTogether(unit);
@@ -135,28 +123,10 @@ LogicalResult FuseRowsPass::fuse(ProgramOp program) {
 void FuseRowsPass::launchTogether(const Unit &unit) {
   LaunchOp first = unit.launches.front();
   OpBuilder builder(first);
-  moec::KernelSpec spec = moec::RowsSpec{unit.specs};
-  DictionaryAttr dictionary = moec::toAttr(spec, &getContext());
-  KernelOp &kernel = kernels[dictionary];
-  if (!kernel) {
-    OpBuilder::InsertionGuard guard(builder);
-    builder.setInsertionPoint(getOperation().lookupSymbol(first.getKernel()));
-    kernel = KernelOp::create(builder, first.getLoc(), moec::symbolFor(spec), moec::kindOf(spec), dictionary);
-    SymbolTable(getOperation()).insert(kernel);
-  }
   SmallVector<Value> args;
-  SmallVector<Location> locations;
-  std::string label;
-  for (LaunchOp launch : unit.launches) {
+  for (LaunchOp launch : unit.launches)
     llvm::append_range(args, launch.getArgs());
-    locations.push_back(launch.getLoc());
-    if (launch.getLabel())
-      label += (label.empty() ? "" : " + ") + launch.getLabel()->str();
-  }
-  LaunchOp::create(builder, builder.getFusedLoc(locations), kernel.getSymName(), args, first.getGrid(),
-                   moec::writtenArgsOf(spec), label.empty() ? StringAttr() : builder.getStringAttr(label),
-                   /*run_from=*/IntegerAttr(),
-                   /*run_below=*/IntegerAttr());
+  kernels->launch(builder, moec::RowsSpec{unit.specs}, args, unit.launches);
   for (LaunchOp launch : unit.launches)
     launch.erase();
 }

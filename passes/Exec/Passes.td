@@ -6,6 +6,24 @@
 
 include "mlir/Pass/PassBase.td"
 
+def FuseRoundingPass : Pass<"exec-fuse-rounding", "::mlir::ModuleOp"> {
+  let summary = "Let kernels store what they compute as it is read: rounded";
+  let description = [{
+    ```
+    exec.launch @gemm_int4_g32_n1408_k2048_e64_x8_gather_swiglu(%x, %w, %hidden, ..)
+    exec.launch @quantize_rows_d1408(%hidden, %codes) ..
+    ->
+    exec.launch @gemm_int4_g32_n1408_k2048_e64_x8_gather_swiglu_to8(%x, %w, %codes, ..)
+    ```
+
+    Where a buffer is read by one launch alone, which rounds all its rows to bf16 or, with a scale for each 32 columns, to
+    int8, the launches that write it store them so: a launch, and a pass over memory, less. Those may be of kinds
+    `gemm`, and `mla_expanded`, which sums up in f32 and stores the rounded rows beside; all of the buffer's must be.
+    Each row is rounded as it was, so results do not change.
+  }];
+  let statistics = [Statistic<"numFused", "num-fused", "Launches of nothing but rounding that went">];
+}
+
 def FuseRowsPass : Pass<"exec-fuse-rows", "::mlir::ModuleOp"> {
   let summary = "Launch kernels that work row by row together";
   let description = [{

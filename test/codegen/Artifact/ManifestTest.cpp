@@ -24,7 +24,7 @@ module attributes {moe.model = {type = "deepseek_v3", layers = 2 : i64, eos = [1
   exec.cache @kv.1 width 80 of f32
   exec.weight @w ["experts.{e}.w"] recipe [#moe.stack<4>, #moe.pack_panels<32>] : memref<4x2x8x32xbf16>
   exec.kernel @embed "embed" {table = "f32", width = 8, out_stride = 8}
-  exec.kernel @gemm "gemm" {weight = "bf16", n = 40, k = 8, batch = 4, scale_cols = 0, group = 0, group_scale = "f16", input = "f32", x_stride = 8, x_batch = 0,
+  exec.kernel @gemm "gemm" {weight = "bf16", n = 40, k = 8, batch = 4, scale_cols = 0, group = 0, group_scale = "f16", input = "f32", output = "f32", output_offset = 0, x_stride = 8, x_batch = 0,
     y_stride = 40, y_batch = 0, residual_stride = 0, codes = "int4", epilogue = "none", routing = "gather", topk = 2, rows = "T"}
   exec.kernel @append "cache_append" {latent = 6, rope = 2, width = 80, latent_stride = 8, rope_stride = 8, cache = "f32", codes = "none"}
   exec.program @step(%tokens: memref<?xi32>, %positions: memref<?xi32>, %slots: memref<?xi32>, %rows: memref<?xi32>,

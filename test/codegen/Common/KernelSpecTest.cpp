@@ -24,6 +24,8 @@ std::vector<KernelSpec> oneOfEach() {
   gemm.k = 64;
   gemm.batch = 8;
   gemm.scaleCols = 128;
+  gemm.output = DType::U8;
+  gemm.outputOffset = 8;
   gemm.xStride = 65;
   gemm.xBatch = 3;
   gemm.yStride = 101;
@@ -43,25 +45,26 @@ std::vector<KernelSpec> oneOfEach() {
   route.logitsStride = 17;
   route.shared = 3;
   route.rows = Rows::R;
-  return {EmbedSpec{DType::F16, 256, 260},
-          GatherRowsSpec{256, 257, 258},
-          RmsNormSpec{256, 257, 258, 1e-6, Rows::R, false},
-          gemm,
-          RopeAnglesSpec{{1.0f, 0.1f, 1e-3f}, 1.25},
-          RopeSpec{4, 32, 128, 33, 256, 64},
-          CacheAppendSpec{64, 16, 80, 96, 97, DType::BF16, CacheCodes::Int8},
-          MlaAttentionSpec{4, 64, 16, 80, 320, 81, 256, 65, 0.1, 9, DType::BF16, CacheCodes::F8E4M3},
-          MlaCombineSpec{4, 64, 256, 65, 9},
-          MlaExpandedSpec{DType::F16, 4, 32, 64, 16, 24, 80, 130, 33, 68, 17, 100, 25, 0.1, 9, DType::BF16,
-                          CacheCodes::Int8},
-          route,
-          DispatchSpec{2, 4, {0, 15}, Rows::R},
-          CombineSpec{4, 256, 257, 258, 259, true, {0, 15}, Rows::R},
-          ElementwiseSpec{true, 256, 257, 258, 259, Rows::R},
-          FakeQuantizeSpec{CodeKind::F8E4M3, 256, 128, 257, 258, 6, Rows::R},
-          QuantizeRowsSpec{256, 64, 257, 330, 8, 6, Rows::R},
-          CastRowsSpec{DType::BF16, 256, 257, 258, 6, Rows::R},
-          RowsSpec{{RmsNormSpec{256, 257, 258, 1e-6, Rows::R}, CastRowsSpec{DType::BF16, 256, 258, 259, 1, Rows::R}}}};
+  return {
+      EmbedSpec{DType::F16, 256, 260},
+      GatherRowsSpec{256, 257, 258},
+      RmsNormSpec{256, 257, 258, 1e-6, Rows::R, false},
+      gemm,
+      RopeAnglesSpec{{1.0f, 0.1f, 1e-3f}, 1.25},
+      RopeSpec{4, 32, 128, 33, 256, 64},
+      CacheAppendSpec{64, 16, 80, 96, 97, DType::BF16, CacheCodes::Int8},
+      MlaAttentionSpec{4, 64, 16, 80, 320, 81, 256, 65, 0.1, 9, DType::BF16, CacheCodes::F8E4M3},
+      MlaCombineSpec{4, 64, 256, 65, 9},
+      MlaExpandedSpec{DType::F16,       4,         32, 64,  16, 24, 80, 130, 33, 68, 17, 100, 25, 0.1, 9, DType::BF16,
+                      CacheCodes::Int8, DType::U8, 8,  330, 40},
+      route,
+      DispatchSpec{2, 4, {0, 15}, Rows::R},
+      CombineSpec{4, 256, 257, 258, 259, true, {0, 15}, Rows::R},
+      ElementwiseSpec{true, 256, 257, 258, 259, Rows::R},
+      FakeQuantizeSpec{CodeKind::F8E4M3, 256, 128, 257, 258, 6, Rows::R},
+      QuantizeRowsSpec{256, 64, 257, 330, 8, 6, Rows::R},
+      CastRowsSpec{DType::BF16, 256, 257, 258, 6, Rows::R},
+      RowsSpec{{RmsNormSpec{256, 257, 258, 1e-6, Rows::R}, CastRowsSpec{DType::BF16, 256, 258, 259, 1, Rows::R}}}};
 }
 
 class KernelSpecTest : public ::testing::Test {
@@ -133,9 +136,9 @@ TEST_F(KernelSpecTest, SymbolsTellTheMainParameters) {
     symbols.push_back(symbolFor(spec));
   EXPECT_EQ(symbols, (std::vector<std::string>{
                          "embed_f16_d256", "gather_rows_d256", "rms_norm_d256_plain_rows",
-                         "gemm_f8e4m3_n100_k64_e8_scatter_swiglu_rows", "rope_angles_d6", "rope_h4_d32",
+                         "gemm_f8e4m3_n100_k64_e8_scatter_swiglu_to8_rows", "rope_angles_d6", "rope_h4_d32",
                          "cache_append_c64_r16_int8", "mla_attention_h4_c64_r16_fp8", "mla_combine_h4_c64",
-                         "mla_expanded_f16_h4_k32_v24_c64_r16_int8", "route_sigmoid_e16_top4_shared3_rows",
+                         "mla_expanded_f16_h4_k32_v24_c64_r16_int8_to8", "route_sigmoid_e16_top4_shared3_rows",
                          "dispatch_e2_top4_members_rows", "combine_top4_d256_add_members_rows", "swiglu_d256_rows",
                          "fake_quantize_f8e4m3_d256_rows", "quantize_rows_d256_plus8_rows", "cast_rows_bf16_d256_rows",
                          "rms_norm_d256_rows_and_cast_rows_bf16_d256_rows"}));

@@ -535,6 +535,43 @@ TEST(MlaExpanded, AgreesWithTheDefinition) {
   }
 }
 
+/// Rounded rows beside those of f32 are what a kernel of its own makes of these.
+TEST(MlaExpanded, StoresRoundedRowsToo) {
+  const int64_t heads = 2, value = 64, width = heads * value;
+  MlaExpandedSpec plain = expanded(DType::BF16, heads, 16, value, 24, 8);
+  plain.outHead = value;
+  plain.outStride = width + 3;
+  MlaExpandedSpec toCodes = plain, toBf16 = plain;
+  toCodes.output = DType::U8;
+  toCodes.outputOffset = 8;
+  toCodes.roundedHead = QuantizeRowsSpec::rowBytes(value);
+  toCodes.roundedStride = QuantizeRowsSpec::rowBytes(width) + 5;
+  toBf16.output = DType::BF16;
+  toBf16.roundedHead = value;
+  toBf16.roundedStride = width + 1;
+  QuantizeRowsSpec codes{width, QuantizeRowsSpec::group, plain.outStride, toCodes.roundedStride, 8};
+  CastRowsSpec cast{DType::BF16, width, plain.outStride, toBf16.roundedStride};
+  Kernels kernels({toCodes, codes, toBf16, cast});
+  Random random(12);
+  Cache cache({70, 30}, plain, random);
+  HeadWeights uk(plain.weight, heads, plain.nope, plain.latent, random);
+  HeadWeights uv(plain.weight, heads, value, plain.latent, random);
+  Array<int32_t> slots(std::vector<int32_t>{0, 0, 0, 1}), positions(std::vector<int32_t>{63, 64, 65, 7});
+  const int64_t tokens = slots.count();
+  Array<float> q(random.normals(tokens * plain.qStride)), ropeQ(random.normals(tokens * plain.ropeStride));
+  const moe_step step{tokens, 0, cache.pagesPerSlot};
+  for (size_t index : {0, 2}) {
+    const int64_t bytes = index == 0 ? toCodes.roundedStride : 2 * toBf16.roundedStride;
+    Array<float> out(tokens * plain.outStride, kUntouched);
+    Array<uint8_t> found(tokens * bytes), expected(tokens * bytes);
+    kernels.run(index,
+                {&q, &ropeQ, &positions, &slots, &cache.table, cache.pages(), &uk.panels, &uv.panels, &out, &found},
+                step, kernels.gridOf(index, step));
+    kernels.run(index + 1, {&out, &expected}, step, kernels.gridOf(index + 1, step));
+    EXPECT_EQ(std::memcmp(found.data(), expected.data(), found.size()), 0) << "kernel " << index;
+  }
+}
+
 /// More tokens than a block holds, in one run: each has the bits it has alone.
 TEST(MlaExpanded, RunsGoOnInTheNextBlock) {
   MlaExpandedSpec spec = expanded(DType::BF16, 1, 8, 8, 16, 4);

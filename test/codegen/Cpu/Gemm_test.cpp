@@ -413,6 +413,96 @@ TEST(Gemm, BatchAndRowsOfLogits) {
   }
 }
 
+/// A kernel that stores rounded rows gives the bytes that a kernel of its own gives of the rows of f32.
+TEST(Gemm, RoundsWhatItStores) {
+  GemmSpec linear = ofCodes(grouped(64, 64, 32));
+  GemmSpec residual = linear;
+  residual.epilogue = Epilogue::Add;
+  residual.residualStride = 65;
+  GemmSpec gateUp = ofCodes(grouped(96, 64, 32, DType::F16, CodeKind::Int4Zero));
+  gateUp.epilogue = Epilogue::Swiglu;
+  GemmSpec heads = plain(DType::BF16, 64, 40);
+  heads.batch = 3;
+  heads.xBatch = 41;
+  heads.xStride = 3 * 41;
+  heads.yBatch = 64;
+  heads.yStride = 3 * 64;
+  GemmSpec experts = gateUp;
+  experts.batch = 5;
+  experts.topk = 2;
+  experts.routing = Routing::Gather;
+  GemmSpec scattered = ofCodes(grouped(64, 64, 32));
+  scattered.batch = 5;
+  scattered.topk = 2;
+  scattered.routing = Routing::Scatter;
+  GemmSpec narrow = plain(DType::BF16, 50, 34); // as bf16 alone
+  narrow.epilogue = Epilogue::Swiglu;
+
+  std::vector<KernelSpec> specs;
+  for (auto [spec, output] : {std::pair{linear, DType::U8},
+                              {residual, DType::U8},
+                              {gateUp, DType::U8},
+                              {heads, DType::U8},
+                              {experts, DType::U8},
+                              {scattered, DType::BF16},
+                              {narrow, DType::BF16}}) {
+    const bool routed = spec.routing != Routing::None;
+    const int64_t width = routed ? spec.n : spec.n * spec.batch;
+    GemmSpec rounding = spec;
+    rounding.output = output;
+    if (output == DType::U8) {
+      rounding.outputOffset = 8;
+      rounding.yStride = QuantizeRowsSpec::rowBytes(width) + 3;
+      rounding.yBatch = QuantizeRowsSpec::rowBytes(spec.n);
+    }
+    auto rows = [&](auto rows) {
+      rows.width = width;
+      rows.xStride = spec.yStride;
+      rows.outStride = rounding.yStride;
+      rows.rowsPerToken = routed ? spec.topk : 1;
+      return rows;
+    };
+    QuantizeRowsSpec codes;
+    codes.offset = 8;
+    specs.insert(specs.end(), {spec, rounding});
+    specs.push_back(output == DType::U8 ? KernelSpec(rows(codes)) : KernelSpec(rows(CastRowsSpec{})));
+  }
+  Kernels kernels(specs);
+  Random random(9);
+  for (size_t index = 0; index < specs.size(); index += 3)
+    for (int64_t tokens : {1, 3, 17, 66}) {
+      const GemmSpec &spec = std::get<GemmSpec>(specs[index]), &rounding = std::get<GemmSpec>(specs[index + 1]);
+      SCOPED_TRACE(symbolFor(specs[index + 1]) + " of " + std::to_string(tokens));
+      const int64_t rows = spec.routing == Routing::None ? tokens : tokens * spec.topk;
+      std::vector<int32_t> chosen;
+      for (int64_t t = 0; t < tokens && spec.routing != Routing::None; ++t)
+        for (int32_t e : random.permutation(spec.batch))
+          if (std::ssize(chosen) < (t + 1) * spec.topk)
+            chosen.push_back(e);
+      ExpertLists lists = sortByExpert(chosen, spec.batch);
+      Array<int32_t> offsets(lists.offsets), active(lists.active), order(lists.order);
+      Weights w = makeWeights(spec, random);
+      Inputs x = makeInputs(spec, spec.routing == Routing::Gather ? tokens : rows, random);
+      Array<float> residual(random.normals(rows * std::max<int64_t>(spec.residualStride, 1)));
+      Array<float> y(rows * spec.yStride, kUntouched);
+      Array<uint8_t> expected(rows * rounding.yStride * byteSize(rounding.output)), found(expected.count());
+      const moe_step step{tokens, 1, 0};
+      auto multiply = [&](size_t kernel, Buffer &to) {
+        std::vector<Buffer *> args = {&x.bytes, &w.bytes};
+        if (spec.epilogue == Epilogue::Add)
+          args.push_back(&residual);
+        args.push_back(&to);
+        if (spec.routing != Routing::None)
+          args.insert(args.end(), {&offsets, &active, &order});
+        kernels.run(kernel, args, step, kernels.gridOf(kernel, step));
+      };
+      multiply(index, y);
+      kernels.run(index + 2, {&y, &expected}, step, kernels.gridOf(index + 2, step));
+      multiply(index + 1, found);
+      EXPECT_EQ(std::memcmp(expected.data(), found.data(), expected.size()), 0);
+    }
+}
+
 TEST(Gemm, NoTasks) {
   Kernels kernels({plain(DType::BF16, 32, 32)});
   kernels.runOnce(0, {nullptr, nullptr, nullptr}, {0, 0, 0}, 0);

@@ -15,7 +15,7 @@
 // V3:      vpslld $16, %ymm
 // V3-COUNT-12: vfmadd231ps %ymm
 // V3: jne
-exec.kernel @gemm_bf16 "gemm" {weight = "bf16", n = 64, k = 2048, batch = 1, scale_cols = 0, group = 0, group_scale = "f16", input = "f32", x_stride = 2048,
+exec.kernel @gemm_bf16 "gemm" {weight = "bf16", n = 64, k = 2048, batch = 1, scale_cols = 0, group = 0, group_scale = "f16", input = "f32", output = "f32", output_offset = 0, x_stride = 2048,
     x_batch = 0, y_stride = 64, y_batch = 0, residual_stride = 0, codes = "int4", epilogue = "none", routing = "none", topk = 0,
     rows = "T"}
 
@@ -30,7 +30,7 @@ exec.kernel @gemm_bf16 "gemm" {weight = "bf16", n = 64, k = 2048, batch = 1, sca
 // V3: vpsllw $7
 // V3: vcvtph2ps {{.*}}, %ymm
 // V3: vfmadd231ps %ymm
-exec.kernel @gemm_f8 "gemm" {weight = "f8e4m3", n = 64, k = 2048, batch = 1, scale_cols = 128, group = 0, group_scale = "f16", input = "f32", x_stride = 2048,
+exec.kernel @gemm_f8 "gemm" {weight = "f8e4m3", n = 64, k = 2048, batch = 1, scale_cols = 128, group = 0, group_scale = "f16", input = "f32", output = "f32", output_offset = 0, x_stride = 2048,
     x_batch = 0, y_stride = 64, y_batch = 0, residual_stride = 0, codes = "int4", epilogue = "none", routing = "none", topk = 0,
     rows = "T"}
 
@@ -45,7 +45,7 @@ exec.kernel @gemm_f8 "gemm" {weight = "f8e4m3", n = 64, k = 2048, batch = 1, sca
 // V3: vpor
 // V3: vfmadd{{[0-9]+}}ps {{.*}}ymm
 exec.kernel @gemm_int4 "gemm" {weight = "u8", n = 64, k = 2048, batch = 1, scale_cols = 0, group = 32,
-    group_scale = "f16", input = "f32", x_stride = 2048, x_batch = 0, y_stride = 64, y_batch = 0, residual_stride = 0,
+    group_scale = "f16", input = "f32", output = "f32", output_offset = 0, x_stride = 2048, x_batch = 0, y_stride = 64, y_batch = 0, residual_stride = 0,
     codes = "int4", epilogue = "none", routing = "none", topk = 0, rows = "T"}
 
 // Codes against codes: a full tile's sixteen rows take eight instructions of four products in each lane for 32 columns.
@@ -91,6 +91,6 @@ exec.kernel @gemm_int4 "gemm" {weight = "u8", n = 64, k = 2048, batch = 1, scale
 // RUN: emit-kernel %s --level=aarch64 | FileCheck %s --check-prefix=ARM --implicit-check-not=sdot
 // ARM-LABEL: gemm_codes:
 // ARM: mla {{v[0-9]+}}.4s
-exec.kernel @gemm_codes "gemm" {weight = "u8", n = 64, k = 2048, batch = 1, scale_cols = 0, group = 32, group_scale = "f16", input = "u8", x_stride = 2560,
+exec.kernel @gemm_codes "gemm" {weight = "u8", n = 64, k = 2048, batch = 1, scale_cols = 0, group = 32, group_scale = "f16", input = "u8", output = "f32", output_offset = 0, x_stride = 2560,
     x_batch = 0, y_stride = 64, y_batch = 0, residual_stride = 0, codes = "int4", epilogue = "none", routing = "none", topk = 0,
     rows = "T"}

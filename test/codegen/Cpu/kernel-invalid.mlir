@@ -3,6 +3,7 @@
 // RUN: not emit-kernel %t/width.mlir 2>&1 | FileCheck %s --check-prefix=WIDTH
 // RUN: not emit-kernel %t/scales.mlir 2>&1 | FileCheck %s --check-prefix=SCALES
 // RUN: not emit-kernel %t/part.mlir 2>&1 | FileCheck %s --check-prefix=PART
+// RUN: not emit-kernel %t/output.mlir 2>&1 | FileCheck %s --check-prefix=OUTPUT
 // RUN: not emit-kernel %t/plain-groups.mlir 2>&1 | FileCheck %s --check-prefix=PLAIN
 // RUN: not emit-kernel %t/members.mlir 2>&1 | FileCheck %s --check-prefix=MEMBERS
 // RUN: not emit-kernel %t/member.mlir 2>&1 | FileCheck %s --check-prefix=MEMBER
@@ -26,16 +27,20 @@ exec.kernel @c "cache_append" {latent = 16, rope = 8, width = 32, latent_stride 
 exec.kernel @c "cache_append" {latent = 16, rope = 8, width = 32, latent_stride = 16, rope_stride = 8, cache = "f32", codes = "int8"}
 //--- scales.mlir
 // SCALES: emit-kernel: g: only F8_E4M3 weights have scales
-exec.kernel @g "gemm" {weight = "bf16", n = 64, k = 64, batch = 1, scale_cols = 16, group = 0, group_scale = "f16", input = "f32", x_stride = 64, x_batch = 0,
+exec.kernel @g "gemm" {weight = "bf16", n = 64, k = 64, batch = 1, scale_cols = 16, group = 0, group_scale = "f16", input = "f32", output = "f32", output_offset = 0, x_stride = 64, x_batch = 0,
     y_stride = 64, y_batch = 0, residual_stride = 0, codes = "int4", epilogue = "none", routing = "none", topk = 0, rows = "T"}
 //--- part.mlir
 // PART: emit-kernel: g: group 96 must be a multiple of 32 whose units divide k 128
-exec.kernel @g "gemm" {weight = "u8", n = 64, k = 128, batch = 1, scale_cols = 0, group = 96, group_scale = "f16", input = "f32",
+exec.kernel @g "gemm" {weight = "u8", n = 64, k = 128, batch = 1, scale_cols = 0, group = 96, group_scale = "f16", input = "f32", output = "f32", output_offset = 0,
     x_stride = 128, x_batch = 0, y_stride = 64, y_batch = 0, residual_stride = 0, codes = "int4", epilogue = "none", routing = "none",
     topk = 0, rows = "T"}
+//--- output.mlir
+// OUTPUT: emit-kernel: g: 48 columns are no whole groups of 32 codes
+exec.kernel @g "gemm" {weight = "bf16", n = 48, k = 64, batch = 1, scale_cols = 0, group = 0, group_scale = "f16", input = "f32", output = "u8", output_offset = 8, x_stride = 64, x_batch = 0,
+    y_stride = 80, y_batch = 0, residual_stride = 0, codes = "int4", epilogue = "none", routing = "none", topk = 0, rows = "T"}
 //--- plain-groups.mlir
 // PLAIN: emit-kernel: g: U8 weights, and no others, have groups
-exec.kernel @g "gemm" {weight = "bf16", n = 64, k = 128, batch = 1, scale_cols = 0, group = 32, group_scale = "f16", input = "f32",
+exec.kernel @g "gemm" {weight = "bf16", n = 64, k = 128, batch = 1, scale_cols = 0, group = 32, group_scale = "f16", input = "f32", output = "f32", output_offset = 0,
     x_stride = 128, x_batch = 0, y_stride = 64, y_batch = 0, residual_stride = 0, codes = "int4", epilogue = "none", routing = "none",
     topk = 0, rows = "T"}
 //--- members.mlir

@@ -15,7 +15,7 @@
 // CHECK: exec.weight @model.embed_tokens.2 ["model.embed_tokens.weight"] recipe [#moe.pack_panels<32>] : memref<1x4x24x32xbf16>
 // CHECK: exec.kernel @embed_bf16_d24 "embed" {out_stride = 24 : i64, table = "bf16", width = 24 : i64}
 // CHECK: exec.kernel @rms_norm_d24 "rms_norm" {eps = 9.9999999999999995E-7 : f64, out_stride = 24 : i64, rows = "T", weight = true, width = 24 : i64, x_stride = 24 : i64}
-// CHECK: exec.kernel @gemm_bf16_n24_k24_add "gemm" {batch = 1 : i64, codes = "int4", epilogue = "add", group = 0 : i64, group_scale = "f16", input = "f32", k = 24 : i64, n = 24 : i64, residual_stride = 24 : i64, routing = "none", rows = "T", scale_cols = 0 : i64, topk = 0 : i64, weight = "bf16", x_batch = 0 : i64, x_stride = 24 : i64, y_batch = 0 : i64, y_stride = 24 : i64}
+// CHECK: exec.kernel @gemm_bf16_n24_k24_add "gemm" {batch = 1 : i64, codes = "int4", epilogue = "add", group = 0 : i64, group_scale = "f16", input = "f32", k = 24 : i64, n = 24 : i64, output = "f32", output_offset = 0 : i64, residual_stride = 24 : i64, routing = "none", rows = "T", scale_cols = 0 : i64, topk = 0 : i64, weight = "bf16", x_batch = 0 : i64, x_stride = 24 : i64, y_batch = 0 : i64, y_stride = 24 : i64}
 // CHECK: exec.kernel @gather_rows_d24 "gather_rows" {out_stride = 24 : i64, width = 24 : i64, x_stride = 24 : i64}
 // CHECK: exec.kernel @rms_norm_d24_rows "rms_norm" {{.*}} rows = "R"
 // CHECK: exec.kernel @gemm_bf16_n100_k24_rows "gemm" {{.*}} rows = "R"

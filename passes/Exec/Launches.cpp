@@ -1,0 +1,64 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+#include "passes/Exec/Launches.h"
+
+#include "codegen/Common/KernelSignature.h"
+
+#include "mlir/IR/Builders.h"
+#include "llvm/ADT/STLExtras.h"
+
+namespace mlir::exec {
+
+FailureOr<moec::KernelSpec> Kernels::specOf(LaunchOp launch) {
+  auto kernel = module.lookupSymbol<KernelOp>(launch.getKernel());
+  return moec::fromAttr(kernel.getKind(), kernel.getSpec(), [&] { return kernel.emitOpError() << "is not valid: "; });
+}
+
+LaunchOp Kernels::launch(OpBuilder &builder, const moec::KernelSpec &spec, ValueRange args,
+                         ArrayRef<LaunchOp> launches) {
+  MLIRContext *context = module.getContext();
+  LaunchOp first = launches.front();
+  StringAttr kind = builder.getStringAttr(moec::kindOf(spec));
+  DictionaryAttr dictionary = moec::toAttr(spec, context);
+  KernelOp &kernel = made[builder.getArrayAttr({kind, dictionary})];
+  if (!kernel) {
+    OpBuilder::InsertionGuard guard(builder);
+    builder.setInsertionPoint(module.lookupSymbol(first.getKernel()));
+    kernel = KernelOp::create(builder, first.getLoc(), moec::symbolFor(spec), kind, dictionary);
+    SymbolTable(module).insert(kernel);
+  }
+  std::string label;
+  for (LaunchOp launch : launches)
+    if (launch.getLabel())
+      label += (label.empty() ? "" : " + ") + launch.getLabel()->str();
+  SmallVector<Location> locations = llvm::map_to_vector(launches, [](LaunchOp launch) { return launch.getLoc(); });
+  return LaunchOp::create(builder, builder.getFusedLoc(locations), kernel.getSymName(), args,
+                          moec::gridOf(spec, context), moec::writtenArgsOf(spec),
+                          label.empty() ? StringAttr() : builder.getStringAttr(label),
+                          /*run_from=*/IntegerAttr(), /*run_below=*/IntegerAttr());
+}
+
+void Kernels::eraseUnused() {
+  for (auto kernel : llvm::make_early_inc_range(module.getOps<KernelOp>()))
+    if (SymbolTable::symbolKnownUseEmpty(kernel, module))
+      kernel.erase();
+}
+
+Value sourceOf(Value arg) {
+  while (auto view = arg.getDefiningOp<ViewOp>())
+    arg = view.getSource();
+  return arg;
+}
+
+void moveMemoryUp(ProgramOp program) {
+  auto launches = program.getOps<LaunchOp>();
+  if (launches.empty())
+    return;
+  Operation *first = *launches.begin();
+  for (Operation &op : llvm::make_early_inc_range(llvm::make_range(first->getIterator(), first->getBlock()->end())))
+    if (!isa<LaunchOp>(op))
+      op.moveBefore(first);
+}
+
+} // namespace mlir::exec

@@ -1,0 +1,43 @@
+// Part of moec, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+/// \file
+/// What passes that change launches share: the specs behind them, and kernels for new ones.
+
+#ifndef MOEC_PASSES_EXEC_LAUNCHES_H
+#define MOEC_PASSES_EXEC_LAUNCHES_H
+
+#include "codegen/Common/KernelSpec.h"
+#include "dialects/Exec/ExecDialect.h"
+
+#include "mlir/IR/BuiltinOps.h"
+
+namespace mlir::exec {
+
+/// The kernels of a module.
+class Kernels {
+public:
+  explicit Kernels(ModuleOp module) : module(module) {}
+
+  /// Fails with a diagnostic if the launch's kernel has no valid spec.
+  FailureOr<moec::KernelSpec> specOf(LaunchOp launch);
+  /// Launches, where `builder` is, a kernel of `spec` instead of `launches`, whose labels and places it has; one kernel
+  /// for all such launches of one spec, put before that of the first.
+  LaunchOp launch(OpBuilder &builder, const moec::KernelSpec &spec, ValueRange args, ArrayRef<LaunchOp> launches);
+  /// Erases kernels that no launch is left of.
+  void eraseUnused();
+
+private:
+  ModuleOp module;
+  DenseMap<Attribute, KernelOp> made; ///< by kind and spec
+};
+
+/// The buffer, weight, cache or input of the step that an argument is a view of.
+Value sourceOf(Value arg);
+
+/// Moves all that is no launch before the launches, so that these may move.
+void moveMemoryUp(ProgramOp program);
+
+} // namespace mlir::exec
+
+#endif // MOEC_PASSES_EXEC_LAUNCHES_H
