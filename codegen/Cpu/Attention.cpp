@@ -231,61 +231,45 @@ private:
 
   /// part = part * factors + sum_j p_j * latent j, one chain over j (in pairs, the second of two first, for bf16).
   void addLatents(Part part, Ptr page, Val entries, int64_t heads) {
-    // Two vectors from one line of an entry, for half as many heads at once.
-    int64_t width = tile >= 4 ? 2 : 1, wide = latentVectors / width * width;
-    b.loop(b.cI64(0), b.cI64(wide), width, [&](Val vector) { addLatents(part, page, entries, heads, vector, width); });
-    if (wide < latentVectors)
-      addLatents(part, page, entries, heads, b.cI64(wide), latentVectors - wide);
-  }
-
-  void addLatents(Part part, Ptr page, Val entries, int64_t heads, Val vector, int64_t width) {
-    Ptr columns = page + vector * kLanes;
-    for (int64_t from = 0, most = tile / width; from < heads; from += most) {
-      int64_t count = std::min(most, heads - from);
-      // Pages lie anywhere, and no prefetcher of the machine's foresees the next one: each pass asks for a share of it.
-      int64_t lines = cache->pageBytes() / 64, perVector = (heads + most - 1) / most;
-      int64_t share = (lines * width + latentVectors * perVector - 1) / (latentVectors * perVector);
-      Ptr ahead = Ptr{upcoming.base, b.i8} + (vector * perVector + from / most * width) * (share * 64 / width);
+    // Pages lie anywhere, and no prefetcher of the machine's foresees the next one: each vector asks for a share of it.
+    const int64_t lines = cache->pageBytes() / 64, share = (lines + latentVectors - 1) / latentVectors;
+    b.loop(b.cI64(0), b.cI64(latentVectors), 1, [&](Val vector) {
+      Ptr ahead = Ptr{upcoming.base, b.i8} + vector * (share * 64);
       b.loop(b.cI64(0), b.cI64(share), 1, [&](Val line) { b.prefetch(ahead + line * 64); });
-      auto memory = [&](int64_t h, int64_t v) { return part.latents(vector + v, heads) + (from + h) * kLanes; };
-      Vals totals;
-      for (int64_t h = 0; h < count; ++h)
-        for (int64_t v = 0; v < width; ++v)
-          totals.push_back(memory(h, v).load(kLanes) * ofHead(b, factors, from + h));
-      totals = b.loop(b.cI64(0), entries, math.elements, totals, [&](Val j, llvm::ArrayRef<Val> carried) {
-        Vals lanes = wordsOfRows(columns, j, entries, width), next;
-        for (int64_t h = 0; h < count; ++h) {
-          Val p = b.splat((probabilities + j / math.elements * block + (from + h)).load());
-          for (int64_t v = 0; v < width; ++v)
-            next.push_back(math.dot(carried[h * width + v], p, lanes[v]));
-        }
-        return next;
-      });
-      for (int64_t h = 0; h < count; ++h)
-        for (int64_t v = 0; v < width; ++v)
-          memory(h, v).store(totals[h * width + v]);
-    }
+      for (int64_t from = 0; from < heads; from += tile)
+        addLatents(part.latents(vector, heads), page + vector * kLanes, entries, from, std::min(tile, heads - from));
+    });
   }
 
-  /// `width` vectors of words of entry j or, for bf16, of j and the one after it. The last one stands for one after it,
-  /// which has probability 0 but may be no number.
-  Vals wordsOfRows(Ptr columns, Val j, Val entries, int64_t width) {
-    Vals words;
-    Ptr row = columns + j * spec.width;
-    if (!math.halves) {
-      for (int64_t v = 0; v < width; ++v)
-        words.push_back((row + v * kLanes).load(kLanes));
-      return words;
-    }
-    Val first = row.load(width * kLanes);
-    Val second = (columns + b.min(j + 1, entries - 1) * spec.width).load(width * kLanes);
-    for (int64_t v = 0; v < width; ++v) {
-      llvm::SmallVector<int64_t> lanes;
-      for (int64_t l = v * kLanes; l < (v + 1) * kLanes; ++l)
-        lanes.append({l, width * kLanes + l});
-      words.push_back(b.bitcast(b.shuffle(first, second, lanes), b.vec(b.i32)));
-    }
-    return words;
+  /// The same for `count` heads from `from` on, whose sums lie at `sums` + 16 * head, and a vector of columns.
+  void addLatents(Ptr sums, Ptr columns, Val entries, int64_t from, int64_t count) {
+    Vals totals;
+    for (int64_t h = from; h < from + count; ++h)
+      totals.push_back((sums + h * kLanes).load(kLanes) * ofHead(b, factors, h));
+    totals = b.loop(b.cI64(0), entries, math.elements, totals, [&](Val j, llvm::ArrayRef<Val> carried) {
+      Val lanes = wordsOfEntry(columns, j, entries);
+      Vals next;
+      for (int64_t i = 0; i < count; ++i) {
+        Val p = b.splat((probabilities + j / math.elements * block + (from + i)).load());
+        next.push_back(math.dot(carried[i], lanes, p));
+      }
+      return next;
+    });
+    for (int64_t i = 0; i < count; ++i)
+      (sums + (from + i) * kLanes).store(totals[i]);
+  }
+
+  /// A vector of words of entry j or, for bf16, of j and the one after it. The last one stands for one after it, which
+  /// has probability 0 but may be no number.
+  Val wordsOfEntry(Ptr columns, Val j, Val entries) {
+    Val first = (columns + j * spec.width).load(kLanes);
+    if (!math.halves)
+      return first;
+    Val second = (columns + b.min(j + 1, entries - 1) * spec.width).load(kLanes);
+    llvm::SmallVector<int64_t> lanes;
+    for (int64_t l = 0; l < kLanes; ++l)
+      lanes.append({l, kLanes + l});
+    return b.bitcast(b.shuffle(first, second, lanes), b.vec(b.i32));
   }
 
   KernelBuilder &b;

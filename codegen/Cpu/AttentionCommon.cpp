@@ -177,7 +177,7 @@ void AttentionWords::addScores(const Products &of, Val keys, int64_t tile, int64
       for (int64_t g = 0; g < tile; ++g) {
         Val key = b.splat((rows + word + g * of.keyStride).load());
         for (int64_t v = 0; v < vectors; ++v)
-          next.push_back(dot(carried[g * vectors + v], key, queries[v]));
+          next.push_back(dot(carried[g * vectors + v], queries[v], key));
       }
       return next;
     });
