@@ -117,8 +117,8 @@ struct GemmSpec {
   int64_t group = 0; ///< U8: columns that share a scale; 4-bit codes have whole units of them
   CodeKind codes = CodeKind::Int4; ///< U8: what the codes are
   DType groupScale = DType::F16;   ///< U8: what scales are stored as
-  /// What x is: F32; U8, rows of QuantizeRowsSpec, whose strides count bytes, for weights of Int4, Int4Zero or Int8;
-  /// or BF16, for weights of BF16, with even strides.
+  /// What x is: F32; U8, rows of QuantizeRowsSpec, whose strides count bytes, for weights of Int4, Int4Zero, Int8 or
+  /// F4E2M1 in groups of 32; or BF16, for weights of BF16, with even strides.
   DType input = DType::F32;
   /// What y is: F32; BF16, rounded to nearest even; or U8, rows of QuantizeRowsSpec with a scale for each 32 columns,
   /// whose strides count bytes.
@@ -137,13 +137,24 @@ struct GemmSpec {
   /// make them unsigned.
   static bool takesCodes(const GroupFormat &format, int64_t k) {
     bool blocks = format.group == k || format.group % QuantizeRowsSpec::group == 0;
-    bool integers =
-        format.codes == CodeKind::Int4 || format.codes == CodeKind::Int4Zero || format.codes == CodeKind::Int8;
-    return integers && format.rows == 1 && blocks && k % QuantizeRowsSpec::group == 0;
+    bool integers = format.codes != CodeKind::F8E4M3; // those of f4e2m1 twice over
+    return integers && !format.hasGlobal() && format.rows == 1 && blocks && k % QuantizeRowsSpec::group == 0;
   }
-  /// Of codes with zero points, by which the sum of a row's codes is multiplied, it is 1.
+  /// Of codes with zero points, by which the sum of a row's codes is multiplied, it is 1; of those of f4e2m1, which are
+  /// multiplied as integers, twice what they stand for, it is 12.
   static int64_t offsetOf(CodeKind codes) {
-    return codes == CodeKind::Int4 ? 8 : codes == CodeKind::Int4Zero ? 1 : 128;
+    switch (codes) {
+    case CodeKind::Int4:
+      return 8;
+    case CodeKind::Int4Zero:
+      return 1;
+    case CodeKind::F4E2M1:
+      return 12;
+    case CodeKind::Int8:
+    case CodeKind::F8E4M3:
+      return 128;
+    }
+    llvm_unreachable("all codes are listed");
   }
   int64_t panels() const {
     int64_t width = epilogue == Epilogue::Swiglu ? kPanelWidth / 2 : kPanelWidth;

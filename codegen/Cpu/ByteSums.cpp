@@ -114,4 +114,37 @@ Val ByteSums::total() {
   return sums;
 }
 
+Val lookUpBytes(Val words, llvm::ArrayRef<uint8_t> table) {
+  assert(table.size() == 16 && "an entry for each nibble");
+  KernelBuilder &b = *words.builder;
+  llvm::SmallVector<int32_t> entries; // the table again and again
+  for (int64_t word = 0; word < kLanes; ++word) {
+    uint32_t bytes = 0;
+    for (int64_t byte = 0; byte < 4; ++byte)
+      bytes |= uint32_t(table[(4 * word + byte) % 16]) << (8 * byte);
+    entries.push_back(static_cast<int32_t>(bytes));
+  }
+  auto by = [&](llvm::StringRef instruction, int64_t lanes) {
+    return inParts(b, kLanes / lanes, {b.constants(entries), words}, [&](llvm::ArrayRef<Val> part) {
+      const mlir::Type bytes = b.vec(b.i8, 4 * lanes);
+      return b.bitcast(b.call(instruction, bytes, {b.bitcast(part[0], bytes), b.bitcast(part[1], bytes)}),
+                       b.vec(b.i32, lanes));
+    });
+  };
+  switch (b.instructions) {
+  case Isa::Amx:
+  case Isa::Avx512Dot:
+  case Isa::Avx512:
+    return by("llvm.x86.avx512.pshuf.b.512", 16);
+  case Isa::Avx2Dot:
+  case Isa::Avx2:
+    return by("llvm.x86.avx2.pshuf.b", 8);
+  case Isa::NeonI8mm:
+  case Isa::NeonDot:
+  case Isa::Neon:
+    return by("llvm.aarch64.neon.tbl1.v16i8", 4);
+  }
+  llvm_unreachable("all instructions are listed");
+}
+
 } // namespace moec::cpu

@@ -30,6 +30,9 @@ private:
   int64_t waiting = 0; ///< how many were summed up there
 };
 
+/// Each byte of `words` (i32), which must be below 16, replaced by that entry of `table`, which has 16.
+Val lookUpBytes(Val words, llvm::ArrayRef<uint8_t> table);
+
 } // namespace moec::cpu
 
 #endif // MOEC_CODEGEN_CPU_BYTESUMS_H

@@ -37,7 +37,8 @@ Vals CodeProducts::sums(llvm::ArrayRef<Ptr> inputs, Ptr panel, int64_t first, in
       b.prefetchPanel(at, format.unitBytes(kPanelWidth), std::ssize(inputs));
     Group group;
     for (int64_t v = 0; v < width; ++v) {
-      group.scale.push_back(b.loadNumbers(at, format.scale, first + v));
+      Val scale = b.loadNumbers(at, format.scale, first + v);
+      group.scale.push_back(format.codes == CodeKind::F4E2M1 ? scale * 0.5 : scale);
       Ptr zero = at + kPanelWidth * byteSize(format.scale) + (first + v) * kLanes;
       if (format.hasZeros())
         group.zero.push_back(b.zeroExtend(zero.load(kLanes), b.i32));
@@ -50,8 +51,14 @@ Vals CodeProducts::sums(llvm::ArrayRef<Ptr> inputs, Ptr panel, int64_t first, in
   });
 }
 
-/// The codes of two words of columns that lie in one.
-static std::pair<Val, Val> nibblesOf(Val packed) { return {packed & 0x0F0F0F0F, (packed >> 4) & 0x0F0F0F0F}; }
+std::pair<Val, Val> CodeProducts::codesOf(Val nibbles) const {
+  Val low = nibbles & 0x0F0F0F0F, high = (nibbles >> 4) & 0x0F0F0F0F;
+  if (format.codes != CodeKind::F4E2M1)
+    return {low, high};
+  // Twice what they stand for, which is an integer, plus offsetOf.
+  static constexpr uint8_t doubled[] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+  return {lookUpBytes(low, doubled), lookUpBytes(high, doubled)};
+}
 
 Val CodeProducts::startOf(Ptr record, const Group &group, int64_t v) {
   Ptr at = record + QuantizeRowsSpec::sumAt;
@@ -71,7 +78,7 @@ Vals CodeProducts::addBlockByAmx(llvm::ArrayRef<Ptr> inputs, Ptr codes, Val inde
   int64_t weightStride = kPanelWidth * GroupFormat::wordColumns;
   if (nibbles) {
     for (int64_t word = 0; word < words / 2; ++word) {
-      auto [low, high] = nibblesOf(wordAt(weightWords, word * weightStride).load(kLanes));
+      auto [low, high] = codesOf(wordAt(weightWords, word * weightStride).load(kLanes));
       wordAt(unpacked, word * wordBytes).store(low);
       wordAt(unpacked, (word + words / 2) * wordBytes).store(high);
     }
@@ -106,7 +113,10 @@ Vals CodeProducts::addBlock(llvm::ArrayRef<Ptr> inputs, Ptr codes, Val index, in
     return addBlockByAmx(inputs, codes, index, first, group, std::move(totals));
   constexpr int64_t wordColumns = GroupFormat::wordColumns, block = GroupFormat::blockColumns;
   const bool nibbles = format.bits() == 4;
-  const int64_t width = group.scale.size(), words = block / wordColumns, largest = nibbles ? 15 : 255;
+  const int64_t width = group.scale.size(), words = block / wordColumns,
+                largest = format.codes == CodeKind::F4E2M1 ? 24
+                          : nibbles                        ? 15
+                                                           : 255;
   // Codes of each four columns, unsigned. Words that lie together in memory follow each other.
   llvm::SmallVector<int64_t> order;
   llvm::SmallVector<Vals> unsignedCodes(words);
@@ -115,7 +125,7 @@ Vals CodeProducts::addBlock(llvm::ArrayRef<Ptr> inputs, Ptr codes, Val index, in
       Ptr at = codes + (word * kPanelWidth + (first + v) * kLanes) * wordColumns;
       Val packed = Ptr{at.base, b.i32}.load(kLanes);
       if (nibbles) {
-        auto [low, high] = nibblesOf(packed);
+        auto [low, high] = codesOf(packed);
         unsignedCodes[word].push_back(low);
         unsignedCodes[word + words / 2].push_back(high);
       } else {

@@ -33,6 +33,8 @@ private:
     Vals scale, zero; ///< f32; i32, if there are zero points
   };
 
+  /// The codes of two words of columns that lie in one, unsigned, as they are multiplied.
+  std::pair<Val, Val> codesOf(Val nibbles) const;
   bool usesAmx() const { return b.instructions == Isa::Amx && spec.input == DType::U8; }
   /// What makes up for codes that are stored plus something, in vector `v` of the products of a block of a row.
   Val startOf(Ptr record, const Group &group, int64_t v);

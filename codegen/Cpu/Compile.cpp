@@ -156,7 +156,7 @@ struct Checker {
     require(spec.input != DType::BF16 || (spec.weight == DType::BF16 && spec.xStride % 2 == 0 && spec.xBatch % 2 == 0),
             "bf16 rows are for weights of bf16, and have even strides");
     require(spec.input != DType::U8 || (spec.group != 0 && GemmSpec::takesCodes(format, spec.k)),
-            "codes of x are for weights of int4 or int8 in whole groups of 32 columns");
+            "codes of x are for weights in codes of whole groups of 32 columns");
     if (spec.epilogue == Epilogue::Add)
       stride("residualStride", spec.residualStride, spec.n);
     if (spec.routing != Routing::None)

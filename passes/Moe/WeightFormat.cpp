@@ -28,7 +28,7 @@ moec::Result<WeightFormat> WeightFormat::parse(StringRef name) {
       {"int8", "", CodeFormat::Int8, 0, Scale::F32, {"weights", "a32"}},
       {"fp8", "", CodeFormat::F8E4M3, fp8Block, Scale::F32, {"weights"}},
       {"int4", "", CodeFormat::Int4, 32, Scale::F16, {"g32", "g64", "g128", "f16", "bf16", "e8m0", "zero", "a32"}},
-      {"mxfp4", "", CodeFormat::F4E2M1, 32, Scale::E8M0, {}},
+      {"mxfp4", "", CodeFormat::F4E2M1, 32, Scale::E8M0, {"a32"}},
       {"nvfp4", "", CodeFormat::F4E2M1, 16, Scale::E4M3, {}}};
   SmallVector<StringRef> words;
   name.split(words, ':');

@@ -22,7 +22,7 @@ namespace mlir::moe {
 ///   fp8                e4m3 with one f32 scale for 128 x 128 weights; activations e4m3, a scale for 128 of a token
 ///   int4               groups of 32 columns with an f16 scale; :g64, :g128, :bf16, :e8m0, :zero (a zero point); :a32
 ///                      rounds activations to int8, one scale for 32 columns of a token
-///   mxfp4, nvfp4       e2m1 in groups of 32 and 16
+///   mxfp4, nvfp4       e2m1 in groups of 32 and 16; mxfp4:a32 as int4:a32
 /// With :weights, int8 and fp8 leave activations as they are.
 class WeightFormat {
 public:

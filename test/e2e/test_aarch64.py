@@ -20,7 +20,7 @@ FORMATS = {
     "as-stored": [],
     "codes": ["--experts", "int4:a32", "--dense", "int8", "--attention", "int8:a32", "--head", "bf16:a16", "--cache", "bf16"],
     "small-floats": ["--experts", "fp8", "--attention", "mxfp4", "--dense", "nvfp4", "--cache", "int8", "--mla", "absorbed"],
-    "zero-points": ["--experts", "int4:zero", "--head", "f16", "--cache", "fp8", "--mla", "expanded"],
+    "zero-points": ["--experts", "int4:zero", "--dense", "mxfp4:a32", "--head", "f16", "--cache", "fp8", "--mla", "expanded"],
 }
 
 pytestmark = [

@@ -59,7 +59,7 @@ def test_folded_norms_make_scales_of_the_checkpoint_irrelevant(moec, moe_run, tm
     assert np.abs(logits("plain", *formats) - logits("moved", *formats)).max() > 0.1
 
 
-@pytest.mark.parametrize("format", ["int8", "int8:a32", "int4:a32", "int4:zero:a32", "fp8", "bf16:a16"])
+@pytest.mark.parametrize("format", ["int8", "int8:a32", "int4:a32", "int4:zero:a32", "mxfp4:a32", "fp8", "bf16:a16"])
 def test_rounded_activations(format, compiled, moec, moe_run, tmp_path):
     """In the last layer, whose roundings tip no router over. An activation that lies between two codes may take either
     where sums differ in their last bits."""

@@ -323,7 +323,7 @@ std::vector<CLI::Option *> addFormats(CLI::App &command, CompileOptions &options
     return format ? std::string() : format.message();
   };
   const std::string forms =
-      ": keep, f32, bf16, f16, int8, fp8, int4, int4:g64:bf16, int4:zero, int4:a32, bf16:a16, mxfp4, nvfp4, ...";
+      ": keep, f32, bf16, f16, int8, fp8, int4, int4:g64:bf16, int4:zero, int4:a32, mxfp4:a32, bf16:a16, nvfp4, ...";
   std::vector<CLI::Option *> added;
   for (auto [name, value, what] :
        {std::tuple{"--experts", &options.experts, "format of routed experts"},

@@ -337,6 +337,7 @@ TEST(Gemm, CodesAgainstCodes) {
     specs.push_back(ofCodes(grouped(n, k, group)));
     specs.push_back(ofCodes(grouped(n, k, group, DType::F8E8M0)));
     specs.push_back(ofCodes(grouped(n, k, group, DType::F16, CodeKind::Int4Zero)));
+    specs.push_back(ofCodes(grouped(n, k, group, DType::F8E8M0, CodeKind::F4E2M1)));
     specs.push_back(ofCodes(grouped(n, k, group, DType::F32, CodeKind::Int8)));
     specs.push_back(ofCodes(grouped(n, k, k, DType::F32, CodeKind::Int8)));
   }
