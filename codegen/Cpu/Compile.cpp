@@ -42,8 +42,8 @@ namespace moec::cpu {
 llvm::ArrayRef<Level> levels() {
   // v4 has 32 registers of one vector, v3 16 of half a vector, Arm 32 of a quarter.
   const Tiles wide{
-      .gemmRows = 8, .gemmAccumulators = 16, .dotRows = 16, .codesAhead = true, .pairRows = 14, .latentVectors = 4};
-  const Tiles narrow{.gemmRows = 6, .gemmAccumulators = 6, .dotRows = 4, .pairRows = 2, .latentVectors = 1};
+      .gemmRows = 8, .gemmAccumulators = 16, .dotRows = 16, .codesAhead = true, .pairRows = 14, .valueVectors = 4};
+  const Tiles narrow{.gemmRows = 6, .gemmAccumulators = 6, .dotRows = 4, .pairRows = 2, .valueVectors = 1};
   static const Level all[] = {
       {"x86-64-v4-amx", "x86-64", "x86-64-v4", "+avx512vnni,+avx512bf16,+amx-tile,+amx-int8", Isa::Amx, wide},
       {"x86-64-v4-vnni", "x86-64", "x86-64-v4", "+avx512vnni,+avx512bf16", Isa::Avx512Dot, wide},

@@ -35,7 +35,7 @@ struct Tiles {
   int64_t dotRows = 1;          ///< rows of a full tile of integer products, one vector wide
   bool codesAhead = false;      ///< whether there is room for the codes of 32 columns before any row needs them
   int64_t pairRows = 1;         ///< rows of a full tile of bf16 products, a panel wide
-  int64_t latentVectors = 1;    ///< attention: vectors of the latent summed together
+  int64_t valueVectors = 1;     ///< expanded attention: vectors of values summed up together
 };
 
 /// A set of instructions that code may use.

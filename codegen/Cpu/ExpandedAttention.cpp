@@ -41,7 +41,7 @@ public:
     }
     tokenVectors = tiles.gemmAccumulators >= 16 ? 2 : 1;
     keyTile = powerOfTwoWithin(tiles.gemmAccumulators / tokenVectors);
-    valueVectors = tiles.latentVectors;
+    valueVectors = tiles.valueVectors;
     valueRows = powerOfTwoWithin(tiles.gemmAccumulators / valueVectors);
     rowVectors = tiles.gemmAccumulators / 2;
   }
