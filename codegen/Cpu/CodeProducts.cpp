@@ -113,10 +113,9 @@ Vals CodeProducts::addBlock(llvm::ArrayRef<Ptr> inputs, Ptr codes, Val index, in
     return addBlockByAmx(inputs, codes, index, first, group, std::move(totals));
   constexpr int64_t wordColumns = GroupFormat::wordColumns, block = GroupFormat::blockColumns;
   const bool nibbles = format.bits() == 4;
-  const int64_t width = group.scale.size(), words = block / wordColumns,
-                largest = format.codes == CodeKind::F4E2M1 ? 24
-                          : nibbles                        ? 15
-                                                           : 255;
+  const int64_t width = group.scale.size(), words = block / wordColumns;
+  // Of the bytes that codes are multiplied as.
+  const int64_t largest = !nibbles ? 255 : format.codes == CodeKind::F4E2M1 ? 24 : 15;
   // Codes of each four columns, unsigned. Words that lie together in memory follow each other.
   llvm::SmallVector<int64_t> order;
   llvm::SmallVector<Vals> unsignedCodes(words);

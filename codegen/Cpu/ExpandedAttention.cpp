@@ -146,7 +146,7 @@ private:
     if (spec.output == DType::U8)
       storeRecords(b, from, to, spec.value, QuantizeRowsSpec::group, spec.outputOffset);
     else
-      b.vectors(spec.value, [&](Val i, Val mask) { (to + i).store(b.toBf16((from + i).load(kLanes)), mask); });
+      storeBf16(b, from, to, spec.value);
   }
 
   /// Transposes the queries of a run, and makes lanes that have no token see nothing.

@@ -109,6 +109,10 @@ void storeRecords(KernelBuilder &b, Ptr from, Ptr records, int64_t width, int64_
   });
 }
 
+void storeBf16(KernelBuilder &b, Ptr from, Ptr to, int64_t width) {
+  b.vectors(width, [&](Val i, Val mask) { (to + i).store(b.toBf16((from + i).load(kLanes)), mask); });
+}
+
 void storeLatentCodes(KernelBuilder &b, Ptr from, int64_t width, CacheCodes kind, Ptr codes, Ptr scales) {
   forGroups(b, width, CodedEntry::group, [&](Val index, int64_t columns) {
     Val begin = index * CodedEntry::group;
@@ -160,10 +164,12 @@ void emit(KernelBuilder &b, llvm::StringRef symbol, const CastRowsSpec &spec, co
   b.kernel(symbol, [&] {
     Ptr x = b.arg(0, b.f32), out = b.arg(1, b.storage(spec.to));
     b.tasks([&](Val t) {
+      Ptr from = x + t * spec.xStride, to = out + t * spec.outStride;
+      if (spec.to == DType::BF16)
+        return storeBf16(b, from, to, spec.width);
       b.vectors(spec.width, [&](Val i, Val mask) {
-        Val bits = b.toBf16((x + t * spec.xStride + i).load(kLanes));
-        Val value = spec.to == DType::F32 ? b.bitcast(b.zeroExtend(bits, b.i32) << 16, b.f32) : bits;
-        (out + t * spec.outStride + i).store(value, mask);
+        Val bits = b.toBf16((from + i).load(kLanes));
+        (to + i).store(b.bitcast(b.zeroExtend(bits, b.i32) << 16, b.f32), mask);
       });
     });
   });

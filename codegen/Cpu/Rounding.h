@@ -15,6 +15,9 @@ namespace moec::cpu {
 /// Stores `width` numbers (f32) at `from` as the records of QuantizeRowsSpec (i8) at `records`.
 void storeRecords(KernelBuilder &b, Ptr from, Ptr records, int64_t width, int64_t scaleCols, int64_t offset);
 
+/// Stores `width` numbers (f32) at `from` rounded to bf16 (i16) at `to`.
+void storeBf16(KernelBuilder &b, Ptr from, Ptr to, int64_t width);
+
 /// Stores a latent as codes (i8) at `codes` and their scales (f32), as CodedEntry has them.
 void storeLatentCodes(KernelBuilder &b, Ptr from, int64_t width, CacheCodes kind, Ptr codes, Ptr scales);
 

@@ -101,10 +101,8 @@ bool startsAtRow(Value memory) {
 struct FuseRoundingPass : impl::FuseRoundingPassBase<FuseRoundingPass> {
   void runOnOperation() override {
     kernels.emplace(getOperation());
-    for (auto program : getOperation().getOps<ProgramOp>())
-      if (failed(fuse(program)))
-        return signalPassFailure();
-    kernels->eraseUnused();
+    if (failed(kernels->rewritePrograms([&](ProgramOp program) { return fuse(program); })))
+      signalPassFailure();
   }
 
   LogicalResult fuse(ProgramOp program);

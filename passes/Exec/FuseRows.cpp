@@ -31,10 +31,8 @@ bool hasRows(Value memory) {
 struct FuseRowsPass : impl::FuseRowsPassBase<FuseRowsPass> {
   void runOnOperation() override {
     kernels.emplace(getOperation());
-    for (auto program : getOperation().getOps<ProgramOp>())
-      if (failed(fuse(program)))
-        return signalPassFailure();
-    kernels->eraseUnused();
+    if (failed(kernels->rewritePrograms([&](ProgramOp program) { return fuse(program); })))
+      signalPassFailure();
   }
 
   LogicalResult fuse(ProgramOp program);

@@ -39,10 +39,14 @@ LaunchOp Kernels::launch(OpBuilder &builder, const moec::KernelSpec &spec, Value
                           /*run_from=*/IntegerAttr(), /*run_below=*/IntegerAttr());
 }
 
-void Kernels::eraseUnused() {
+LogicalResult Kernels::rewritePrograms(llvm::function_ref<LogicalResult(ProgramOp)> rewrite) {
+  for (auto program : module.getOps<ProgramOp>())
+    if (failed(rewrite(program)))
+      return failure();
   for (auto kernel : llvm::make_early_inc_range(module.getOps<KernelOp>()))
     if (SymbolTable::symbolKnownUseEmpty(kernel, module))
       kernel.erase();
+  return success();
 }
 
 Value sourceOf(Value arg) {

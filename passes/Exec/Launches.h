@@ -24,8 +24,8 @@ public:
   /// Launches, where `builder` is, a kernel of `spec` instead of `launches`, whose labels and places it has; one kernel
   /// for all such launches of one spec, put before that of the first.
   LaunchOp launch(OpBuilder &builder, const moec::KernelSpec &spec, ValueRange args, ArrayRef<LaunchOp> launches);
-  /// Erases kernels that no launch is left of.
-  void eraseUnused();
+  /// Calls `rewrite` for each program; then erases kernels that no launch is left of, unless one failed.
+  LogicalResult rewritePrograms(llvm::function_ref<LogicalResult(ProgramOp)> rewrite);
 
 private:
   ModuleOp module;
