@@ -58,6 +58,7 @@ void moe::buildLowerPipeline(OpPassManager &pm, const LowerPipelineOptions &opti
   pm.addPass(exec::createFuseRoundingPass());
   // Before memory is shared, which would tie rows of one buffer to rows of another.
   pm.addPass(exec::createFuseRowsPass());
+  pm.addPass(exec::createFuseChainsPass());
   // After all launches exist: lives of buffers are read off their order.
   pm.nest<exec::ProgramOp>().addPass(exec::createPlanMemoryPass());
 }

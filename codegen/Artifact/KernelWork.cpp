@@ -58,7 +58,13 @@ Json work(const ElementwiseSpec &) { return Json::object(); }
 Json work(const FakeQuantizeSpec &) { return Json::object(); }
 Json work(const QuantizeRowsSpec &) { return Json::object(); }
 Json work(const CastRowsSpec &) { return Json::object(); }
-Json work(const RowsSpec &) { return Json::object(); }
+/// One part at most multiplies.
+template <MadeOfParts Spec> Json work(const Spec &s) {
+  Json all = Json::object();
+  for (const KernelSpec &part : s.parts)
+    all.update(workOf(part));
+  return all;
+}
 
 } // namespace
 

@@ -82,10 +82,12 @@ Args arguments(const FakeQuantizeSpec &) { return {in("x"), out("out")}; }
 Args arguments(const QuantizeRowsSpec &) { return {in("x"), out("out", DType::U8)}; }
 Args arguments(const CastRowsSpec &s) { return {in("x"), out("out", s.to)}; }
 
-Args arguments(const RowsSpec &s) {
+template <MadeOfParts Spec> Args arguments(const Spec &s) {
   Args args;
   for (const KernelSpec &part : s.parts)
     llvm::append_range(args, argumentsOf(part));
+  if (std::is_same_v<Spec, RouterSpec>)
+    args.push_back(out("arrivals", DType::I32));
   return args;
 }
 
@@ -109,9 +111,7 @@ SmallVector<AffineExpr> grid(const GemmSpec &s, AffineExpr t, AffineExpr r) {
 SmallVector<AffineExpr> grid(const MlaAttentionSpec &s, AffineExpr t, AffineExpr) {
   return {t * (s.blocks() * MlaAttentionSpec::maxSpans)};
 }
-SmallVector<AffineExpr> grid(const MlaCombineSpec &s, AffineExpr t, AffineExpr) {
-  return {t * (s.blocks() * s.pieces())};
-}
+SmallVector<AffineExpr> grid(const MlaCombineSpec &s, AffineExpr t, AffineExpr) { return {t * s.heads}; }
 SmallVector<AffineExpr> grid(const MlaExpandedSpec &s, AffineExpr t, AffineExpr) {
   return {t.ceilDiv(MlaExpandedSpec::tokenBlock) * s.heads};
 }
@@ -119,8 +119,12 @@ SmallVector<AffineExpr> grid(const DispatchSpec &, AffineExpr t, AffineExpr) {
   return {getAffineConstantExpr(1, t.getContext())};
 }
 
-SmallVector<AffineExpr> grid(const RowsSpec &s, AffineExpr t, AffineExpr r) {
+template <MadeOfParts Spec> SmallVector<AffineExpr> grid(const Spec &s, AffineExpr t, AffineExpr r) {
   return std::visit([&](const auto &part) { return grid(part, t, r); }, s.parts.front());
+}
+SmallVector<AffineExpr> grid(const MlaValuesSpec &s, AffineExpr t, AffineExpr) {
+  auto *combine = std::get_if<MlaCombineSpec>(&s.parts.front());
+  return {t.ceilDiv(GemmSpec::tokenBlock) * (combine ? combine->heads : 1)};
 }
 
 } // namespace

@@ -210,7 +210,7 @@ template <Is<CastRowsSpec> S> void forEachField(S &s, auto field) {
   field("rows", s.rows);
 }
 
-template <Is<RowsSpec> S> void forEachField(S &s, auto field) { field("parts", s.parts); }
+template <MadeOfParts S> void forEachField(S &s, auto field) { field("parts", s.parts); }
 
 //===----------------------------------------------------------------------===//
 // Kinds, in the order of the variant
@@ -219,7 +219,7 @@ template <Is<RowsSpec> S> void forEachField(S &s, auto field) { field("parts", s
 constexpr StringLiteral kinds[] = {"embed",         "gather_rows",  "rms_norm",      "gemm",        "rope_angles",
                                    "rope",          "cache_append", "mla_attention", "mla_combine", "mla_expanded",
                                    "route",         "dispatch",     "combine",       "elementwise", "fake_quantize",
-                                   "quantize_rows", "cast_rows",    "rows"};
+                                   "quantize_rows", "cast_rows",    "rows",          "router",      "mla_values"};
 static_assert(std::size(kinds) == std::variant_size_v<KernelSpec>);
 
 /// The default spec of the alternative `index`.
@@ -316,13 +316,13 @@ struct AttrReader {
       // What is wrong inside a part is told by the message about the whole.
       ScopedDiagnosticHandler silent(attr.getContext(), [](Diagnostic &) { return mlir::success(); });
       FailureOr<KernelSpec> found = fromAttr(kind, spec, [&] { return emitError(UnknownLoc::get(attr.getContext())); });
-      if (failed(found) || !worksOnRows(*found))
+      if (failed(found) || std::visit([]<class Spec>(const Spec &) { return MadeOfParts<Spec>; }, *found))
         break;
       value.push_back(std::move(*found));
     }
     return array && value.size() >= 2 && value.size() == array.size()
                ? ""
-               : "an array of two or more {kind, spec} of kernels that work on rows";
+               : "an array of two or more {kind, spec} of kernels without parts";
   }
   static std::string read(Attribute attr, int64_t &value) {
     auto integer = dyn_cast<IntegerAttr>(attr);
@@ -464,7 +464,7 @@ void describe(const CastRowsSpec &s, Symbol &symbol) {
   symbol.tag(nameOf(s.to)).tag("d", s.width).tagIf(s.rows == Rows::R, "rows");
 }
 
-void describe(const RowsSpec &s, Symbol &symbol) {
+template <MadeOfParts Spec> void describe(const Spec &s, Symbol &symbol) {
   symbol.text.clear();
   for (const KernelSpec &part : s.parts)
     symbol.text += (symbol.text.empty() ? "" : "_and_") + symbolFor(part);
@@ -482,7 +482,7 @@ bool moec::worksOnRows(const KernelSpec &spec) {
   return std::visit(
       []<class Spec>(const Spec &) {
         using namespace llvm;
-        return is_one_of<Spec, RmsNormSpec, RopeAnglesSpec, RopeSpec, CacheAppendSpec, ElementwiseSpec,
+        return is_one_of<Spec, RmsNormSpec, RopeAnglesSpec, RopeSpec, CacheAppendSpec, CombineSpec, ElementwiseSpec,
                          FakeQuantizeSpec, QuantizeRowsSpec, CastRowsSpec>::value;
       },
       spec);

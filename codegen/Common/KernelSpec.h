@@ -224,14 +224,12 @@ struct MlaAttentionSpec {
 };
 
 /// What an mla_attention of the same heads and latent left to do, if anything: out from its parts.
-/// args: parts, positions, slots, out. Grid: T * ceil(heads / headBlock) * pieces().
+/// args: parts, positions, slots, out. Grid: T * heads.
 struct MlaCombineSpec {
   int64_t heads = 0, latent = 0;
   int64_t outStride = 0, outHead = 0;
   int64_t runBelow = 0; ///< 0: all tokens
 
-  static constexpr int64_t pieceVectors = 8; ///< vectors of 16 latent elements of a task
-  int64_t pieces() const { return (latent + 16 * pieceVectors - 1) / (16 * pieceVectors); }
   int64_t blocks() const { return MlaAttentionSpec{heads}.blocks(); }
   int64_t partSize() const { return MlaAttentionSpec{heads, latent}.partSize(); }
 };
@@ -316,22 +314,42 @@ struct FakeQuantizeSpec {
 };
 
 struct RowsSpec;
+struct RouterSpec;
+struct MlaValuesSpec;
 
-using KernelSpec =
-    std::variant<EmbedSpec, GatherRowsSpec, RmsNormSpec, GemmSpec, RopeAnglesSpec, RopeSpec, CacheAppendSpec,
-                 MlaAttentionSpec, MlaCombineSpec, MlaExpandedSpec, RouteSpec, DispatchSpec, CombineSpec,
-                 ElementwiseSpec, FakeQuantizeSpec, QuantizeRowsSpec, CastRowsSpec, RowsSpec>;
+using KernelSpec = std::variant<EmbedSpec, GatherRowsSpec, RmsNormSpec, GemmSpec, RopeAnglesSpec, RopeSpec,
+                                CacheAppendSpec, MlaAttentionSpec, MlaCombineSpec, MlaExpandedSpec, RouteSpec,
+                                DispatchSpec, CombineSpec, ElementwiseSpec, FakeQuantizeSpec, QuantizeRowsSpec,
+                                CastRowsSpec, RowsSpec, RouterSpec, MlaValuesSpec>;
 
-/// Kernels of one grid that `worksOnRows`, in order for each row: one launch instead of several, each of which would
-/// wait for all rows of the one before. args: those of all parts, in order. Grid: that of each part.
+// Kernels made of others, their parts: one launch instead of several, each of which would wait for all tasks of the one
+// before. Arguments are those of all parts, in order. No part is made of parts itself.
+
+/// Kernels of one grid that `worksOnRows`, in order for each row. Grid: that of each part.
 struct RowsSpec {
-  std::vector<KernelSpec> parts; ///< at least two, none of them a RowsSpec
+  std::vector<KernelSpec> parts; ///< at least two
 };
+
+/// A gemm without routing or batch that gives a router's logits, the route that reads them, and each dispatch that
+/// sorts its choices. Who ends the last task of a block of `GemmSpec::tokenBlock` rows routes these rows; who ends the
+/// last block dispatches. args: those of the parts, then `arrivals` i32[1 + ceil(rows / tokenBlock)], by which tasks
+/// count each other: 0 before and after. Grid: that of the gemm.
+struct RouterSpec {
+  std::vector<KernelSpec> parts; ///< gemm, route, dispatch, ...
+};
+
+/// The mla_combine of all heads, then their gemm, whose x are the rows that it writes: a task puts together the rows of
+/// a head that it multiplies. Grid: heads * ceil(T / GemmSpec::tokenBlock), task = block * heads + head.
+struct MlaValuesSpec {
+  std::vector<KernelSpec> parts; ///< mla_combine, gemm
+};
+
+template <class Spec>
+concept MadeOfParts = requires(const Spec &spec) { spec.parts; };
 
 /// Whether each task of a kernel touches one row of the buffers that have as many rows as there are tasks, or a fixed
 /// number of them for each, and no two tasks the same one; what else it writes is nobody's but the cache's entry of
-/// its token. Left out are an embedding, which reads few bytes of a weight, and what those who watch a model run look
-/// for by its kind, to read or to change what it wrote: route and combine.
+/// its token. Left out are an embedding, which reads few bytes of a weight, and a route, which has a RouterSpec.
 bool worksOnRows(const KernelSpec &spec);
 
 /// "embed", "gather_rows", "rms_norm", "gemm", ...

@@ -36,14 +36,19 @@ constexpr int64_t block = MlaAttentionSpec::headBlock;
 constexpr int64_t wordsAtOnce = 96;
 static_assert(block == kLanes, "a lane is a head");
 
-/// What attention over a part of a context comes to, 16 heads side by side: f32 [maximum][16], [sum][16], then
-/// [latent vector][head][16 elements], weighted sums by exp(score - maximum).
+/// What attention over a part of a context comes to, for up to 16 heads side by side: f32 [maximum][16], [sum][16],
+/// then [latent vector][head][16 elements], weighted sums by exp(score - maximum).
 struct Part {
   Ptr memory;
+  Val heads;          ///< that have sums here
+  Val firstHead = {}; ///< of those that are meant; null: the first
 
   Ptr maximum() const { return memory; }
   Ptr sum() const { return memory + block; }
-  Ptr latents(Val vector, int64_t heads) const { return memory + 2 * block + vector * (heads * kLanes); }
+  Ptr latents(Val vector) const {
+    Ptr sums = memory + 2 * block + vector * heads * kLanes;
+    return firstHead.value ? sums + firstHead * kLanes : sums;
+  }
 };
 
 /// How the context of a token is cut.
@@ -61,19 +66,20 @@ struct Spans {
 /// Head `h` of a vector with a lane for each.
 Val ofHead(KernelBuilder &b, Ptr lanes, int64_t h) { return b.splat((lanes + h).load()); }
 
-/// The part of no entries, latent vectors [begin, end).
-void clear(KernelBuilder &b, Part part, Val begin, Val end, int64_t heads) {
+/// The part of no entries: `heads` heads.
+void clear(KernelBuilder &b, Part part, Val vectors, int64_t heads) {
   Val zero = b.constant(b.vec(b.f32), 0.0);
   part.maximum().store(zero.like(-std::numeric_limits<double>::infinity()));
   part.sum().store(zero);
-  b.loop(begin, end, 1, [&](Val vector) {
+  b.loop(b.cI64(0), vectors, 1, [&](Val vector) {
     for (int64_t h = 0; h < heads; ++h)
-      (part.latents(vector, heads) + h * kLanes).store(zero);
+      (part.latents(vector) + h * kLanes).store(zero);
   });
 }
 
-/// Takes `next` into `total`: latent vectors [begin, end). `factors` is scratch of two vectors.
-void add(KernelBuilder &b, Part total, Part next, Ptr factors, Val begin, Val end, int64_t heads) {
+/// Takes `next` into `total`: `heads` heads, of which the first has lane `firstLane`. `factors` is scratch of two
+/// vectors.
+void add(KernelBuilder &b, Part total, Part next, Ptr factors, Val vectors, Val firstLane, int64_t heads) {
   Val first = total.maximum().load(kLanes), second = next.maximum().load(kLanes);
   Val maximum = b.max(second, first);
   Val ofTotal = exp(b, first - maximum), ofNext = exp(b, second - maximum);
@@ -81,47 +87,39 @@ void add(KernelBuilder &b, Part total, Part next, Ptr factors, Val begin, Val en
   (factors + kLanes).store(ofNext);
   total.maximum().store(maximum);
   total.sum().store(b.fma(total.sum().load(kLanes), ofTotal, next.sum().load(kLanes) * ofNext));
-  b.loop(begin, end, 1, [&](Val vector) {
+  Ptr lanes = factors + firstLane;
+  b.loop(b.cI64(0), vectors, 1, [&](Val vector) {
     for (int64_t h = 0; h < heads; ++h) {
-      Ptr at = total.latents(vector, heads) + h * kLanes;
-      Val term = (next.latents(vector, heads) + h * kLanes).load(kLanes) * ofHead(b, factors + kLanes, h);
-      at.store(b.fma(at.load(kLanes), ofHead(b, factors, h), term));
+      Ptr at = total.latents(vector) + h * kLanes;
+      Val term = (next.latents(vector) + h * kLanes).load(kLanes) * ofHead(b, lanes + kLanes, h);
+      at.store(b.fma(at.load(kLanes), ofHead(b, lanes, h), term));
     }
   });
 }
 
-/// Writes latent vectors [begin, end) of the heads whose first has its row at `out`.
-void finish(KernelBuilder &b, Part total, Ptr factors, Ptr out, int64_t outHead, int64_t latent, Val begin, Val end,
+/// Writes the latents of `heads` heads, of which the first has lane `firstLane` and its row at `out`.
+void finish(KernelBuilder &b, Part total, Ptr factors, Ptr out, int64_t outHead, int64_t latent, Val firstLane,
             int64_t heads) {
   Val sum = total.sum().load(kLanes);
   factors.store(sum.like(1.0) / sum);
-  b.loop(begin, end, 1, [&](Val vector) {
-    Val mask = latent % kLanes ? b.firstLanes(latent - vector * kLanes) : Val();
+  Ptr lanes = factors + firstLane;
+  b.vectors(latent, [&](Val element, Val mask) {
     for (int64_t h = 0; h < heads; ++h)
-      (out + h * outHead + vector * kLanes)
-          .store((total.latents(vector, heads) + h * kLanes).load(kLanes) * ofHead(b, factors, h), mask);
+      (out + h * outHead + element)
+          .store((total.latents(element / kLanes) + h * kLanes).load(kLanes) * ofHead(b, lanes, h), mask);
   });
 }
 
 /// Whether tasks make one span each, for a launch after them.
 Val isSplit(KernelBuilder &b, int64_t blocks) { return b.tokens() * blocks <= MlaAttentionSpec::splitRows; }
 
-/// Calls `body` for the heads of block `which`, 16 or those of the last block, unless the token's run is so long that
-/// its rows are not written.
+/// Runs `body` unless the token's run is so long that its rows are not written.
 template <class Spec>
-void forHeads(KernelBuilder &b, const Spec &spec, Ptr slots, Val token, Val which,
-              llvm::function_ref<void(Val firstHead, int64_t heads)> body) {
-  int64_t rest = spec.heads % block;
-  auto heads = [&] {
-    if (spec.heads >= block)
-      b.ifThen((which + 1) * block <= spec.heads, [&] { body(which * block, block); });
-    if (rest)
-      b.ifThen(which == spec.blocks() - 1, [&] { body(which * block, rest); });
-  };
+void unlessInLongRun(KernelBuilder &b, const Spec &spec, Ptr slots, Val token, llvm::function_ref<void()> body) {
   if (spec.runBelow)
-    b.ifThen(runHasAtLeast(b, slots, token, spec.runBelow) ^ b.constant(b.i1, int64_t(1)), heads);
+    b.ifThen(runHasAtLeast(b, slots, token, spec.runBelow) ^ b.constant(b.i1, int64_t(1)), body);
   else
-    heads();
+    body();
 }
 
 class AttentionEmitter {
@@ -153,8 +151,13 @@ public:
       Val token = row / spec.blocks(), which = row % spec.blocks();
       // Where rows are whole tasks the other tasks are empty.
       b.ifThen(split | (task % MlaAttentionSpec::maxSpans == 0), [&] {
-        forHeads(b, spec, slots, token, which,
-                 [&](Val firstHead, int64_t heads) { attend(task, row, token, firstHead, heads); });
+        unlessInLongRun(b, spec, slots, token, [&] {
+          const int64_t rest = spec.heads % block;
+          if (spec.heads >= block)
+            b.ifThen((which + 1) * block <= spec.heads, [&] { attend(task, row, token, which * block, block); });
+          if (rest)
+            b.ifThen(which == spec.blocks() - 1, [&] { attend(task, row, token, which * block, rest); });
+        });
       });
     });
   }
@@ -176,19 +179,19 @@ private:
       for (int64_t h = 0; h < block; ++h)
         rows.push_back(q + token * spec.qStride + (firstHead + std::min(h, heads - 1)) * spec.qHead);
       math.transposeRows(rows, spec.latent + spec.rope, queries);
-      Val none = b.cI64(0), all = b.cI64(latentVectors);
-      Part total{whole};
-      clear(b, total, none, all, heads);
+      Val firstLane = b.cI64(0), vectors = b.cI64(latentVectors);
+      Part total{whole, b.cI64(heads)};
+      clear(b, total, vectors, heads);
       b.loop(begin, end, 1, [&](Val span) {
         Ptr place = parts + (row * MlaAttentionSpec::maxSpans + span) * spec.partSize();
-        Part part{{b.select(split, place.base, own.base), b.f32}};
+        Part part{{b.select(split, place.base, own.base), b.f32}, b.cI64(heads)};
         Val first = span * spans.pagesOfSpan;
         attendSpan(part, first, b.min(first + spans.pagesOfSpan, spans.pages), seen, heads);
-        b.ifThen(isWhole, [&] { add(b, total, part, factors, none, all, heads); });
+        b.ifThen(isWhole, [&] { add(b, total, part, factors, vectors, firstLane, heads); });
       });
       b.ifThen(isWhole, [&] {
         Ptr rows = out + token * spec.outStride + firstHead * spec.outHead;
-        finish(b, total, factors, rows, spec.outHead, spec.latent, none, all, heads);
+        finish(b, total, factors, rows, spec.outHead, spec.latent, firstLane, heads);
       });
     });
   }
@@ -198,7 +201,7 @@ private:
   //===--------------------------------------------------------------------===//
 
   void attendSpan(Part part, Val firstPage, Val endPage, Val seen, int64_t heads) {
-    clear(b, part, b.cI64(0), b.cI64(latentVectors), heads);
+    clear(b, part, b.cI64(latentVectors), heads);
     Vals state = b.loop(firstPage, endPage, 1, {part.maximum().load(kLanes), part.sum().load(kLanes)},
                         [&](Val page, llvm::ArrayRef<Val> carried) -> Vals {
                           Val entries = b.min(seen - page * pageTokens, b.cI64(pageTokens));
@@ -237,7 +240,7 @@ private:
       Ptr ahead = Ptr{upcoming.base, b.i8} + vector * (share * 64);
       b.loop(b.cI64(0), b.cI64(share), 1, [&](Val line) { b.prefetch(ahead + line * 64); });
       for (int64_t from = 0; from < heads; from += tile)
-        addLatents(part.latents(vector, heads), page + vector * kLanes, entries, from, std::min(tile, heads - from));
+        addLatents(part.latents(vector), page + vector * kLanes, entries, from, std::min(tile, heads - from));
     });
   }
 
@@ -291,8 +294,7 @@ private:
 
 class CombineEmitter {
 public:
-  CombineEmitter(KernelBuilder &b, const MlaCombineSpec &spec)
-      : b(b), spec(spec), latentVectors((spec.latent + kLanes - 1) / kLanes) {}
+  CombineEmitter(KernelBuilder &b, const MlaCombineSpec &spec) : b(b), spec(spec) {}
 
   void emit() {
     parts = b.arg(0, b.f32);
@@ -300,35 +302,33 @@ public:
     slots = b.arg(2, b.i32);
     out = b.arg(3, b.f32);
     factors = b.scratch(b.f32, 2 * block);
-    whole = b.scratch(b.f32, spec.partSize());
-    int64_t pieces = spec.pieces(), blocks = spec.blocks();
-    b.ifThen(isSplit(b, blocks), [&] {
+    whole = b.scratch(b.f32, MlaAttentionSpec{1, spec.latent}.partSize());
+    b.ifThen(isSplit(b, spec.blocks()), [&] {
       b.tasks([&](Val task) {
-        Val row = task / pieces, token = row / blocks, which = row % blocks;
-        Val begin = task % pieces * MlaCombineSpec::pieceVectors;
-        Val end = b.min(begin + MlaCombineSpec::pieceVectors, b.cI64(latentVectors));
-        forHeads(b, spec, slots, token, which,
-                 [&](Val firstHead, int64_t heads) { combine(row, token, firstHead, begin, end, heads); });
+        Val token = task / spec.heads, head = task % spec.heads;
+        unlessInLongRun(b, spec, slots, token, [&] { combine(token, head); });
       });
     });
   }
 
 private:
-  void combine(Val row, Val token, Val firstHead, Val begin, Val end, int64_t heads) {
+  void combine(Val token, Val head) {
+    Val which = head / block, lane = head % block, row = token * spec.blocks() + which;
+    Val heads = b.min(b.cI64(spec.heads) - which * block, b.cI64(block));
+    Val vectors = b.cI64((spec.latent + kLanes - 1) / kLanes);
     Spans spans(b, b.convert((positions + token).load(), b.i64) + 1);
-    Part total{whole};
-    clear(b, total, begin, end, heads);
+    Part total{whole, b.cI64(1)};
+    clear(b, total, vectors, /*heads=*/1);
     b.loop(b.cI64(0), spans.count, 1, [&](Val span) {
-      Part next{parts + (row * MlaAttentionSpec::maxSpans + span) * spec.partSize()};
-      add(b, total, next, factors, begin, end, heads);
+      Part next{parts + (row * MlaAttentionSpec::maxSpans + span) * spec.partSize(), heads, lane};
+      add(b, total, next, factors, vectors, lane, /*heads=*/1);
     });
-    Ptr rows = out + token * spec.outStride + firstHead * spec.outHead;
-    finish(b, total, factors, rows, spec.outHead, spec.latent, begin, end, heads);
+    finish(b, total, factors, out + token * spec.outStride + head * spec.outHead, spec.outHead, spec.latent, lane,
+           /*heads=*/1);
   }
 
   KernelBuilder &b;
   const MlaCombineSpec &spec;
-  int64_t latentVectors;
   Ptr parts, positions, slots, out;
   Ptr factors, whole;
 };

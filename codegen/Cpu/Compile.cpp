@@ -271,9 +271,32 @@ struct Checker {
       require(worksOnRows(part), kindOf(part) + " does not work on rows");
       require(complaint || gridOf(part, &context) == gridOf(spec.parts.front(), &context),
               "parts of a kernel over rows have different grids");
+    }
+    parts(spec);
+  }
+  void operator()(const RouterSpec &spec) {
+    auto *scores = spec.parts.empty() ? nullptr : std::get_if<GemmSpec>(&spec.parts.front());
+    auto *route = spec.parts.size() < 2 ? nullptr : std::get_if<RouteSpec>(&spec.parts[1]);
+    require(scores && route, "a router has a gemm, then a route");
+    for (const KernelSpec &part : llvm::drop_begin(spec.parts, std::min<size_t>(spec.parts.size(), 2)))
+      require(std::holds_alternative<DispatchSpec>(part), "a router's third part, and each after it, is a dispatch");
+    require(complaint || (scores->routing == Routing::None && scores->batch == 1 && scores->rows == route->rows),
+            "the scores of a router are a row of one gemm for each row that is routed");
+    parts(spec);
+  }
+  void operator()(const MlaValuesSpec &spec) {
+    auto *combine = spec.parts.size() == 2 ? std::get_if<MlaCombineSpec>(&spec.parts.front()) : nullptr;
+    auto *values = combine ? std::get_if<GemmSpec>(&spec.parts.back()) : nullptr;
+    require(values, "values of attention are an mla_combine, then a gemm");
+    require(complaint || (values->routing == Routing::None && values->rows == Rows::T &&
+                          values->batch == combine->heads && values->k == combine->latent),
+            "the values of attention are a gemm of all heads' latents");
+    parts(spec);
+  }
+  template <MadeOfParts Spec> void parts(const Spec &spec) {
+    for (const KernelSpec &part : spec.parts)
       if (!complaint)
         std::visit(*this, part);
-    }
   }
   void operator()(const ElementwiseSpec &spec) {
     positive("width", spec.width);

@@ -4,7 +4,6 @@
 /// \file
 /// Kernels whose work is a pass over rows: lookups, norms, sums, rotations and cache writes.
 
-#include "codegen/Common/KernelSignature.h"
 #include "codegen/Cpu/Emitters.h"
 #include "codegen/Cpu/Math.h"
 #include "codegen/Cpu/Members.h"
@@ -217,24 +216,6 @@ void emit(KernelBuilder &b, llvm::StringRef symbol, const CacheAppendSpec &spec,
       int64_t used = spec.latent + spec.rope;
       b.vectors(spec.width - used,
                 [&](Val i, Val mask) { (entry + used + i).store(b.constant(b.vec(cache.element), int64_t(0)), mask); });
-    });
-  });
-}
-
-void emit(KernelBuilder &b, llvm::StringRef symbol, const RowsSpec &spec, const Tiles &tiles) {
-  llvm::SmallVector<std::string> symbols;
-  for (const KernelSpec &part : spec.parts) {
-    symbols.push_back((symbol + "_part" + llvm::Twine(symbols.size())).str());
-    std::visit([&](const auto &s) { emit(b, symbols.back(), s, tiles); }, part);
-    b.hide(symbols.back());
-  }
-  b.kernel(symbol, [&] {
-    b.tasks([&](Val task) {
-      int64_t firstArg = 0;
-      for (auto [part, name] : llvm::zip_equal(spec.parts, symbols)) {
-        b.callTask(name, firstArg, task);
-        firstArg += std::ssize(argumentsOf(part));
-      }
     });
   });
 }

@@ -32,6 +32,8 @@ void emit(KernelBuilder &b, llvm::StringRef symbol, const FakeQuantizeSpec &spec
 void emit(KernelBuilder &b, llvm::StringRef symbol, const QuantizeRowsSpec &spec, const Tiles &tiles);
 void emit(KernelBuilder &b, llvm::StringRef symbol, const CastRowsSpec &spec, const Tiles &tiles);
 void emit(KernelBuilder &b, llvm::StringRef symbol, const RowsSpec &spec, const Tiles &tiles);
+void emit(KernelBuilder &b, llvm::StringRef symbol, const RouterSpec &spec, const Tiles &tiles);
+void emit(KernelBuilder &b, llvm::StringRef symbol, const MlaValuesSpec &spec, const Tiles &tiles);
 
 } // namespace moec::cpu
 

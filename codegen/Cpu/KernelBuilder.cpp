@@ -150,10 +150,10 @@ void KernelBuilder::hide(StringRef symbol) {
   function.setLinkage(LLVM::Linkage::Internal);
 }
 
-void KernelBuilder::callTask(StringRef symbol, int64_t firstArg, Val task) {
+void KernelBuilder::call(StringRef symbol, int64_t firstArg, Val begin, Val end) {
   Val args = (Ptr{wrap(entry->getArgument(0)), ptr} + firstArg).base;
   LLVM::CallOp::create(*this, module.lookupSymbol<LLVM::LLVMFuncOp>(symbol),
-                       ValueRange{args, entry->getArgument(1), task, task + 1});
+                       ValueRange{args, entry->getArgument(1), begin, end});
 }
 
 void KernelBuilder::tasks(llvm::function_ref<void(Val)> body) {
@@ -163,6 +163,10 @@ void KernelBuilder::tasks(llvm::function_ref<void(Val)> body) {
 Ptr KernelBuilder::arg(int64_t index, Type element) {
   Ptr args{wrap(entry->getArgument(0)), ptr};
   return {(args + index).load(), element};
+}
+
+Val KernelBuilder::atomicAdd(Ptr at, Val value) {
+  return wrap(LLVM::AtomicRMWOp::create(*this, LLVM::AtomicBinOp::add, at.base, value, LLVM::AtomicOrdering::acq_rel));
 }
 
 Val KernelBuilder::stepField(int64_t index) { return (Ptr{wrap(entry->getArgument(1)), i64} + index).load(); }

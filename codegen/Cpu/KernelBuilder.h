@@ -135,12 +135,15 @@ public:
   void kernel(llvm::StringRef symbol, llvm::function_ref<void()> body);
   /// Makes a kernel of the module one that others of it alone call.
   void hide(llvm::StringRef symbol);
-  /// Runs one task of another kernel of the module, whose arguments are those of this one from `firstArg` on.
-  void callTask(llvm::StringRef symbol, int64_t firstArg, Val task);
+  /// Runs tasks [begin, end) of another kernel of the module, whose arguments are those of this one from `firstArg` on.
+  void call(llvm::StringRef symbol, int64_t firstArg, Val begin, Val end);
   /// Runs `body` for each task in [begin, end) of the call.
   void tasks(llvm::function_ref<void(Val task)> body);
   /// Argument `index` of the launch.
   Ptr arg(int64_t index, mlir::Type element);
+  /// Adds to the integer at `at`, which other threads add to too; returns what was there. Who sees another's sum sees
+  /// all that it wrote before.
+  Val atomicAdd(Ptr at, Val value);
   Val tokens() { return stepField(0); }
   Val rows() { return stepField(1); }
   Val pagesPerSlot() { return stepField(2); }

@@ -133,7 +133,8 @@ def Exec_BufferOp : Exec_BodyOp<"buffer", [MemoryEffects<[MemAlloc]>]> {
   let description = [{
     A leading dimension `?` counts `rows_per_token * T` rows, or `rows_per_token * R` if `per_row`.
     `offset` is a byte offset into the arena, given by the memory planner; at least 128 bytes
-    behind a buffer may be read, never with a meaning.
+    behind a buffer may be read, never with a meaning. A `kept` buffer is zero before the first
+    step, and in each step what the one before left there.
 
     - (C1) The type is dense, of f32, bf16, i32 or i8; only the leading dimension may be `?`.
     - (C2) `rows_per_token` above 1 and `per_row` need a leading `?`.
@@ -144,7 +145,8 @@ def Exec_BufferOp : Exec_BodyOp<"buffer", [MemoryEffects<[MemAlloc]>]> {
     ```
   }];
   let arguments = (ins DefaultValuedAttr<ConfinedAttr<I64Attr, [IntPositive]>, "1">:$rows_per_token,
-                       UnitAttr:$per_row, OptionalAttr<ConfinedAttr<I64Attr, [IntNonNegative]>>:$offset);
+                       UnitAttr:$per_row, UnitAttr:$kept,
+                       OptionalAttr<ConfinedAttr<I64Attr, [IntNonNegative]>>:$offset);
   let results = (outs AnyMemRef:$result);
   let assemblyFormat = "attr-dict `:` type($result)";
   let extraClassDeclaration = [{

@@ -31,6 +31,10 @@ bool hasRows(Value memory) {
 struct FuseRowsPass : impl::FuseRowsPassBase<FuseRowsPass> {
   void runOnOperation() override {
     kernels.emplace(getOperation());
+    FailureOr<bool> mayBeWatched = kernels->mayBeWatched();
+    if (failed(mayBeWatched))
+      return signalPassFailure();
+    watched = *mayBeWatched;
     if (failed(kernels->rewritePrograms([&](ProgramOp program) { return fuse(program); })))
       signalPassFailure();
   }
@@ -42,6 +46,7 @@ struct FuseRowsPass : impl::FuseRowsPassBase<FuseRowsPass> {
 
   DenseMap<Attribute, Value> caches; ///< by name, the first mention in the program
   std::optional<Kernels> kernels;
+  bool watched = false; ///< whether a combine has to be found by its kind
 };
 
 /// What an argument is a part of, the same value for the same memory.
@@ -64,7 +69,8 @@ FailureOr<Unit> FuseRowsPass::unitOf(LaunchOp launch) {
   FailureOr<moec::KernelSpec> spec = kernels->specOf(launch);
   if (failed(spec))
     return failure();
-  if (moec::worksOnRows(*spec) && !launch.getRunFrom() && !launch.getRunBelow())
+  bool leftAlone = watched && std::holds_alternative<moec::CombineSpec>(*spec);
+  if (moec::worksOnRows(*spec) && !leftAlone && !launch.getRunFrom() && !launch.getRunBelow())
     unit.specs.push_back(std::move(*spec));
   return unit;
 }

@@ -10,9 +10,23 @@
 
 namespace mlir::exec {
 
-FailureOr<moec::KernelSpec> Kernels::specOf(LaunchOp launch) {
-  auto kernel = module.lookupSymbol<KernelOp>(launch.getKernel());
+static FailureOr<moec::KernelSpec> specOf(KernelOp kernel) {
   return moec::fromAttr(kernel.getKind(), kernel.getSpec(), [&] { return kernel.emitOpError() << "is not valid: "; });
+}
+
+FailureOr<moec::KernelSpec> Kernels::specOf(LaunchOp launch) {
+  return exec::specOf(module.lookupSymbol<KernelOp>(launch.getKernel()));
+}
+
+FailureOr<bool> Kernels::mayBeWatched() {
+  for (auto kernel : module.getOps<KernelOp>()) {
+    FailureOr<moec::KernelSpec> spec = exec::specOf(kernel);
+    if (failed(spec))
+      return failure();
+    if (auto *gemm = std::get_if<moec::GemmSpec>(&*spec); gemm && gemm->input != moec::DType::F32)
+      return false;
+  }
+  return true;
 }
 
 LaunchOp Kernels::launch(OpBuilder &builder, const moec::KernelSpec &spec, ValueRange args,

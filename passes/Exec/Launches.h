@@ -21,6 +21,9 @@ public:
 
   /// Fails with a diagnostic if the launch's kernel has no valid spec.
   FailureOr<moec::KernelSpec> specOf(LaunchOp launch);
+  /// Whether all activations are left as they are, so that calibration may watch the program run: it looks for a
+  /// `route` and a `combine` by their kind, to read and to change what they wrote.
+  FailureOr<bool> mayBeWatched();
   /// Launches, where `builder` is, a kernel of `spec` instead of `launches`, whose labels and places it has; one kernel
   /// for all such launches of one spec, put before that of the first.
   LaunchOp launch(OpBuilder &builder, const moec::KernelSpec &spec, ValueRange args, ArrayRef<LaunchOp> launches);

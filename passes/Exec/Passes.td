@@ -39,13 +39,39 @@ def FuseRowsPass : Pass<"exec-fuse-rows", "::mlir::ModuleOp"> {
     All threads wait for each other after each launch. A kernel of which each task works on one row
     (`moec::worksOnRows`) need not wait for the rows of others: it joins the nearest launch before it that works on rows,
     has the same grid, and that it may move up to, past launches it shares no written memory with. With those it joins
-    it may share only buffers that have a row for each task. Launches with `run_from` or `run_below` are left alone.
+    it may share only buffers that have a row for each task. Launches with `run_from` or `run_below` are left alone, and
+    so is a `combine` where no activations are rounded: calibration, which takes such programs, changes what it wrote.
 
     Kernels become parts of one of kind `rows`; those that no launch is left of are erased. Each row is computed as
     it was, so results do not change. Run it before `exec-plan-memory`: a buffer that a part has read may not be
     written by a later one for another row.
   }];
   let statistics = [Statistic<"numJoined", "num-joined", "Launches that joined others">];
+}
+
+def FuseChainsPass : Pass<"exec-fuse-chains", "::mlir::ModuleOp"> {
+  let summary = "Launch kernels together that need some tasks of the one before, not all";
+  let description = [{
+    ```
+    exec.launch @gemm_router(%x, %w, %logits) ..
+    exec.launch @route(%logits, %weights, %chosen) ..
+    exec.launch @dispatch(%chosen, %offsets, %active, %order) ..
+    ->
+    exec.launch @router(%x, %w, %logits, %logits, %weights, %chosen, %chosen, %offsets, %active, %order, %arrivals) ..
+    ```
+
+    Two chains of launches that follow one another without others between them become one launch each:
+
+    - a router: the gemm of its scores, the `route` that reads them, and every `dispatch` of its choice. Rows are routed
+      by who ends the last of their scores, all are sorted by who ends the last rows (kind `router`). Left alone where
+      no activations are rounded, as in `exec-fuse-rows`.
+    - `mla_combine` and the gemm of the values: a head's rows are put together by the task that multiplies them (kind
+      `mla_values`).
+
+    Each kernel computes what it did, so results do not change. Run it before `exec-plan-memory`, and after
+    `exec-fuse-rows`, which may move what lies between the launches of a chain.
+  }];
+  let statistics = [Statistic<"numJoined", "num-joined", "Launches that joined the one before">];
 }
 
 def PlanMemoryPass : Pass<"exec-plan-memory", "::mlir::exec::ProgramOp"> {
@@ -56,8 +82,8 @@ def PlanMemoryPass : Pass<"exec-plan-memory", "::mlir::exec::ProgramOp"> {
     and another that it writes never do. The largest buffers are placed first, each into the
     smallest gap that holds it. Sizes are those at `T = R = max_tokens`; offsets are multiples
     of 64 bytes, and at least 128 bytes that belong to no buffer alive at the same time lie
-    behind each buffer, since kernels may load, not use, what is there. A buffer that no launch
-    has is erased, with its views.
+    behind each buffer, since kernels may load, not use, what is there. A `kept` buffer shares with none. A buffer that
+    no launch has is erased, with its views.
 
     Sets `offset` of each `exec.buffer` and `arena_bytes` of the program; what an earlier run
     set is replaced.

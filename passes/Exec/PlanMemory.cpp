@@ -87,6 +87,11 @@ struct PlanMemoryPass : impl::PlanMemoryPassBase<PlanMemoryPass> {
           lives.try_emplace(buffer, Block{buffer, time, time}).first->second.last = time;
       ++time;
     }
+    for (auto &[op, block] : lives)
+      if (block.buffer.getKept()) {
+        block.first = 0;
+        block.last = time;
+      }
     // Backwards, so that a view goes before what it views.
     for (Operation &op : llvm::make_early_inc_range(llvm::reverse(program.getBody().front())))
       if (isa<ViewOp, BufferOp>(op) && op.use_empty())

@@ -40,32 +40,35 @@ class Program:
         for launch in self.manifest["program"]["launches"]:
             if launch.get("run_from", 1) <= tokens_of_a_run < launch.get("run_below", 1 << 60):
                 kernel = self.manifest["kernels"][launch["kernel"]]
-                yield kernel["kind"], kernel["spec"], launch["args"]
+                # Kernels made of others are counted by their parts.
+                yield kernel["spec"].get("parts", [kernel]), launch["args"]
 
     def decode_weight_bytes(self, of_rows_alone=False):
         total = 0
-        for kind, spec, args in self.launches(1):
+        for parts, args in self.launches(1):
+            spec = parts[0]["spec"]
             if of_rows_alone and spec.get("rows") != "R":
                 continue
             for arg in args:
                 if "weight" not in arg:
                     continue
                 size = self.bytes[arg["weight"]]
-                if kind == "embed":
+                if parts[0]["kind"] == "embed":
                     size = spec["width"] * {"f32": 4}.get(spec["table"], 2)
-                elif kind == "gemm" and spec["routing"] != "none":
+                elif spec.get("routing", "none") != "none":
                     size = size * spec["topk"] // spec["batch"]
                 total += size
         return total
 
     def decode_flops(self, context):
         total = 0
-        for kind, spec, _ in self.launches(1):
-            if kind == "gemm":
+        for part in (part for parts, _ in self.launches(1) for part in parts):
+            spec = part["spec"]
+            if part["kind"] == "gemm":
                 matrices = 2 if spec["epilogue"] == "swiglu" else 1
                 times = spec["batch"] if spec["routing"] == "none" else spec["topk"]
                 total += 2 * spec["n"] * spec["k"] * matrices * times
-            elif kind == "mla_attention":
+            elif part["kind"] == "mla_attention":
                 total += spec["heads"] * context * (2 * (spec["latent"] + spec["rope"]) + 2 * spec["latent"])
         return total
 

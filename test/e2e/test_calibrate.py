@@ -363,11 +363,14 @@ def test_reads_what_is_not_utf8_as_perplexity_does(compiled, moec, moe_run, tmp_
 
 
 @pytest.mark.sanitize
-def test_refuses_rounded_activations(compiled, moec, tmp_path):
-    message = moec.refuses(
-        "calibrate", compiled(MODEL, "--experts", "int4:a32"), "--file", MODEL / "val.txt", "-o", tmp_path / "c"
-    )
-    assert "rounds its input to codes; calibrate the model compiled in a format that leaves activations" in message
+@pytest.mark.parametrize(
+    "weights, why",
+    [("--experts", "has a router in one launch, as where inputs are rounded"), ("--dense", "rounds its input to codes")],
+)
+def test_refuses_rounded_activations(weights, why, compiled, moec, tmp_path):
+    artifact = compiled(MODEL, weights, "int4:a32")
+    message = moec.refuses("calibrate", artifact, "--file", MODEL / "val.txt", "-o", tmp_path / "c")
+    assert why + "; calibrate the model compiled in a format that leaves activations as they are" in message
 
 
 @pytest.mark.parametrize("format", ["f32", "int8"])

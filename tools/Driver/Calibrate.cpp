@@ -97,6 +97,8 @@ private:
   std::map<std::tuple<size_t, uint64_t, size_t, int64_t, int64_t, int>, std::string> known;
 };
 
+constexpr const char *whatToCalibrate = "calibrate the model compiled in a format that leaves activations as they are";
+
 /// The kernel of a launch: its kind, and fields of its spec.
 struct ProgramReader::Spec {
   std::string kind;
@@ -183,8 +185,7 @@ Status ProgramReader::readGemm(size_t launch, const Spec &spec) {
   }
   MOEC_TRY(const ArgInfo *argument, bufferArg(launch, 0));
   if (artifact.buffers()[argument->index].dtype == DType::U8)
-    return Error{what(launch) + " rounds its input to codes; calibrate the model compiled in a format that leaves "
-                                "activations as they are"};
+    return Error{what(launch) + " rounds its input to codes; " + whatToCalibrate};
   MOEC_TRY(int64_t stride, spec.fields.integer("x_stride", width, int64_t(1) << 40));
   MOEC_TRY(input.x, matrix(launch, 0, DType::F32, perToken, width, stride));
   const std::vector<std::string> &names = artifact.weights()[args[1].index].sources;
@@ -244,6 +245,8 @@ Status ProgramReader::run() {
       const LaunchInfo &launch = artifact.launches()[i];
       MOEC_TRY(Spec spec, specOf(i));
       MOEC_CHECK(checkNorms(i, spec));
+      if (spec.kind == "router" && second)
+        return Error{what(i) + " has a router in one launch, as where inputs are rounded; " + whatToCalibrate};
       if (spec.kind == "route" && !second) {
         MOEC_TRY(const ArgInfo *logits, bufferArg(i, 0));
         if (auto writer = writers.find(logits->index); writer != writers.end())

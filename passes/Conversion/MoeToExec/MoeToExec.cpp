@@ -158,7 +158,7 @@ private:
 Value StepLowering::buffer(Location loc, ArrayRef<int64_t> shape, Type element, int64_t rowsPerToken, Rows rows) {
   auto create = [&](ArrayRef<int64_t> allocated) {
     return BufferOp::create(builder, loc, MemRefType::get(allocated, element), rowsPerToken,
-                            /*per_row=*/rows == Rows::R, /*offset=*/IntegerAttr());
+                            /*per_row=*/rows == Rows::R, /*kept=*/false, /*offset=*/IntegerAttr());
   };
   // Where rows begin a power of two of bytes apart, those of a tile push each other out of the few places that a cache
   // has for such addresses: one line is left free between them.

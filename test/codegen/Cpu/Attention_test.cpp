@@ -181,6 +181,56 @@ private:
   Kernels kernels;
 };
 
+/// Its launch against those of its parts, where attention was cut and where it was not.
+TEST(MlaValues, IsItsParts) {
+  std::vector<MlaAttentionSpec> specs = {attention(3, 20, 6), attention(16, 72, 8), attention(21, 100, 11)};
+  specs.back().runBelow = 3;
+  for (const MlaAttentionSpec &spec : specs) {
+    const MlaCombineSpec combine{spec.heads, spec.latent, spec.outStride, spec.outHead, spec.runBelow};
+    GemmSpec gemm;
+    gemm.weight = DType::BF16;
+    gemm.n = 40;
+    gemm.k = spec.latent;
+    gemm.batch = spec.heads;
+    gemm.xStride = spec.outStride;
+    gemm.xBatch = spec.outHead;
+    gemm.yBatch = gemm.n + 1;
+    gemm.yStride = gemm.batch * gemm.yBatch;
+    Kernels kernels({spec, combine, gemm, MlaValuesSpec{{combine, gemm}}});
+    Random random(7);
+    Array<uint16_t> w(spec.heads * gemm.panels() * gemm.k * kPanelWidth);
+    std::generate(w.begin(), w.end(), [&] { return floatToBf16(random.normal()); });
+    for (int64_t tokens : {1, 4, 70}) {
+      Cache cache({900, 500}, spec, random);
+      Array<int32_t> slots(tokens, 0), positions(tokens, 0);
+      for (int64_t t = 0; t < tokens; ++t) {
+        slots[t] = t % 5 == 4; // runs of four and of one
+        positions[t] = slots[t] ? 499 - t : 899 - 3 * t;
+      }
+      moe_step step{tokens, 0, cache.pagesPerSlot};
+      Array<float> q(random.normals(tokens * spec.qStride));
+      std::vector<std::string> results;
+      for (bool together : {false, true}) {
+        Array<float> parts(MlaAttentionSpec::splitRows * MlaAttentionSpec::maxSpans * spec.partSize(), kNaN);
+        Array<float> latents(tokens * spec.outStride, 0.5F), y(tokens * gemm.yStride, kUntouched);
+        auto run = [&](size_t index, const std::vector<Buffer *> &args) {
+          kernels.run(index, args, step, kernels.gridOf(index, step));
+        };
+        run(0, {&q, &positions, &slots, &cache.table, cache.pages(), &parts, &latents});
+        if (together) {
+          run(3, {&parts, &positions, &slots, &latents, &latents, &w, &y});
+        } else {
+          run(1, {&parts, &positions, &slots, &latents});
+          run(2, {&latents, &w, &y});
+        }
+        results.push_back(latents.contents() + y.contents());
+        EXPECT_NE(y[0], kUntouched);
+      }
+      EXPECT_TRUE(results[0] == results[1]) << spec.heads << " heads, " << tokens << " tokens";
+    }
+  }
+}
+
 TEST(MlaAttention, AgreesWithTheDefinition) {
   std::vector<MlaAttentionSpec> specs;
   for (auto [heads, latent, rope] :

@@ -84,8 +84,9 @@ class Kernels {
 public:
   explicit Kernels(const std::vector<KernelSpec> &specs);
 
-  /// Runs spec `index` over `tasks` tasks at every level: at once, and in shuffled pieces. Checks that the bytes
-  /// of all buffers are the same each time, and their borders. The buffers are left with the results.
+  /// Runs spec `index` over `tasks` tasks at every level: at once, in shuffled pieces, and in pieces by two threads.
+  /// Checks that the bytes of all buffers are the same each time, and their borders. The buffers are left with the
+  /// results.
   void run(size_t index, const std::vector<Buffer *> &args, moe_step step, int64_t tasks);
   /// The number of tasks that the lowering would launch.
   int64_t gridOf(size_t index, moe_step step) const;

@@ -201,6 +201,58 @@ TEST(Dispatch, SortsStably) {
     }
 }
 
+/// Its launch against those of its parts: several blocks of rows, one that is not full, and one row.
+TEST(Router, IsItsParts) {
+  constexpr int64_t experts = 70, topk = 3, shared = 1, width = topk + shared, columns = 48;
+  for (Rows rows : {Rows::T, Rows::R}) {
+    GemmSpec scores;
+    scores.weight = DType::F32;
+    scores.n = experts;
+    scores.k = scores.xStride = columns;
+    scores.yStride = experts;
+    scores.rows = rows;
+    RouteSpec route;
+    route.experts = route.logitsStride = experts;
+    route.topk = topk;
+    route.shared = shared;
+    route.bias = true;
+    route.rows = rows;
+    const DispatchSpec all{experts + shared, width, {}, rows}, some{2, width, {3, experts}, rows};
+    Kernels kernels({scores, route, all, some, RouterSpec{{scores, route, all, some}}});
+    Random random(5);
+    Array<float> w(random.normals(scores.panels() * columns * kPanelWidth)), bias(random.normals(experts));
+    for (int64_t count : {1, 64, 200}) {
+      moe_step step = stepOf(rows, count);
+      Array<float> x(random.normals(count * columns));
+      std::vector<std::string> results;
+      for (bool together : {false, true}) {
+        Array<float> logits(count * experts, kUntouched), weights(count * width, kUntouched);
+        Array<int32_t> chosen(count * width, -1), order(count * width, -1), orderOfSome(count * width, -1);
+        Array<int32_t> offsets(experts + shared + 1, -1), active(experts + shared + 1, -1), offsetsOfSome(3, -1),
+            activeOfSome(3, -1), arrivals(1 + 4, 0);
+        auto run = [&](size_t index, const std::vector<Buffer *> &args) {
+          kernels.run(index, args, step, kernels.gridOf(index, step));
+        };
+        if (together) {
+          run(4, {&x, &w, &logits, &logits, &bias, &weights, &chosen, &chosen, &offsets, &active, &order, &chosen,
+                  &offsetsOfSome, &activeOfSome, &orderOfSome, &arrivals});
+          for (int32_t arrived : arrivals)
+            EXPECT_EQ(arrived, 0);
+        } else {
+          run(0, {&x, &w, &logits});
+          run(1, {&logits, &bias, &weights, &chosen});
+          run(2, {&chosen, &offsets, &active, &order});
+          run(3, {&chosen, &offsetsOfSome, &activeOfSome, &orderOfSome});
+        }
+        EXPECT_EQ(offsets[experts + shared], count * width);
+        results.push_back(logits.contents() + weights.contents() + chosen.contents() + offsets.contents() +
+                          active.contents() + order.contents() + offsetsOfSome.contents() + activeOfSome.contents());
+      }
+      EXPECT_TRUE(results[0] == results[1]) << count << " rows";
+    }
+  }
+}
+
 TEST(Combine, WeighsAndAdds) {
   std::vector<KernelSpec> specs;
   using Members = std::vector<int64_t>;

@@ -9,6 +9,9 @@
 // RUN: not emit-kernel %t/member.mlir 2>&1 | FileCheck %s --check-prefix=MEMBER
 // RUN: not emit-kernel %t/cache.mlir 2>&1 | FileCheck %s --check-prefix=CACHE
 // RUN: not emit-kernel %t/codes.mlir 2>&1 | FileCheck %s --check-prefix=CODES
+// RUN: not emit-kernel %t/rows.mlir 2>&1 | FileCheck %s --check-prefix=ROWS
+// RUN: not emit-kernel %t/router.mlir 2>&1 | FileCheck %s --check-prefix=ROUTER
+// RUN: not emit-kernel %t/values.mlir 2>&1 | FileCheck %s --check-prefix=VALUES
 // RUN: not emit-kernel %t/width.mlir --level=x86-64-v9 2>&1 | FileCheck %s --check-prefix=LEVEL
 
 //--- groups.mlir
@@ -50,3 +53,20 @@ exec.kernel @d "dispatch" {experts = 3, topk = 2, members = array<i64: 0, 4>, ro
 // MEMBER: emit-kernel: c: members must be numbers from 0 to 8191
 exec.kernel @c "combine" {topk = 2, width = 16, y_stride = 16, residual_stride = 0, out_stride = 16, residual = false,
     members = array<i64: 0, 9000>, rows = "T"}
+//--- rows.mlir
+// ROWS: emit-kernel: r: dispatch does not work on rows
+exec.kernel @r "rows" {parts = [
+  {kind = "dispatch", spec = {experts = 3, topk = 2, members = array<i64>, rows = "T"}},
+  {kind = "dispatch", spec = {experts = 3, topk = 2, members = array<i64>, rows = "T"}}]}
+//--- router.mlir
+// ROUTER: emit-kernel: r: a router has a gemm, then a route
+exec.kernel @r "router" {parts = [
+  {kind = "dispatch", spec = {experts = 3, topk = 2, members = array<i64>, rows = "T"}},
+  {kind = "dispatch", spec = {experts = 3, topk = 2, members = array<i64>, rows = "T"}}]}
+//--- values.mlir
+// VALUES: emit-kernel: v: the values of attention are a gemm of all heads' latents
+exec.kernel @v "mla_values" {parts = [
+  {kind = "mla_combine", spec = {heads = 2, latent = 16, out_stride = 32, out_head = 16, run_below = 0}},
+  {kind = "gemm", spec = {weight = "bf16", n = 64, k = 16, batch = 3, scale_cols = 0, group = 0, codes = "int4",
+    group_scale = "f16", input = "f32", output = "f32", output_offset = 0, x_stride = 48, x_batch = 16, y_stride = 192,
+    y_batch = 64, residual_stride = 0, epilogue = "none", routing = "none", topk = 0, rows = "T"}}]}

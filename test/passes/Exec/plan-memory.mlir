@@ -88,3 +88,20 @@ exec.program @unused(%t: memref<?xi32>, %p: memref<?xi32>, %s: memref<?xi32>, %r
   %a = exec.buffer : memref<?x64xf32>
   %v = exec.view %a : memref<?x64xf32> to memref<?x4x16xf32>
 }
+
+// A kept buffer shares with none, whenever it is used: not with %a, whose life ends before.
+// CHECK-LABEL: exec.program @kept
+// CHECK-SAME: attributes {arena_bytes = 8640 : i64}
+exec.program @kept(%t: memref<?xi32>, %p: memref<?xi32>, %s: memref<?xi32>, %r: memref<?xi32>, %pt: memref<?x?xi32>,
+                   %l: memref<?x8xf32>) max_tokens 16 {
+  // CHECK: exec.buffer {offset = 0 : i64}
+  %a = exec.buffer : memref<?x64xf32>
+  // CHECK: exec.buffer {offset = 4224 : i64}
+  %b = exec.buffer : memref<?x64xf32>
+  // CHECK: exec.buffer {kept, offset = 8448 : i64}
+  %c = exec.buffer {kept} : memref<2xi32>
+  exec.launch @k(%t, %a) grid affine_map<(T, R) -> (T)> writes [1] : memref<?xi32>, memref<?x64xf32>
+  exec.launch @k(%a, %b) grid affine_map<(T, R) -> (T)> writes [1] : memref<?x64xf32>, memref<?x64xf32>
+  exec.launch @k(%b, %l, %c) grid affine_map<(T, R) -> (T)> writes [1, 2]
+    : memref<?x64xf32>, memref<?x8xf32>, memref<2xi32>
+}
