@@ -490,9 +490,9 @@ Result<ArgInfo> Artifact::readArg(const Json &json, const std::string &what) con
     arg.kind = found->second;
   } else if (object.has("output")) {
     MOEC_TRY(std::string name, object.string("output"));
-    if (name != "logits")
-      return Error{at(object, "output") + " is '" + name + "', expected logits"};
-    arg.kind = Kind::Logits;
+    if (name != "logits" && name != "argmax")
+      return Error{at(object, "output") + " is '" + name + "', expected logits or argmax"};
+    arg.kind = name == "logits" ? Kind::Logits : Kind::Argmax;
   } else if (object.has("weight")) {
     MOEC_TRY(std::string name, object.string("weight"));
     auto found = weightIndex.find(name);
@@ -553,6 +553,7 @@ Status Artifact::readLaunch(const JsonObject &json) {
   MOEC_TRY(const Json *args, json.array("args"));
   for (size_t i = 0; i < args->size(); ++i) {
     MOEC_TRY(ArgInfo arg, readArg((*args)[i], json.what() + ": args[" + std::to_string(i) + "]"));
+    argmaxGiven = argmaxGiven || arg.kind == Kind::Argmax;
     launch.args.push_back(arg);
   }
   MOEC_TRY(const Json *writes, json.array("writes"));
@@ -563,7 +564,7 @@ Status Artifact::readLaunch(const JsonObject &json) {
                    std::to_string(launch.args.size()) + " arguments"};
     size_t index = position.get<size_t>();
     Kind kind = launch.args[index].kind;
-    if (kind != Kind::Logits && kind != Kind::Cache && kind != Kind::Buffer)
+    if (kind != Kind::Logits && kind != Kind::Argmax && kind != Kind::Cache && kind != Kind::Buffer)
       return Error{at(json, "writes") + " has " + position.dump() + ", but argument " + position.dump() +
                    " is read-only"};
     if (!launch.writes.empty() && launch.writes.back() >= index)

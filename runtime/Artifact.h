@@ -110,7 +110,7 @@ struct BufferInfo {
 
 /// One argument of a launch; `index` is into what `kind` says.
 struct ArgInfo {
-  enum class Kind { Tokens, Positions, Slots, Rows, PageTable, Logits, Weight, Cache, Buffer };
+  enum class Kind { Tokens, Positions, Slots, Rows, PageTable, Logits, Argmax, Weight, Cache, Buffer };
   Kind kind = Kind::Tokens;
   size_t index = 0;    ///< of a weight, cache or buffer
   uint64_t offset = 0; ///< bytes; inside the thing it points into
@@ -182,6 +182,8 @@ public:
   const std::vector<CacheInfo> &caches() const { return cacheInfos; }
   const std::vector<BufferInfo> &buffers() const { return bufferInfos; }
   const std::vector<LaunchInfo> &launches() const { return launchInfos; }
+  /// Whether the program gives the token with the greatest logit of each row, and can be run without storing logits.
+  bool hasArgmax() const { return argmaxGiven; }
   /// T and R of one run of the program are at most this.
   int64_t maxTokens() const { return stepTokens; }
   uint64_t arenaBytes() const { return arena; }
@@ -216,6 +218,7 @@ private:
   std::vector<CacheInfo> cacheInfos;
   std::vector<BufferInfo> bufferInfos;
   std::vector<LaunchInfo> launchInfos;
+  bool argmaxGiven = false;
   int64_t stepTokens = 0;
   uint64_t arena = 0;
 };

@@ -48,7 +48,7 @@ class CpuDevice final : public Device {
 public:
   CpuDevice(const Artifact &artifact)
       : artifact(artifact), tokens(artifact.maxTokens()), positions(artifact.maxTokens()), slots(artifact.maxTokens()),
-        rows(artifact.maxTokens()) {}
+        rows(artifact.maxTokens()), argmax(artifact.hasArgmax() ? artifact.maxTokens() : 0) {}
   ~CpuDevice() override {
     pool.reset(); // before the code that it runs
     if (library)
@@ -87,6 +87,7 @@ private:
   LazyMemory arena;
   std::vector<LazyMemory> caches;
   InputBuffer tokens, positions, slots, rows;
+  std::vector<int32_t> argmax; ///< of the step's rows
   std::vector<BoundLaunch> launches;
   std::vector<Patch> logitsPatches, pageTablePatches;
   LaunchObserver observer;
@@ -173,6 +174,9 @@ void CpuDevice::bind() {
       case Kind::Logits:
         logitsPatches.push_back({launches.size(), args.size()});
         break;
+      case Kind::Argmax:
+        base = reinterpret_cast<std::byte *>(argmax.data());
+        break;
       case Kind::Weight:
         base = artifact.weights()[arg.index].data;
         break;
@@ -219,6 +223,8 @@ void CpuDevice::clearPage(int32_t page) {
 Status CpuDevice::run(const DeviceStep &step) {
   assert(static_cast<int64_t>(step.tokens.size()) <= artifact.maxTokens() && !step.tokens.empty());
   assert(static_cast<int64_t>(step.rows.size()) <= artifact.maxTokens());
+  assert(step.rows.empty() || step.logits || artifact.hasArgmax());
+  assert(!step.argmax || artifact.hasArgmax());
   tokens.fill(step.tokens);
   positions.fill(step.positions);
   slots.fill(step.slots);
@@ -259,6 +265,8 @@ Status CpuDevice::run(const DeviceStep &step) {
     if (observer)
       observer({i, shape.tokens, shape.rows, launch.args.front(), start, Clock::now()});
   }
+  if (step.argmax)
+    std::copy_n(argmax.begin(), step.rows.size(), step.argmax);
   return success();
 }
 

@@ -29,7 +29,8 @@ struct DeviceStep {
   /// [slots, pagesPerSlot]; every page that the step touches is in it. kReadableSlack readable bytes follow.
   std::span<const int32_t> pageTable;
   int64_t pagesPerSlot = 0;
-  float *logits = nullptr; ///< out: [R, V]; may be null if R is 0
+  float *logits = nullptr;   ///< out: [R, V]; may be null if R is 0 or the artifact has an argmax
+  int32_t *argmax = nullptr; ///< out: [R], may be null; else the artifact has an argmax
 };
 
 /// A launch that has just finished.
@@ -66,7 +67,7 @@ public:
   virtual Status reservePages(int64_t pages) = 0;
   /// Makes one page zero again, in every cache, and gives its memory back.
   virtual void clearPage(int32_t page) = 0;
-  /// Runs all launches in order. When it returns, `logits` is filled and the
+  /// Runs all launches in order. When it returns, `logits` and `argmax` are filled and the
   /// step's entries are in the caches. The same bits for the same step and
   /// caches, always.
   virtual Status run(const DeviceStep &step) = 0;

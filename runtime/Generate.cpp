@@ -62,11 +62,14 @@ Result<Generation> Generation::begin(Model &model, const Tokenizer &tokenizer, s
   return generation;
 }
 
-/// Reads tokens at `position` and leaves the logits of the last in `logits`.
+/// Reads tokens at `position` and leaves the logits of the last in `logits`, or what is likeliest to follow in
+/// `likeliest`.
 Status Generation::read(std::span<const int32_t> tokens, int64_t position) {
   std::vector<int32_t> positions(tokens.size()), slots(tokens.size(), options.slot);
   std::iota(positions.begin(), positions.end(), static_cast<int32_t>(position));
   const int32_t last = static_cast<int32_t>(tokens.size()) - 1;
+  if (options.sampling.isGreedy())
+    return model->stepArgmax(tokens, positions, slots, std::span(&last, 1), std::span(&likeliest, 1));
   return model->step(tokens, positions, slots, std::span(&last, 1), logits);
 }
 
@@ -109,7 +112,7 @@ Result<std::optional<std::string>> Generation::next() {
     return rest();
   if (first)
     figures.promptSeconds = since(start);
-  MOEC_TRY(int32_t token, sampler.sample(logits));
+  MOEC_TRY(int32_t token, options.sampling.isGreedy() ? Sampler::take(likeliest) : sampler.sample(logits));
   if (!first)
     figures.generationSeconds += since(start);
   if (std::find(eos.begin(), eos.end(), token) != eos.end()) {

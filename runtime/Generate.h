@@ -93,7 +93,8 @@ public:
 
 private:
   Generation(Model &model, const Tokenizer &tokenizer, const GenerationOptions &options)
-      : model(&model), options(options), sampler(options.sampling), decoder(tokenizer), logits(model.vocab()) {}
+      : model(&model), options(options), sampler(options.sampling), decoder(tokenizer),
+        logits(options.sampling.isGreedy() ? 0 : model.vocab()) {}
   Status read(std::span<const int32_t> tokens, int64_t position);
   Status readPrompt();
 
@@ -103,7 +104,8 @@ private:
   StreamDecoder decoder;
   std::vector<int32_t> prompt, generated;
   std::vector<int64_t> eos;
-  std::vector<float> logits;
+  std::vector<float> logits; ///< of the last token read, where one is drawn by them
+  int32_t likeliest = -1;    ///< after the last token read, where that one is taken
   std::optional<StopReason> reason;
   GenerationStats figures;
 };

@@ -3,9 +3,12 @@
 
 #include "runtime/Model.h"
 
+#include "runtime/Sampler.h"
+
 #include <algorithm>
 #include <cstdlib>
 #include <map>
+#include <type_traits>
 #include <vector>
 
 namespace moec {
@@ -67,8 +70,34 @@ void Model::setTaskObserver(TaskObserver observer) {
   device->setTaskObserver(std::move(observer));
 }
 
+static Error wrongRoom(size_t room, size_t rows, int64_t width) {
+  return Error{"there is room for " + std::to_string(room) + (width == 1 ? " tokens" : " logits") + ", but " +
+               std::to_string(rows) + " rows of " + std::to_string(width) + " are asked for"};
+}
+
 Status Model::step(std::span<const int32_t> tokens, std::span<const int32_t> positions, std::span<const int32_t> slots,
                    std::span<const int32_t> rows, std::span<float> logits) {
+  return run(tokens, positions, slots, rows, logits, vocab());
+}
+
+Status Model::stepArgmax(std::span<const int32_t> tokens, std::span<const int32_t> positions,
+                         std::span<const int32_t> slots, std::span<const int32_t> rows, std::span<int32_t> argmax) {
+  if (files.hasArgmax())
+    return run(tokens, positions, slots, rows, argmax, /*width=*/1);
+  // An artifact of an earlier moec.
+  if (argmax.size() != rows.size())
+    return wrongRoom(argmax.size(), rows.size(), /*width=*/1);
+  std::vector<float> logits(rows.size() * vocab());
+  MOEC_CHECK(step(tokens, positions, slots, rows, logits));
+  for (size_t i = 0; i < rows.size(); ++i)
+    argmax[i] = moec::argmax(std::span(logits).subspan(i * vocab(), vocab()));
+  return success();
+}
+
+/// A step that gives `width` results for each of `rows`: logits, or their argmax.
+template <typename Result>
+Status Model::run(std::span<const int32_t> tokens, std::span<const int32_t> positions, std::span<const int32_t> slots,
+                  std::span<const int32_t> rows, std::span<Result> results, int64_t width) {
   const size_t count = tokens.size();
   if (count == 0)
     return Error{"a step needs at least one token"};
@@ -78,9 +107,8 @@ Status Model::step(std::span<const int32_t> tokens, std::span<const int32_t> pos
   for (int32_t row : rows)
     if (row < 0 || static_cast<size_t>(row) >= count)
       return Error{"row is " + std::to_string(row) + ", but the step has " + std::to_string(count) + " tokens"};
-  if (logits.size() != rows.size() * vocab())
-    return Error{"there is room for " + std::to_string(logits.size()) + " logits, but " + std::to_string(rows.size()) +
-                 " rows of " + std::to_string(vocab()) + " are asked for"};
+  if (results.size() != rows.size() * width)
+    return wrongRoom(results.size(), rows.size(), width);
   struct Run {
     int64_t begin, count;
   };
@@ -109,7 +137,7 @@ Status Model::step(std::span<const int32_t> tokens, std::span<const int32_t> pos
   for (size_t first = 0; first < count; first += maxTokens()) {
     size_t part = std::min<size_t>(maxTokens(), count - first);
     Status status = runPart(tokens.subspan(first, part), positions.subspan(first, part), slots.subspan(first, part),
-                            first, rows, logits);
+                            first, rows, results, width);
     if (!status.ok()) {
       for (auto &[slot, run] : runs)
         cache->truncate(slot, run.begin);
@@ -119,14 +147,15 @@ Status Model::step(std::span<const int32_t> tokens, std::span<const int32_t> pos
   return success();
 }
 
-/// Runs the tokens `[first, first + T)` of a step; `rows` and `logits` are the whole step's.
+/// Runs the tokens `[first, first + T)` of a step; `rows` and `results` are the whole step's.
+template <typename Result>
 Status Model::runPart(std::span<const int32_t> tokens, std::span<const int32_t> positions,
                       std::span<const int32_t> slots, int64_t first, std::span<const int32_t> rows,
-                      std::span<float> logits) {
-  const int64_t count = tokens.size(), width = vocab();
+                      std::span<Result> results, int64_t width) {
+  const int64_t count = tokens.size();
   std::vector<int32_t> own; ///< rows that lie in this part, relative to it
-  std::vector<size_t> to;   ///< their places in `logits`
-  bool plain = true;        ///< whether `logits` takes them as they come
+  std::vector<size_t> to;   ///< their places in `results`
+  bool plain = true;        ///< whether `results` takes them as they come
   for (size_t i = 0; i < rows.size(); ++i) {
     if (rows[i] < first || rows[i] >= first + count)
       continue;
@@ -134,22 +163,26 @@ Status Model::runPart(std::span<const int32_t> tokens, std::span<const int32_t> 
     own.push_back(rows[i] - first);
     to.push_back(i);
   }
-  DeviceStep step{tokens, positions, slots, own, cache->table(), cache->pagesPerSlot(), nullptr};
-  if (plain) { // strictly ascending, so at most `count` of them
-    step.logits = own.empty() ? nullptr : logits.data() + to.front() * width;
+  DeviceStep step{tokens, positions, slots, own, cache->table(), cache->pagesPerSlot()};
+  const auto runInto = [&](Result *at) {
+    if constexpr (std::is_same_v<Result, float>)
+      step.logits = at;
+    else
+      step.argmax = at;
     return device->run(step);
-  }
+  };
+  if (plain) // strictly ascending, so at most `count` of them
+    return runInto(own.empty() ? nullptr : results.data() + to.front() * width);
   // Each asked row once, then copied to where it is wanted.
   std::vector<int32_t> once = own;
   std::sort(once.begin(), once.end());
   once.erase(std::unique(once.begin(), once.end()), once.end());
-  std::vector<float> values(once.size() * width);
+  std::vector<Result> values(once.size() * width);
   step.rows = once;
-  step.logits = values.data();
-  MOEC_CHECK(device->run(step));
+  MOEC_CHECK(runInto(values.data()));
   for (size_t i = 0; i < own.size(); ++i) {
     int64_t from = std::lower_bound(once.begin(), once.end(), own[i]) - once.begin();
-    std::copy_n(values.data() + from * width, width, logits.data() + to[i] * width);
+    std::copy_n(values.data() + from * width, width, results.data() + to[i] * width);
   }
   return success();
 }

@@ -59,6 +59,10 @@ public:
   /// Bad arguments give a sentence and change nothing.
   Status step(std::span<const int32_t> tokens, std::span<const int32_t> positions, std::span<const int32_t> slots,
               std::span<const int32_t> rows, std::span<float> logits);
+  /// The same for who wants the likeliest token of each row alone: no logits are stored.
+  /// \param argmax  out: [R], what `argmax` of runtime/Sampler.h gives for the row's logits
+  Status stepArgmax(std::span<const int32_t> tokens, std::span<const int32_t> positions, std::span<const int32_t> slots,
+                    std::span<const int32_t> rows, std::span<int32_t> argmax);
 
   /// For tools that look at, or change, what is computed on the way: see
   /// `LaunchView`. A step that is cut into several runs tells of each.
@@ -75,8 +79,12 @@ public:
 private:
   explicit Model(Artifact artifact) : files(std::move(artifact)) {}
   Status checkSlot(int64_t slot) const;
+  template <typename Result>
+  Status run(std::span<const int32_t> tokens, std::span<const int32_t> positions, std::span<const int32_t> slots,
+             std::span<const int32_t> rows, std::span<Result> results, int64_t width);
+  template <typename Result>
   Status runPart(std::span<const int32_t> tokens, std::span<const int32_t> positions, std::span<const int32_t> slots,
-                 int64_t first, std::span<const int32_t> rows, std::span<float> logits);
+                 int64_t first, std::span<const int32_t> rows, std::span<Result> results, int64_t width);
 
   Artifact files;
   std::unique_ptr<Device> device;

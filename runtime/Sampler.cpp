@@ -75,11 +75,15 @@ static double exponential(double x) {
   return std::ldexp(sum, static_cast<int>(k));
 }
 
-Result<int32_t> Sampler::sample(std::span<const float> logits) {
-  const int32_t best = argmax(logits);
-  if (best < 0)
+Result<int32_t> Sampler::take(int32_t argmax) {
+  if (argmax < 0)
     return Error{"no logit of the model is a number above -infinity"};
-  if (options.temperature == 0 || options.topK == 1 || std::isinf(logits[best]))
+  return argmax;
+}
+
+Result<int32_t> Sampler::sample(std::span<const float> logits) {
+  MOEC_TRY(const int32_t best, take(argmax(logits)));
+  if (options.isGreedy() || std::isinf(logits[best]))
     return best;
 
   ranked.clear();

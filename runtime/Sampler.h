@@ -39,6 +39,8 @@ struct SamplingOptions {
 
   /// Whether the values are in range.
   Status check() const;
+  /// Whether the token with the greatest logit is taken always.
+  bool isGreedy() const { return temperature == 0 || topK == 1; }
 };
 
 /// Draws tokens. In this order: divide logits by the temperature, keep the
@@ -55,6 +57,8 @@ public:
 
   /// The next token. Fails if no logit is a number above -infinity.
   Result<int32_t> sample(std::span<const float> logits);
+  /// The same where the logits' `argmax` is known and is taken.
+  static Result<int32_t> take(int32_t argmax);
 
 private:
   SamplingOptions options;

@@ -54,6 +54,7 @@ Json work(const CacheAppendSpec &) { return Json::object(); }
 Json work(const RouteSpec &) { return Json::object(); }
 Json work(const DispatchSpec &) { return Json::object(); }
 Json work(const CombineSpec &) { return Json::object(); }
+Json work(const ArgmaxSpec &) { return Json::object(); }
 Json work(const ElementwiseSpec &) { return Json::object(); }
 Json work(const FakeQuantizeSpec &) { return Json::object(); }
 Json work(const QuantizeRowsSpec &) { return Json::object(); }

@@ -169,7 +169,7 @@ FailureOr<Json> ProgramWriter::argument(exec::LaunchOp launch, Value value) {
   Json json;
   if (auto argument = dyn_cast<BlockArgument>(value)) {
     unsigned index = argument.getArgNumber();
-    json[index == exec::ProgramOp::Logits ? "output" : "input"] = exec::ProgramOp::getArgumentName(index).str();
+    json[exec::ProgramOp::isOutput(index) ? "output" : "input"] = exec::ProgramOp::getArgumentName(index).str();
     if (offset != 0)
       return launch.emitOpError("passes a view that begins inside '")
              << exec::ProgramOp::getArgumentName(index) << "'; it must begin at its start";

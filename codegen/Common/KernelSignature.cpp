@@ -29,6 +29,8 @@ Args arguments(const GemmSpec &s) {
   if (s.epilogue == Epilogue::Add)
     args.push_back(in("residual"));
   args.push_back(out("y", s.output));
+  if (s.epilogue == Epilogue::Argmax)
+    args.push_back(out("candidates"));
   if (s.routing != Routing::None)
     args.append({index("offsets"), index("active"), index("order")});
   return args;
@@ -77,6 +79,7 @@ Args arguments(const CombineSpec &s) {
   args.push_back(out("out"));
   return args;
 }
+Args arguments(const ArgmaxSpec &) { return {in("candidates"), out("out", DType::I32)}; }
 Args arguments(const ElementwiseSpec &) { return {in("a"), in("b"), out("out")}; }
 Args arguments(const FakeQuantizeSpec &) { return {in("x"), out("out")}; }
 Args arguments(const QuantizeRowsSpec &) { return {in("x"), out("out", DType::U8)}; }
@@ -86,7 +89,7 @@ template <MadeOfParts Spec> Args arguments(const Spec &s) {
   Args args;
   for (const KernelSpec &part : s.parts)
     llvm::append_range(args, argumentsOf(part));
-  if (std::is_same_v<Spec, RouterSpec>)
+  if (std::is_same_v<Spec, GemmChainSpec>)
     args.push_back(out("arrivals", DType::I32));
   return args;
 }

@@ -210,16 +210,21 @@ template <Is<CastRowsSpec> S> void forEachField(S &s, auto field) {
   field("rows", s.rows);
 }
 
+template <Is<ArgmaxSpec> S> void forEachField(S &s, auto field) {
+  field("count", s.count);
+  field("rows", s.rows);
+}
+
 template <MadeOfParts S> void forEachField(S &s, auto field) { field("parts", s.parts); }
 
 //===----------------------------------------------------------------------===//
 // Kinds, in the order of the variant
 //===----------------------------------------------------------------------===//
 
-constexpr StringLiteral kinds[] = {"embed",         "gather_rows",  "rms_norm",      "gemm",        "rope_angles",
-                                   "rope",          "cache_append", "mla_attention", "mla_combine", "mla_expanded",
-                                   "route",         "dispatch",     "combine",       "elementwise", "fake_quantize",
-                                   "quantize_rows", "cast_rows",    "rows",          "router",      "mla_values"};
+constexpr StringLiteral kinds[] = {
+    "embed",         "gather_rows",   "rms_norm",      "gemm",      "rope_angles", "rope",       "cache_append",
+    "mla_attention", "mla_combine",   "mla_expanded",  "route",     "dispatch",    "combine",    "argmax",
+    "elementwise",   "fake_quantize", "quantize_rows", "cast_rows", "rows",        "gemm_chain", "mla_values"};
 static_assert(std::size(kinds) == std::variant_size_v<KernelSpec>);
 
 /// The default spec of the alternative `index`.
@@ -262,7 +267,7 @@ ArrayRef<NamedValue<Rows>> names(const Rows *) {
 }
 ArrayRef<NamedValue<Epilogue>> names(const Epilogue *) {
   static constexpr NamedValue<Epilogue> table[] = {
-      {"none", Epilogue::None}, {"add", Epilogue::Add}, {"swiglu", Epilogue::Swiglu}};
+      {"none", Epilogue::None}, {"add", Epilogue::Add}, {"swiglu", Epilogue::Swiglu}, {"argmax", Epilogue::Argmax}};
   return table;
 }
 ArrayRef<NamedValue<Routing>> names(const Routing *) {
@@ -451,6 +456,7 @@ void describe(const CombineSpec &s, Symbol &symbol) {
       .tagIf(!s.members.empty(), "members")
       .tagIf(s.rows == Rows::R, "rows");
 }
+void describe(const ArgmaxSpec &s, Symbol &symbol) { symbol.tag("c", s.count).tagIf(s.rows == Rows::R, "rows"); }
 void describe(const ElementwiseSpec &s, Symbol &symbol) { symbol.tag("d", s.width).tagIf(s.rows == Rows::R, "rows"); }
 void describe(const FakeQuantizeSpec &s, Symbol &symbol) {
   symbol.tag(nameOf(s.codes)).tag("d", s.width).tagIf(s.rows == Rows::R, "rows");

@@ -74,6 +74,7 @@ enum class Epilogue {
   None,
   Add,    ///< y = residual + x * w^T
   Swiglu, ///< panels hold 16 gate rows then 16 up rows: y = silu(gate) * up
+  Argmax, ///< y = x * w^T, not stored if y is null, and each panel's candidate for an `argmax`
 };
 
 /// Rows rounded to int8, as `moe.fake_quantize` rounds them, in the form that GEMM kernels read as `input` U8: for each
@@ -104,7 +105,8 @@ struct CastRowsSpec {
 /// (with `scaleCols` or `group`, per block of columns: sum of the block's products, times its scale).
 /// Of codes on both sides, products are summed up as integers over each 32 columns, and times both scales in f32; of
 /// bf16 on both sides, two columns are taken at a time as `vdpbf16ps` takes them, the second one first.
-/// args: x, w, [scales], [residual], y, [offsets i32[E+1], active i32[E+1], order i32[rows * topk]].
+/// args: x, w, [scales], [residual], y, [candidates, of an argmax], [offsets i32[E+1], active i32[E+1],
+/// order i32[rows * topk]].
 /// Grid: Routing::None: batch * parts * ceil(rows / tokenBlock), task = (block * batch + b) * parts + p;
 ///       else: min(batch, rows * topk) * parts, task = a * parts + p for the a-th active expert;
 ///       a part is `panelsPerTask` panels.
@@ -296,6 +298,15 @@ struct CombineSpec {
   Rows rows = Rows::T;
 };
 
+/// out[r] = the column of the greatest of `count` candidates, the lowest of equal ones; -1 if there is none above
+/// -infinity. A candidate is the greatest of 32 neighbouring columns, numbers alone, and its column: candidates
+/// f32[rows, 2 * count] hold the values of a row, then the bits of the columns as i32.
+/// args: candidates, out i32[rows]. Grid: rows.
+struct ArgmaxSpec {
+  int64_t count = 0;
+  Rows rows = Rows::R;
+};
+
 /// out = a + b, or silu(a) * b. args: a, b, out. Grid: rows.
 struct ElementwiseSpec {
   bool swiglu = false; ///< else add
@@ -314,13 +325,13 @@ struct FakeQuantizeSpec {
 };
 
 struct RowsSpec;
-struct RouterSpec;
+struct GemmChainSpec;
 struct MlaValuesSpec;
 
 using KernelSpec = std::variant<EmbedSpec, GatherRowsSpec, RmsNormSpec, GemmSpec, RopeAnglesSpec, RopeSpec,
                                 CacheAppendSpec, MlaAttentionSpec, MlaCombineSpec, MlaExpandedSpec, RouteSpec,
-                                DispatchSpec, CombineSpec, ElementwiseSpec, FakeQuantizeSpec, QuantizeRowsSpec,
-                                CastRowsSpec, RowsSpec, RouterSpec, MlaValuesSpec>;
+                                DispatchSpec, CombineSpec, ArgmaxSpec, ElementwiseSpec, FakeQuantizeSpec,
+                                QuantizeRowsSpec, CastRowsSpec, RowsSpec, GemmChainSpec, MlaValuesSpec>;
 
 // Kernels made of others, their parts: one launch instead of several, each of which would wait for all tasks of the one
 // before. Arguments are those of all parts, in order. No part is made of parts itself.
@@ -330,12 +341,13 @@ struct RowsSpec {
   std::vector<KernelSpec> parts; ///< at least two
 };
 
-/// A gemm without routing or batch that gives a router's logits, the route that reads them, and each dispatch that
-/// sorts its choices. Who ends the last task of a block of `GemmSpec::tokenBlock` rows routes these rows; who ends the
-/// last block dispatches. args: those of the parts, then `arrivals` i32[1 + ceil(rows / tokenBlock)], by which tasks
-/// count each other: 0 before and after. Grid: that of the gemm.
-struct RouterSpec {
-  std::vector<KernelSpec> parts; ///< gemm, route, dispatch, ...
+/// A gemm without routing or batch, then what reads its rows: the route of a router's logits, and each dispatch that
+/// sorts its choices; or the argmax of a head's candidates. Who ends the last task of a block of `GemmSpec::tokenBlock`
+/// rows runs the second part over these rows; who ends the last block runs each dispatch. args: those of the parts,
+/// then `arrivals` i32[1 + ceil(rows / tokenBlock)], by which tasks count each other: 0 before and after. Grid: that of
+/// the gemm.
+struct GemmChainSpec {
+  std::vector<KernelSpec> parts; ///< gemm, route, dispatch, ...; or gemm, argmax
 };
 
 /// The mla_combine of all heads, then their gemm, whose x are the rows that it writes: a task puts together the rows of
@@ -349,7 +361,7 @@ concept MadeOfParts = requires(const Spec &spec) { spec.parts; };
 
 /// Whether each task of a kernel touches one row of the buffers that have as many rows as there are tasks, or a fixed
 /// number of them for each, and no two tasks the same one; what else it writes is nobody's but the cache's entry of
-/// its token. Left out are an embedding, which reads few bytes of a weight, and a route, which has a RouterSpec.
+/// its token. Left out are an embedding, which reads few bytes of a weight, and a route, which has a GemmChainSpec.
 bool worksOnRows(const KernelSpec &spec);
 
 /// "embed", "gather_rows", "rms_norm", "gemm", ...

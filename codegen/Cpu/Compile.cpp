@@ -159,6 +159,9 @@ struct Checker {
             "codes of x are for weights in codes of whole groups of 32 columns");
     if (spec.epilogue == Epilogue::Add)
       stride("residualStride", spec.residualStride, spec.n);
+    require(spec.epilogue != Epilogue::Argmax ||
+                (spec.routing == Routing::None && spec.batch == 1 && spec.output == DType::F32),
+            "candidates for an argmax are of one matrix whose results are f32");
     if (spec.routing != Routing::None)
       positive("topk", spec.topk);
   }
@@ -237,6 +240,7 @@ struct Checker {
     stride("outStride", spec.outStride, spec.width);
     members(spec.members);
   }
+  void operator()(const ArgmaxSpec &spec) { positive("count", spec.count); }
   void operator()(const FakeQuantizeSpec &spec) {
     positive("width", spec.width);
     positive("group", spec.group);
@@ -274,14 +278,18 @@ struct Checker {
     }
     parts(spec);
   }
-  void operator()(const RouterSpec &spec) {
-    auto *scores = spec.parts.empty() ? nullptr : std::get_if<GemmSpec>(&spec.parts.front());
-    auto *route = spec.parts.size() < 2 ? nullptr : std::get_if<RouteSpec>(&spec.parts[1]);
-    require(scores && route, "a router has a gemm, then a route");
+  void operator()(const GemmChainSpec &spec) {
+    auto *gemm = spec.parts.size() < 2 ? nullptr : std::get_if<GemmSpec>(&spec.parts[0]);
+    auto *route = gemm ? std::get_if<RouteSpec>(&spec.parts[1]) : nullptr;
+    auto *argmax = gemm ? std::get_if<ArgmaxSpec>(&spec.parts[1]) : nullptr;
+    require(route || argmax, "a chain begins with a gemm and a route, or a gemm and an argmax");
     for (const KernelSpec &part : llvm::drop_begin(spec.parts, std::min<size_t>(spec.parts.size(), 2)))
-      require(std::holds_alternative<DispatchSpec>(part), "a router's third part, and each after it, is a dispatch");
-    require(complaint || (scores->routing == Routing::None && scores->batch == 1 && scores->rows == route->rows),
-            "the scores of a router are a row of one gemm for each row that is routed");
+      require(route && std::holds_alternative<DispatchSpec>(part), "only dispatches follow, and only after a route");
+    require(complaint || (gemm->routing == Routing::None && gemm->batch == 1 &&
+                          gemm->rows == (route ? route->rows : argmax->rows)),
+            "a chain has a row of one matrix for each row that is read");
+    require(complaint || !argmax || (gemm->epilogue == Epilogue::Argmax && gemm->panels() == argmax->count),
+            "an argmax in a chain reads a candidate of each panel");
     parts(spec);
   }
   void operator()(const MlaValuesSpec &spec) {

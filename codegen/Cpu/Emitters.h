@@ -27,12 +27,13 @@ void emit(KernelBuilder &b, llvm::StringRef symbol, const MlaExpandedSpec &spec,
 void emit(KernelBuilder &b, llvm::StringRef symbol, const RouteSpec &spec, const Tiles &tiles);
 void emit(KernelBuilder &b, llvm::StringRef symbol, const DispatchSpec &spec, const Tiles &tiles);
 void emit(KernelBuilder &b, llvm::StringRef symbol, const CombineSpec &spec, const Tiles &tiles);
+void emit(KernelBuilder &b, llvm::StringRef symbol, const ArgmaxSpec &spec, const Tiles &tiles);
 void emit(KernelBuilder &b, llvm::StringRef symbol, const ElementwiseSpec &spec, const Tiles &tiles);
 void emit(KernelBuilder &b, llvm::StringRef symbol, const FakeQuantizeSpec &spec, const Tiles &tiles);
 void emit(KernelBuilder &b, llvm::StringRef symbol, const QuantizeRowsSpec &spec, const Tiles &tiles);
 void emit(KernelBuilder &b, llvm::StringRef symbol, const CastRowsSpec &spec, const Tiles &tiles);
 void emit(KernelBuilder &b, llvm::StringRef symbol, const RowsSpec &spec, const Tiles &tiles);
-void emit(KernelBuilder &b, llvm::StringRef symbol, const RouterSpec &spec, const Tiles &tiles);
+void emit(KernelBuilder &b, llvm::StringRef symbol, const GemmChainSpec &spec, const Tiles &tiles);
 void emit(KernelBuilder &b, llvm::StringRef symbol, const MlaValuesSpec &spec, const Tiles &tiles);
 
 } // namespace moec::cpu

@@ -14,6 +14,10 @@
 #include "codegen/Cpu/PairProducts.h"
 #include "codegen/Cpu/Rounding.h"
 
+#include <array>
+#include <limits>
+#include <numeric>
+
 namespace moec::cpu {
 
 namespace {
@@ -35,6 +39,10 @@ public:
     if (spec.epilogue == Epilogue::Add)
       residual = b.arg(next++, b.f32);
     y = b.arg(next++, b.storage(spec.output));
+    if (spec.epilogue == Epilogue::Argmax) {
+      hasY = b.isNotNull(y);
+      candidates = b.arg(next++, b.f32);
+    }
     if (routed) {
       offsets = b.arg(next++, b.i32);
       active = b.arg(next++, b.i32);
@@ -332,6 +340,8 @@ private:
     Val outRow = outputRow(row + m), column = panel.index * columns, inRow = headOf(panel) + column;
     if (spec.epilogue == Epilogue::Swiglu)
       sums = {silu(b, sums[0]) * sums[1]};
+    if (spec.epilogue == Epilogue::Argmax)
+      storeCandidate(outRow, panel, sums);
     for (auto [v, value] : llvm::enumerate(sums)) {
       int64_t lane = v * kLanes;
       if (spec.epilogue == Epilogue::Add)
@@ -343,8 +353,33 @@ private:
       Val mask;
       if (spec.n % columns)
         mask = b.firstLanes(spec.n - lane - column);
-      (y + outRow * spec.yStride + inRow + lane).store(spec.output == DType::BF16 ? b.toBf16(value) : value, mask);
+      auto store = [&] {
+        (y + outRow * spec.yStride + inRow + lane).store(spec.output == DType::BF16 ? b.toBf16(value) : value, mask);
+      };
+      hasY.value ? b.ifThen(hasY, store) : store();
     }
+  }
+
+  /// The greatest number of a panel's results, and the first column that has it.
+  void storeCandidate(Val row, const Panel &panel, const Vals &results) {
+    Val none = results[0].like(-std::numeric_limits<double>::infinity()), column = panel.index * columns;
+    Vals numbers;
+    for (auto [v, value] : llvm::enumerate(results)) {
+      Val counts = value > none;
+      if (spec.n % columns)
+        counts = counts & b.firstLanes(spec.n - static_cast<int64_t>(v) * kLanes - column);
+      numbers.push_back(b.select(counts, value, none));
+    }
+    Val best = b.maxLanes(b.max(numbers[0], numbers[1]));
+    Val first = b.constant(b.vec(b.i32), kPanelWidth);
+    for (auto [v, value] : llvm::enumerate(numbers)) {
+      std::array<int32_t, kLanes> lanes;
+      std::iota(lanes.begin(), lanes.end(), static_cast<int32_t>(v * kLanes));
+      first = b.min(first, b.select(value == b.splat(best), b.constants(lanes), first.like(kPanelWidth)));
+    }
+    Ptr value = candidates + row * (2 * spec.panels()) + panel.index;
+    value.store(best);
+    (value + spec.panels()).store(b.bitcast(b.minIntLanes(first) + b.convert(column, b.i32), b.f32));
   }
 
   /// The results of row `row + m` as a record of y.
@@ -364,6 +399,8 @@ private:
   GroupFormat format;  ///< of codes
   CodeProducts codes;  ///< where x is codes as well
   Ptr x, weights, scales, residual, y, offsets, active, order;
+  Ptr candidates;
+  Val hasY;    ///< whether y is asked for; null: always
   Ptr results; ///< of a tile, f32[rows, 32], before they become codes
 };
 

@@ -165,6 +165,11 @@ Ptr KernelBuilder::arg(int64_t index, Type element) {
   return {(args + index).load(), element};
 }
 
+Val KernelBuilder::isNotNull(Ptr pointer) {
+  Val address = wrap(LLVM::PtrToIntOp::create(*this, i64, pointer.base));
+  return (address == 0) ^ constant(i1, int64_t(1));
+}
+
 Val KernelBuilder::atomicAdd(Ptr at, Val value) {
   return wrap(LLVM::AtomicRMWOp::create(*this, LLVM::AtomicBinOp::add, at.base, value, LLVM::AtomicOrdering::acq_rel));
 }

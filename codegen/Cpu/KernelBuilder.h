@@ -141,6 +141,7 @@ public:
   void tasks(llvm::function_ref<void(Val task)> body);
   /// Argument `index` of the launch.
   Ptr arg(int64_t index, mlir::Type element);
+  Val isNotNull(Ptr pointer);
   /// Adds to the integer at `at`, which other threads add to too; returns what was there. Who sees another's sum sees
   /// all that it wrote before.
   Val atomicAdd(Ptr at, Val value);

@@ -62,7 +62,7 @@ void emit(KernelBuilder &b, llvm::StringRef symbol, const RowsSpec &spec, const 
   });
 }
 
-void emit(KernelBuilder &b, llvm::StringRef symbol, const RouterSpec &spec, const Tiles &tiles) {
+void emit(KernelBuilder &b, llvm::StringRef symbol, const GemmChainSpec &spec, const Tiles &tiles) {
   const auto &scores = std::get<GemmSpec>(spec.parts.front());
   constexpr int64_t tokenBlock = GemmSpec::tokenBlock;
   Parts parts(b, symbol, spec.parts, tiles);

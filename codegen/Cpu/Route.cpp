@@ -186,6 +186,31 @@ void emit(KernelBuilder &b, llvm::StringRef symbol, const RouteSpec &spec, const
   b.kernel(symbol, [&] { RouteEmitter(b, spec).emit(); });
 }
 
+void emit(KernelBuilder &b, llvm::StringRef symbol, const ArgmaxSpec &spec, const Tiles &) {
+  b.kernel(symbol, [&] {
+    Ptr candidates = b.arg(0, b.f32), out = b.arg(1, b.i32);
+    const Val lowest = b.constant(b.vec(b.f32), -kInfinity), nowhere = b.constant(b.vec(b.i32), int64_t(-1));
+    Ptr values = b.scratch(b.f32, kLanes), columns = b.scratch(b.i32, kLanes);
+    b.tasks([&](Val r) {
+      Ptr row = candidates + r * (2 * spec.count);
+      values.store(lowest);
+      columns.store(nowhere);
+      // Each lane has the first of the greatest that it saw.
+      b.vectors(spec.count, [&](Val at, Val mask) {
+        Val value = (row + at).load(kLanes), best = values.load(kLanes), isGreater = value > best;
+        if (mask.value)
+          isGreater = isGreater & mask;
+        values.store(b.select(isGreater, value, best));
+        Val column = Ptr{(row + spec.count + at).base, b.i32}.load(kLanes);
+        columns.store(b.select(isGreater, column, columns.load(kLanes)));
+      });
+      Val best = values.load(kLanes), none = b.constant(b.vec(b.i32), int64_t(std::numeric_limits<int32_t>::max()));
+      Val first = b.minIntLanes(b.select(best == b.splat(b.maxLanes(best)), columns.load(kLanes), none));
+      (out + r).store(first);
+    });
+  });
+}
+
 void emit(KernelBuilder &b, llvm::StringRef symbol, const DispatchSpec &spec, const Tiles &) {
   b.kernel(symbol, [&] {
     Ptr chosen = b.arg(0, b.i32), offsets = b.arg(1, b.i32), active = b.arg(2, b.i32), order = b.arg(3, b.i32);

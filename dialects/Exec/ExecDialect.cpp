@@ -198,7 +198,7 @@ LogicalResult LaunchOp::verify() {
     while (auto view = root.getDefiningOp<ViewOp>())
       root = view.getSource();
     auto argument = dyn_cast<BlockArgument>(root);
-    if (root.getDefiningOp<WeightRefOp>() || (argument && argument.getArgNumber() != ProgramOp::Logits))
+    if (root.getDefiningOp<WeightRefOp>() || (argument && !ProgramOp::isOutput(argument.getArgNumber())))
       return emitOpError("writes argument ")
              << position << ", which is " << (argument ? "an input of the program" : "a weight");
   }
@@ -213,16 +213,18 @@ LogicalResult LaunchOp::verify() {
 //===----------------------------------------------------------------------===//
 
 StringRef ProgramOp::getArgumentName(unsigned index) {
-  static constexpr StringLiteral names[] = {"tokens", "positions", "slots", "rows", "page_table", "logits"};
+  static constexpr StringLiteral names[] = {"tokens", "positions", "slots", "rows", "page_table", "logits", "argmax"};
   static_assert(std::size(names) == NumArguments);
   return names[index];
 }
 
 LogicalResult ProgramOp::verify() {
   // C1
-  if (getBody().getNumArguments() != NumArguments)
-    return emitOpError("has ") << getBody().getNumArguments()
-                               << " arguments, expected tokens, positions, slots, rows, page_table and logits";
+  unsigned count = getBody().getNumArguments();
+  if (count != Argmax && count != NumArguments)
+    return emitOpError("has ") << count
+                               << " arguments, expected tokens, positions, slots, rows, page_table and logits, "
+                               << "and maybe argmax";
   Type i32 = IntegerType::get(getContext(), 32), f32 = Float32Type::get(getContext());
   constexpr int64_t dynamic = ShapedType::kDynamic;
   for (BlockArgument argument : getBody().getArguments()) {

@@ -95,12 +95,14 @@ def Exec_ProgramOp : Exec_Op<"program", [Symbol, IsolatedFromAbove, NoTerminator
   let summary = "The step function as a list of launches";
   let description = [{
     Arguments, in this order: `tokens`, `positions`, `slots` of `T` entries, `rows` of `R`
-    entries, the page table `[slots, pages per slot]` and the result, the logits of `R` rows.
+    entries, the page table `[slots, pages per slot]` and the results: the logits of `R` rows, and
+    maybe the token with the greatest logit of each, or -1. A step that has no use for its logits
+    passes none to a program that has tokens: its kernels do not store there then.
     Launches run in order, each after all tasks of the one before. `arena_bytes` is set by
     the memory planner.
 
-    - (C1) The arguments are `memref<?xi32>` four times, `memref<?x?xi32>` and
-      `memref<?xVxf32>`.
+    - (C1) The arguments are `memref<?xi32>` four times, `memref<?x?xi32>`,
+      `memref<?xVxf32>` and maybe `memref<?xi32>`.
     - (C2) `1 <= max_tokens <= 2^20` bounds `T` and `R`.
     - (C3) The body holds ops of this dialect only.
     - (C4) If `arena_bytes` is set, each buffer has an offset and ends inside the arena.
@@ -120,9 +122,10 @@ def Exec_ProgramOp : Exec_Op<"program", [Symbol, IsolatedFromAbove, NoTerminator
   let regions = (region SizedRegion<1>:$body);
   let hasCustomAssemblyFormat = 1;
   let extraClassDeclaration = [{
-    enum Argument { Tokens, Positions, Slots, RowsWanted, PageTable, Logits, NumArguments };
-    /// The name of an argument in artifacts: "tokens", "positions", "slots", "rows", "page_table", "logits".
+    enum Argument { Tokens, Positions, Slots, RowsWanted, PageTable, Logits, Argmax, NumArguments };
+    /// The name of an argument in artifacts: "tokens", "positions", "slots", "rows", "page_table", "logits", "argmax".
     static StringRef getArgumentName(unsigned index);
+    static bool isOutput(unsigned index) { return index >= Logits; }
     BlockArgument getArgument(Argument which) { return getBody().getArgument(which); }
   }];
   let hasVerifier = 1;

@@ -26,15 +26,18 @@ struct Link {
 /// Whether both arguments are the same elements.
 bool areSame(Value a, Value b) { return a == b || (sourceOf(a) == sourceOf(b) && a.getType() == b.getType()); }
 
-/// How many launches at the front of `links` are a router: its scores, its choice, and lists of it.
-size_t routerAt(MutableArrayRef<Link> links) {
-  auto *scores = std::get_if<GemmSpec>(&links[0].spec);
-  auto *route = links.size() < 2 ? nullptr : std::get_if<moec::RouteSpec>(&links[1].spec);
-  if (!scores || !route || scores->routing != moec::Routing::None || scores->batch != 1 || scores->rows != route->rows)
+/// How many launches at the front of `links` are a gemm and what reads its rows: the scores of a router, its choice,
+/// and lists of it; or a head and its argmax. None if calibration has to find the route.
+size_t chainAt(MutableArrayRef<Link> links, bool watched) {
+  auto *gemm = std::get_if<GemmSpec>(&links[0].spec);
+  auto *route = links.size() < 2 || watched ? nullptr : std::get_if<moec::RouteSpec>(&links[1].spec);
+  auto *argmax = links.size() < 2 ? nullptr : std::get_if<moec::ArgmaxSpec>(&links[1].spec);
+  if (!gemm || (!route && !argmax) || gemm->routing != moec::Routing::None || gemm->batch != 1 ||
+      gemm->rows != (route ? route->rows : argmax->rows) ||
+      !areSame(links[0].arg(links[0].launch.getWrites().back()), links[1].arg(0)))
     return 0;
-  size_t written = links[0].launch.getWrites().front();
-  if (!areSame(links[0].arg(written), links[1].arg(0)))
-    return 0;
+  if (argmax)
+    return 2;
   Value chosen = links[1].launch.getArgs().back();
   size_t count = 2;
   while (count < links.size() && std::holds_alternative<moec::DispatchSpec>(links[count].spec) &&
@@ -77,14 +80,14 @@ LogicalResult FuseChainsPass::fuse(ProgramOp program) {
   if (failed(watched))
     return failure();
   moveMemoryUp(program);
-  Value arrivals; // of all routers, which run one after another
+  Value arrivals; // of all chains, which run one after another
   for (MutableArrayRef<Link> rest = links; !rest.empty();) {
     size_t count = 1;
     if (areValues(rest)) {
       count = 2;
       launchTogether(rest.take_front(count), moec::MlaValuesSpec{{rest[0].spec, rest[1].spec}});
-    } else if (size_t router = *watched ? 0 : routerAt(rest)) {
-      count = router;
+    } else if (size_t chain = chainAt(rest, *watched)) {
+      count = chain;
       if (!arrivals) {
         OpBuilder builder(rest[0].launch);
         int64_t blocks = llvm::divideCeil(program.getMaxTokens(), GemmSpec::tokenBlock);
@@ -92,7 +95,7 @@ LogicalResult FuseChainsPass::fuse(ProgramOp program) {
                                     /*rows_per_token=*/1, /*per_row=*/false, /*kept=*/true, /*offset=*/IntegerAttr());
         moveMemoryUp(program);
       }
-      moec::RouterSpec spec;
+      moec::GemmChainSpec spec;
       for (const Link &link : rest.take_front(count))
         spec.parts.push_back(link.spec);
       launchTogether(rest.take_front(count), spec, arrivals);

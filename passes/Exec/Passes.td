@@ -57,14 +57,15 @@ def FuseChainsPass : Pass<"exec-fuse-chains", "::mlir::ModuleOp"> {
     exec.launch @route(%logits, %weights, %chosen) ..
     exec.launch @dispatch(%chosen, %offsets, %active, %order) ..
     ->
-    exec.launch @router(%x, %w, %logits, %logits, %weights, %chosen, %chosen, %offsets, %active, %order, %arrivals) ..
+    exec.launch @chain(%x, %w, %logits, %logits, %weights, %chosen, %chosen, %offsets, %active, %order, %arrivals) ..
     ```
 
-    Two chains of launches that follow one another without others between them become one launch each:
+    Chains of launches that follow one another without others between them become one launch each:
 
-    - a router: the gemm of its scores, the `route` that reads them, and every `dispatch` of its choice. Rows are routed
-      by who ends the last of their scores, all are sorted by who ends the last rows (kind `router`). Left alone where
-      no activations are rounded, as in `exec-fuse-rows`.
+    - a gemm and what reads its rows (kind `gemm_chain`): the scores of a router, the `route` that reads them, and every
+      `dispatch` of its choice, or a head and the `argmax` of its candidates. Rows are read by who ends the last of them,
+      all are sorted by who ends the last rows. A router is left alone where no activations are rounded, as in
+      `exec-fuse-rows`.
     - `mla_combine` and the gemm of the values: a head's rows are put together by the task that multiplies them (kind
       `mla_values`).
 

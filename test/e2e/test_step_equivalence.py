@@ -164,3 +164,17 @@ def test_context_limit(compiled):
     feed(model, tokens, 0, 0, 96)
     with pytest.raises(ValueError, match="96"):
         feed(model, tokens, 0, 96, 97)
+
+
+@pytest.mark.parametrize("head", ["f32", "bf16:a16", "int4:a32", "int8:a32", "fp8", "mxfp4:a32"])
+def test_greedy_takes_the_greatest_logit(head, compiled):
+    """What a generation without temperature takes comes from the head's kernel, not from stored logits."""
+    model = moec.load(compiled(MODEL, "--head", head), threads=2)
+    for text in ("ROMEO:\n", "First Citizen:\nBefore we"):
+        generation = model.generate(text, max_new_tokens=40, temperature=0)
+        "".join(generation)
+        prompt = model.encode(text)
+        tokens = np.array([*prompt, *generation.tokens], np.int32)
+        logits = feed(moec.load(compiled(MODEL, "--head", head), threads=1), tokens, 0, 0, len(tokens))
+        assert len(generation.tokens) == 40  # neither text ends so early
+        assert logits[len(prompt) - 1 : -1].argmax(1).tolist() == list(generation.tokens)

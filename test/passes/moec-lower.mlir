@@ -16,5 +16,5 @@
 // CHECK: exec.launch @route_softmax_e{{[0-9]+}}_top2_shared1_rows(
 // CHECK: exec.launch @dispatch_e5_top3_rows(
 // CHECK: exec.launch @combine_top3_d16_add_rows(
-// CHECK: exec.launch @gemm_f32_n64_k16_rows(
+// CHECK: exec.launch @gemm_f32_n64_k16_argmax_rows_and_argmax_c2_rows(
 // CHECK-NOT: exec.launch

@@ -65,10 +65,10 @@ void tiny_mix(void *const *args, const moe_step *step, int64_t begin, int64_t en
   }
 }
 
-/** logits = 0; args: logits. Grid: R. */
+/** logits = 0, if they are asked for; args: logits. Grid: R. */
 void tiny_clear(void *const *args, const moe_step *step, int64_t begin, int64_t end) {
   (void)step;
-  for (int64_t i = begin * V; i < end * V; ++i)
+  for (int64_t i = begin * V; args[0] && i < end * V; ++i)
     ((float *)args[0])[i] = 0;
 }
 
@@ -78,11 +78,31 @@ void tiny_head(void *const *args, const moe_step *step, int64_t begin, int64_t e
   const float *y = args[0], *head = args[2];
   const int *rows = args[1];
   touch(rows + step->rows);
-  for (int64_t task = begin; task < end; ++task) {
+  for (int64_t task = begin; args[3] && task < end; ++task) {
     int64_t r = task / V, v = task % V;
     float sum = 0;
     for (int d = 0; d < D; ++d)
       sum += y[rows[r] * D + d] * head[v * D + d];
     ((float *)args[3])[r * V + v] += sum;
+  }
+}
+
+/** argmax[r] = the v with the greatest y[rows[r], :] . head[v, :], the first of equal ones; args: y, rows, head,
+ * argmax. Grid: R. */
+void tiny_argmax(void *const *args, const moe_step *step, int64_t begin, int64_t end) {
+  const float *y = args[0], *head = args[2];
+  const int *rows = args[1];
+  (void)step;
+  for (int64_t r = begin; r < end; ++r) {
+    float best = 0;
+    for (int v = 0; v < V; ++v) {
+      float sum = 0;
+      for (int d = 0; d < D; ++d)
+        sum += y[rows[r] * D + d] * head[v * D + d];
+      if (v == 0 || sum > best) {
+        best = sum;
+        ((int *)args[3])[r] = v;
+      }
+    }
   }
 }

@@ -3,6 +3,7 @@
 
 #include "runtime/CpuInfo.h"
 #include "runtime/Model.h"
+#include "runtime/Sampler.h"
 #include "test/runtime/model_tiny.h"
 
 #include <gtest/gtest.h>
@@ -148,6 +149,32 @@ TEST_F(ModelStep, RowsOfALongStepLieInItsParts) {
       expected.insert(expected.end(), all.begin() + row * V, all.begin() + (row + 1) * V);
     EXPECT_OK(model->step(tokens, iota(170), Tokens(170, 0), rows, logits));
     EXPECT_EQ(logits, expected);
+  }
+}
+
+/// Whether the program gives tokens or they are found among logits.
+TEST_F(ModelStep, ArgmaxIsThatOfTheLogits) {
+  const Tokens tokens = sequence(170, 3);
+  const std::vector<float> all = tiny.reference(tokens);
+  for (bool given : {false, true}) {
+    if (given) {
+      tiny.addArgmax();
+      tiny.writeManifest(dir.path());
+    }
+    auto model = load();
+    EXPECT_EQ(model->artifact().hasArgmax(), given);
+    for (const Tokens &rows : {Tokens{}, Tokens{169}, Tokens{0, 49, 50, 99, 169}, Tokens{169, 3, 60, 3}, iota(170)}) {
+      Tokens argmax(rows.size(), -1), expected;
+      for (int32_t row : rows)
+        expected.push_back(moec::argmax(std::span(all).subspan(row * TinyArtifact::V, TinyArtifact::V)));
+      EXPECT_OK(model->stepArgmax(tokens, iota(170), Tokens(170, 0), rows, argmax));
+      EXPECT_EQ(argmax, expected);
+    }
+    Tokens none;
+    EXPECT_EQ(model->stepArgmax(Tokens{1}, Tokens{0}, Tokens{0}, Tokens{0}, none).message(),
+              "there is room for 0 tokens, but 1 rows of 1 are asked for");
+    // Logits are as they were.
+    EXPECT_EQ(feed(*model, 1, tokens, 50), all);
   }
 }
 

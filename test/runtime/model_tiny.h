@@ -78,6 +78,13 @@ struct TinyArtifact {
     manifest["program"] = program;
   }
 
+  /// Has the program give tokens as well.
+  void addArgmax() {
+    manifest["kernels"].push_back(Json{{"symbol", "tiny_argmax"}, {"kind", "test"}, {"spec", Json::object()}});
+    manifest["program"]["launches"].push_back(
+        Json::parse(R"({"kernel": 5, "label": "argmax", "grid": ["R"], "writes": [3],
+      "args": [{"buffer": 1}, {"input": "rows"}, {"weight": "both", "offset": 24}, {"output": "argmax"}]})"));
+  }
   /// Writes code and weights to `dir` and describes them in the manifest.
   void writeFiles(const std::string &dir) {
     std::filesystem::create_directories(dir + "/code");

@@ -75,6 +75,8 @@ public:
 private:
   struct Spec;
   Result<Spec> specOf(size_t launch) const;
+  /// What a kernel is made of; empty if it is of one piece.
+  static Result<std::vector<Spec>> partsOf(const Spec &spec);
   Result<const ArgInfo *> bufferArg(size_t launch, size_t arg) const;
   Result<Matrix> matrix(size_t launch, size_t arg, DType dtype, int64_t rowsPerToken, int64_t width,
                         int64_t stride) const;
@@ -113,6 +115,20 @@ Result<ProgramReader::Spec> ProgramReader::specOf(size_t launch) const {
   return Spec{kernel.kind, fields};
 }
 
+Result<std::vector<ProgramReader::Spec>> ProgramReader::partsOf(const Spec &spec) {
+  std::vector<Spec> specs;
+  if (!spec.fields.has("parts"))
+    return specs;
+  MOEC_TRY(const Json *parts, spec.fields.array("parts"));
+  for (const Json &json : *parts) {
+    MOEC_TRY(JsonObject part, JsonObject::from(json, spec.fields.what()));
+    MOEC_TRY(std::string kind, part.string("kind"));
+    MOEC_TRY(JsonObject fields, part.object("spec"));
+    specs.push_back({kind, fields});
+  }
+  return specs;
+}
+
 Result<const ArgInfo *> ProgramReader::bufferArg(size_t launch, size_t arg) const {
   const std::vector<ArgInfo> &args = artifact.launches()[launch].args;
   if (arg >= args.size() || args[arg].kind != ArgInfo::Kind::Buffer)
@@ -136,15 +152,9 @@ Result<Matrix> ProgramReader::matrix(size_t launch, size_t arg, DType dtype, int
 }
 
 Status ProgramReader::checkNorms(size_t launch, const Spec &spec) const {
-  if (spec.kind == "rows") {
-    MOEC_TRY(const Json *parts, spec.fields.array("parts"));
-    for (const Json &json : *parts) {
-      MOEC_TRY(JsonObject part, JsonObject::from(json, spec.fields.what()));
-      MOEC_TRY(std::string kind, part.string("kind"));
-      MOEC_TRY(JsonObject fields, part.object("spec"));
-      MOEC_CHECK(checkNorms(launch, {kind, fields}));
-    }
-  }
+  MOEC_TRY(std::vector<Spec> parts, partsOf(spec));
+  for (const Spec &part : parts)
+    MOEC_CHECK(checkNorms(launch, part));
   if (spec.kind != "rms_norm")
     return success();
   MOEC_TRY(bool weight, spec.fields.booleanOr("weight", true)); // artifacts before had it always
@@ -245,8 +255,14 @@ Status ProgramReader::run() {
       const LaunchInfo &launch = artifact.launches()[i];
       MOEC_TRY(Spec spec, specOf(i));
       MOEC_CHECK(checkNorms(i, spec));
-      if (spec.kind == "router" && second)
-        return Error{what(i) + " has a router in one launch, as where inputs are rounded; " + whatToCalibrate};
+      if (spec.kind == "gemm_chain" && second) {
+        MOEC_TRY(std::vector<Spec> parts, partsOf(spec));
+        if (parts.empty())
+          return Error{what(i) + " has a kernel of no parts"};
+        if (std::ranges::any_of(parts, [](const Spec &part) { return part.kind == "route"; }))
+          return Error{what(i) + " has a router in one launch, as where inputs are rounded; " + whatToCalibrate};
+        MOEC_CHECK(readGemm(i, parts.front())); // whose arguments come first
+      }
       if (spec.kind == "route" && !second) {
         MOEC_TRY(const ArgInfo *logits, bufferArg(i, 0));
         if (auto writer = writers.find(logits->index); writer != writers.end())

@@ -62,6 +62,8 @@ std::string argText(const Artifact &artifact, const ArgInfo &arg) {
     return "page_table";
   case ArgInfo::Kind::Logits:
     return "logits";
+  case ArgInfo::Kind::Argmax:
+    return "argmax";
   case ArgInfo::Kind::Weight:
     text = "@" + artifact.weights()[arg.index].name;
     break;

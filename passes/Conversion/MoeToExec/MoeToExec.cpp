@@ -129,7 +129,9 @@ private:
   void rotateInto(moe::RopeOp op, Value out);
   /// Launches a GEMM; sizes, strides and operands that the spec can tell are filled in.
   LaunchOp gemm(Operation *op, moec::GemmSpec spec, Value x, const WeightPacker::Panels &weight, Value residual,
-                Value y, ValueRange lists = {}, StringRef part = "");
+                Value y, ValueRange more = {}, StringRef part = "");
+  /// The same for the program's logits, and the token that each row has the greatest of.
+  void head(Operation *op, moec::GemmSpec spec, Value x, const WeightPacker::Panels &weight, Value logits);
   LogicalResult attendAbsorbed(moe::MlaAttentionOp op, const MlaMemory &memory);
   LogicalResult attendExpanded(moe::MlaAttentionOp op, const MlaMemory &memory);
 
@@ -294,7 +296,7 @@ LogicalResult StepLowering::lower(moe::RmsNormOp op) {
 }
 
 LaunchOp StepLowering::gemm(Operation *op, moec::GemmSpec spec, Value x, const WeightPacker::Panels &weight,
-                            Value residual, Value y, ValueRange lists, StringRef part) {
+                            Value residual, Value y, ValueRange more, StringRef part) {
   spec.weight = weight.type;
   spec.scaleCols = weight.scaleCols;
   spec.group = weight.group;
@@ -314,7 +316,7 @@ LaunchOp StepLowering::gemm(Operation *op, moec::GemmSpec spec, Value x, const W
     args.push_back(residual);
   }
   args.push_back(y);
-  llvm::append_range(args, lists);
+  llvm::append_range(args, more);
   return launch(op, spec, args, part);
 }
 
@@ -330,9 +332,23 @@ LogicalResult StepLowering::lower(moe::LinearOp op) {
   spec.n = widthOf(op.getResult());
   spec.k = widthOf(op.getX());
   spec.rows = *rows;
-  Value y = place(op.getResult(), spec.rows);
-  gemm(op, spec, inputFor(op.getX(), *weight), *weight, residual ? memoryOf(residual) : Value(), y);
+  Value y = place(op.getResult(), spec.rows), x = inputFor(op.getX(), *weight);
+  if (y == program.getArgument(ProgramOp::Logits) && op.getResult().hasOneUse() && !residual)
+    head(op, spec, x, *weight, y);
+  else
+    gemm(op, spec, x, *weight, residual ? memoryOf(residual) : Value(), y);
   return success();
+}
+
+void StepLowering::head(Operation *op, moec::GemmSpec spec, Value x, const WeightPacker::Panels &weight, Value logits) {
+  spec.epilogue = Epilogue::Argmax;
+  const int64_t panels = spec.panels();
+  Value candidates = BufferOp::create(
+      builder, op->getLoc(), MemRefType::get({dynamic, 2 * panels}, builder.getF32Type()), /*rows_per_token=*/1,
+      /*per_row=*/spec.rows == Rows::R, /*kept=*/false, /*offset=*/IntegerAttr());
+  gemm(op, spec, x, weight, /*residual=*/nullptr, logits, candidates);
+  Value best = program.getBody().addArgument(MemRefType::get({dynamic}, builder.getI32Type()), op->getLoc());
+  launch(op, moec::ArgmaxSpec{panels, spec.rows}, {candidates, best}, "argmax");
 }
 
 LogicalResult StepLowering::lower(moe::GateUpOp op) {

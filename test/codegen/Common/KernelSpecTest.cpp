@@ -66,12 +66,13 @@ std::vector<KernelSpec> oneOfEach() {
       route,
       DispatchSpec{2, 4, {0, 15}, Rows::R},
       CombineSpec{4, 256, 257, 258, 259, true, {0, 15}, Rows::R},
+      ArgmaxSpec{40, Rows::T},
       ElementwiseSpec{true, 256, 257, 258, 259, Rows::R},
       FakeQuantizeSpec{CodeKind::F8E4M3, 256, 128, 257, 258, 6, Rows::R},
       QuantizeRowsSpec{256, 64, 257, 330, 8, 6, Rows::R},
       CastRowsSpec{DType::BF16, 256, 257, 258, 6, Rows::R},
       RowsSpec{{RmsNormSpec{256, 257, 258, 1e-6, Rows::R}, CastRowsSpec{DType::BF16, 256, 258, 259, 1, Rows::R}}},
-      RouterSpec{{scores, route, DispatchSpec{19, 7, {}, Rows::R}}},
+      GemmChainSpec{{scores, route, DispatchSpec{19, 7, {}, Rows::R}}},
       MlaValuesSpec{{MlaCombineSpec{4, 64, 256, 65, 9}, values}}};
 }
 
@@ -156,6 +157,7 @@ TEST_F(KernelSpecTest, SymbolsTellTheMainParameters) {
                          "route_sigmoid_e16_top4_shared3_rows",
                          "dispatch_e2_top4_members_rows",
                          "combine_top4_d256_add_members_rows",
+                         "argmax_c40",
                          "swiglu_d256_rows",
                          "fake_quantize_f8e4m3_d256_rows",
                          "quantize_rows_d256_plus8_rows",

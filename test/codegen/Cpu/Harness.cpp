@@ -204,11 +204,15 @@ Kernels::Kernels(const std::vector<KernelSpec> &specs) : specs(specs) {
   }
 }
 
-void Kernels::run(size_t index, const std::vector<Buffer *> &args, moe_step step, int64_t tasks) {
+void Kernels::run(size_t index, const std::vector<Buffer *> &all, moe_step step, int64_t tasks) {
   std::vector<void *> pointers;
+  std::vector<Buffer *> args;
   std::vector<std::string> before, result;
-  for (Buffer *arg : args) {
-    pointers.push_back(arg->data());
+  for (Buffer *arg : all) {
+    pointers.push_back(arg ? arg->data() : nullptr);
+    if (!arg)
+      continue;
+    args.push_back(arg);
     before.push_back(arg->contents());
   }
   auto restore = [&] {

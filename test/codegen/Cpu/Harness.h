@@ -86,7 +86,7 @@ public:
 
   /// Runs spec `index` over `tasks` tasks at every level: at once, in shuffled pieces, and in pieces by two threads.
   /// Checks that the bytes of all buffers are the same each time, and their borders. The buffers are left with the
-  /// results.
+  /// results. A null argument is passed as a null pointer.
   void run(size_t index, const std::vector<Buffer *> &args, moe_step step, int64_t tasks);
   /// The number of tasks that the lowering would launch.
   int64_t gridOf(size_t index, moe_step step) const;

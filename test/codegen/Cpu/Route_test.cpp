@@ -218,7 +218,7 @@ TEST(Router, IsItsParts) {
     route.bias = true;
     route.rows = rows;
     const DispatchSpec all{experts + shared, width, {}, rows}, some{2, width, {3, experts}, rows};
-    Kernels kernels({scores, route, all, some, RouterSpec{{scores, route, all, some}}});
+    Kernels kernels({scores, route, all, some, GemmChainSpec{{scores, route, all, some}}});
     Random random(5);
     Array<float> w(random.normals(scores.panels() * columns * kPanelWidth)), bias(random.normals(experts));
     for (int64_t count : {1, 64, 200}) {
@@ -249,6 +249,63 @@ TEST(Router, IsItsParts) {
                           active.contents() + order.contents() + offsetsOfSome.contents() + activeOfSome.contents());
       }
       EXPECT_TRUE(results[0] == results[1]) << count << " rows";
+    }
+  }
+}
+
+/// A head against its gemm, with and without the logits: rows without a number, with ties, and of several blocks.
+TEST(Argmax, IsThatOfTheLogits) {
+  constexpr int64_t columns = 48;
+  for (int64_t n : {1, 64, 70, 1100}) {
+    GemmSpec plain;
+    plain.weight = DType::F32;
+    plain.n = n;
+    plain.k = plain.xStride = columns;
+    plain.yStride = n + 1;
+    plain.rows = Rows::R;
+    GemmSpec head = plain;
+    head.epilogue = Epilogue::Argmax;
+    const ArgmaxSpec argmax{head.panels()};
+    Kernels kernels({plain, head, argmax, GemmChainSpec{{head, argmax}}});
+    Random random(6);
+    Array<float> w(random.normals(plain.panels() * columns * kPanelWidth));
+    // Every row of weights is there twice, if there are that many: the greatest logit is too.
+    auto weight = [&](int64_t row, int64_t k) -> float & {
+      return w[(row / kPanelWidth * columns + k) * kPanelWidth + row % kPanelWidth];
+    };
+    for (int64_t row = 0; row < n / 2; ++row)
+      for (int64_t k = 0; k < columns; ++k)
+        weight(row + n / 2, k) = weight(row, k);
+    for (int64_t count : {1, 5, 130}) {
+      const moe_step step = stepOf(Rows::R, count);
+      Array<float> x(random.normals(count * columns));
+      std::fill_n(x.begin() + count / 2 * columns, columns, std::numeric_limits<float>::quiet_NaN());
+      if (count > 1)
+        std::fill_n(x.begin(), columns, 0.0F);
+      Array<float> logits(count * plain.yStride, kUntouched);
+      kernels.run(0, {&x, &w, &logits}, step, kernels.gridOf(0, step));
+      std::vector<int32_t> expected;
+      for (int64_t r = 0; r < count; ++r) {
+        const float *row = &logits[r * plain.yStride];
+        auto less = [](float a, float b) { return !std::isnan(b) && (std::isnan(a) || a < b); };
+        const float *best = std::max_element(row, row + n, less);
+        expected.push_back(std::isnan(*best) ? -1 : int32_t(best - row));
+      }
+      EXPECT_EQ(expected[count / 2], -1);
+      for (bool together : {false, true})
+        for (bool stored : {false, true}) {
+          Array<float> y(count * plain.yStride, kUntouched), candidates(count * 2 * argmax.count, kUntouched);
+          Array<int32_t> best(count, -7), arrivals(1 + 3, 0);
+          Buffer *wanted = stored ? &y : nullptr;
+          if (together) {
+            kernels.run(3, {&x, &w, wanted, &candidates, &candidates, &best, &arrivals}, step, kernels.gridOf(3, step));
+          } else {
+            kernels.run(1, {&x, &w, wanted, &candidates}, step, kernels.gridOf(1, step));
+            kernels.run(2, {&candidates, &best}, step, kernels.gridOf(2, step));
+          }
+          EXPECT_EQ(std::vector<int32_t>(best.begin(), best.end()), expected) << n << " columns, " << count << " rows";
+          EXPECT_TRUE(!stored || y.contents() == logits.contents());
+        }
     }
   }
 }

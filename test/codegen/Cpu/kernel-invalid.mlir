@@ -10,7 +10,7 @@
 // RUN: not emit-kernel %t/cache.mlir 2>&1 | FileCheck %s --check-prefix=CACHE
 // RUN: not emit-kernel %t/codes.mlir 2>&1 | FileCheck %s --check-prefix=CODES
 // RUN: not emit-kernel %t/rows.mlir 2>&1 | FileCheck %s --check-prefix=ROWS
-// RUN: not emit-kernel %t/router.mlir 2>&1 | FileCheck %s --check-prefix=ROUTER
+// RUN: not emit-kernel %t/chain.mlir 2>&1 | FileCheck %s --check-prefix=CHAIN
 // RUN: not emit-kernel %t/values.mlir 2>&1 | FileCheck %s --check-prefix=VALUES
 // RUN: not emit-kernel %t/width.mlir --level=x86-64-v9 2>&1 | FileCheck %s --check-prefix=LEVEL
 
@@ -58,9 +58,9 @@ exec.kernel @c "combine" {topk = 2, width = 16, y_stride = 16, residual_stride =
 exec.kernel @r "rows" {parts = [
   {kind = "dispatch", spec = {experts = 3, topk = 2, members = array<i64>, rows = "T"}},
   {kind = "dispatch", spec = {experts = 3, topk = 2, members = array<i64>, rows = "T"}}]}
-//--- router.mlir
-// ROUTER: emit-kernel: r: a router has a gemm, then a route
-exec.kernel @r "router" {parts = [
+//--- chain.mlir
+// CHAIN: emit-kernel: r: a chain begins with a gemm and a route, or a gemm and an argmax
+exec.kernel @r "gemm_chain" {parts = [
   {kind = "dispatch", spec = {experts = 3, topk = 2, members = array<i64>, rows = "T"}},
   {kind = "dispatch", spec = {experts = 3, topk = 2, members = array<i64>, rows = "T"}}]}
 //--- values.mlir

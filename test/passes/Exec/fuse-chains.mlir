@@ -9,7 +9,7 @@ exec.kernel @scores "gemm" {weight = "f32", n = 8, k = 64, batch = 1, scale_cols
 exec.kernel @rounded "gemm" {weight = "bf16", n = 64, k = 64, batch = 1, scale_cols = 0, group = 0, codes = "int4",
   group_scale = "f16", input = "bf16", output = "f32", output_offset = 0, x_stride = 64, x_batch = 0, y_stride = 64,
   y_batch = 0, residual_stride = 0, epilogue = "none", routing = "none", topk = 0, rows = "T"}
-// CHECK: exec.kernel @gemm_f32_n8_k64_and_route_softmax_e8_top2_and_dispatch_e8_top2 "router" {parts = [{kind = "gemm"
+// CHECK: exec.kernel @gemm_f32_n8_k64_and_route_softmax_e8_top2_and_dispatch_e8_top2 "gemm_chain" {parts = [{kind = "gemm"
 // CHECK-NOT: exec.kernel @dispatch
 exec.kernel @route "route" {experts = 8, topk = 2, groups = 1, topk_groups = 1, sigmoid = false, group_top2_sum = false,
   normalize = false, bias = false, scale = 1.0, logits_stride = 8, shared = 0, rows = "T"}
@@ -80,6 +80,10 @@ exec.kernel @scores "gemm" {weight = "f32", n = 8, k = 64, batch = 1, scale_cols
   y_batch = 0, residual_stride = 0, epilogue = "none", routing = "none", topk = 0, rows = "T"}
 exec.kernel @route "route" {experts = 8, topk = 2, groups = 1, topk_groups = 1, sigmoid = false, group_top2_sum = false,
   normalize = false, bias = false, scale = 1.0, logits_stride = 8, shared = 0, rows = "T"}
+exec.kernel @head "gemm" {weight = "f32", n = 8, k = 64, batch = 1, scale_cols = 0, group = 0, codes = "int4",
+  group_scale = "f16", input = "f32", output = "f32", output_offset = 0, x_stride = 64, x_batch = 0, y_stride = 8,
+  y_batch = 0, residual_stride = 0, epilogue = "argmax", routing = "none", topk = 0, rows = "R"}
+exec.kernel @argmax "argmax" {count = 1, rows = "R"}
 exec.kernel @combine "mla_combine" {heads = 2, latent = 16, out_stride = 32, out_head = 16, run_below = 8}
 exec.kernel @values "gemm" {weight = "bf16", n = 64, k = 16, batch = 2, scale_cols = 0, group = 0, codes = "int4",
   group_scale = "f16", input = "f32", output = "f32", output_offset = 0, x_stride = 32, x_batch = 16, y_stride = 128,
@@ -87,10 +91,11 @@ exec.kernel @values "gemm" {weight = "bf16", n = 64, k = 16, batch = 2, scale_co
 exec.weight @router ["router"] recipe [] : memref<1x1x64x32xf32>
 exec.weight @uv ["uv"] recipe [] : memref<2x2x16x32xbf16>
 
-// No activations are rounded: calibration finds the route by its kind. Values of attention it does not look for.
+// No activations are rounded: calibration finds the route by its kind. Values of attention and the head it does not look
+// for.
 // CHECK-LABEL: exec.program @watched
 exec.program @watched(%t: memref<?xi32>, %p: memref<?xi32>, %s: memref<?xi32>, %r: memref<?xi32>,
-                      %pt: memref<?x?xi32>, %l: memref<?x8xf32>) max_tokens 100 {
+                      %pt: memref<?x?xi32>, %l: memref<?x8xf32>, %best: memref<?xi32>) max_tokens 100 {
   %parts = exec.buffer : memref<8x16x64xf32>
   %latents = exec.buffer : memref<?x2x16xf32>
   %uv = exec.weight_ref @uv : memref<2x2x16x32xbf16>
@@ -112,6 +117,14 @@ exec.program @watched(%t: memref<?xi32>, %p: memref<?xi32>, %s: memref<?xi32>, %
   // CHECK-NEXT: exec.launch @route(
   exec.launch @route(%logits, %weights, %chosen) grid affine_map<(T, R) -> (T)> writes [1, 2]
     : memref<?x8xf32>, memref<?x2xf32>, memref<?x2xi32>
+  %rows = exec.buffer {per_row} : memref<?x64xf32>
+  %candidates = exec.buffer {per_row} : memref<?x2xf32>
+  // CHECK-NEXT: exec.launch @gemm_f32_n8_k64_argmax_rows_and_argmax_c1_rows(
+  // CHECK-SAME: grid #{{.*}} writes [2, 3, 5, 6]
+  exec.launch @head(%rows, %router, %l, %candidates) grid affine_map<(T, R) -> (R ceildiv 64)> writes [2, 3]
+    : memref<?x64xf32>, memref<1x1x64x32xf32>, memref<?x8xf32>, memref<?x2xf32>
+  exec.launch @argmax(%candidates, %best) grid affine_map<(T, R) -> (R)> writes [1]
+    : memref<?x2xf32>, memref<?xi32>
 }
 
 // The near miss: one of the two is left out of other steps than the other.

@@ -18,8 +18,9 @@
 // CHECK: exec.kernel @gemm_bf16_n24_k24_add "gemm" {batch = 1 : i64, codes = "int4", epilogue = "add", group = 0 : i64, group_scale = "f16", input = "f32", k = 24 : i64, n = 24 : i64, output = "f32", output_offset = 0 : i64, residual_stride = 24 : i64, routing = "none", rows = "T", scale_cols = 0 : i64, topk = 0 : i64, weight = "bf16", x_batch = 0 : i64, x_stride = 24 : i64, y_batch = 0 : i64, y_stride = 24 : i64}
 // CHECK: exec.kernel @gather_rows_d24 "gather_rows" {out_stride = 24 : i64, width = 24 : i64, x_stride = 24 : i64}
 // CHECK: exec.kernel @rms_norm_d24_rows "rms_norm" {{.*}} rows = "R"
-// CHECK: exec.kernel @gemm_bf16_n100_k24_rows "gemm" {{.*}} rows = "R"
-// CHECK: exec.program @step(%[[TOK:.+]]: memref<?xi32>, %{{.+}}: memref<?xi32>, %{{.+}}: memref<?xi32>, %[[ROWS:.+]]: memref<?xi32>, %{{.+}}: memref<?x?xi32>, %[[LOGITS:.+]]: memref<?x100xf32>) max_tokens 64 {
+// CHECK: exec.kernel @gemm_bf16_n100_k24_argmax_rows "gemm" {{.*}} rows = "R"
+// CHECK: exec.kernel @argmax_c4_rows "argmax" {count = 4 : i64, rows = "R"}
+// CHECK: exec.program @step(%[[TOK:.+]]: memref<?xi32>, %{{.+}}: memref<?xi32>, %{{.+}}: memref<?xi32>, %[[ROWS:.+]]: memref<?xi32>, %{{.+}}: memref<?x?xi32>, %[[LOGITS:.+]]: memref<?x100xf32>, %[[BEST:.+]]: memref<?xi32>) max_tokens 64 {
 // CHECK-DAG: %[[X:.+]] = exec.buffer : memref<?x24xf32>
 // CHECK-DAG: %[[TABLE:.+]] = exec.weight_ref @model.embed_tokens :
 // CHECK: exec.launch @embed_bf16_d24(%[[TOK]], %[[TABLE]], %[[X]]) grid #[[T]] writes [2] {label = "moe.embed"}
@@ -35,7 +36,8 @@
 // The norm's weight is the same symbol as above.
 // CHECK: exec.launch @rms_norm_d24_rows(%[[GATHERED]], %[[G]], %[[NORMED]]) grid #[[R]] writes [2]
 // CHECK: %[[HEAD:.+]] = exec.weight_ref @model.embed_tokens.2 :
-// CHECK: exec.launch @gemm_bf16_n100_k24_rows(%[[NORMED]], %[[HEAD]], %[[LOGITS]]) grid #[[GEMM_R]] writes [2]
+// CHECK: exec.launch @gemm_bf16_n100_k24_argmax_rows(%[[NORMED]], %[[HEAD]], %[[LOGITS]], %[[CANDIDATES:.+]]) grid #[[GEMM_R]] writes [2, 3]
+// CHECK: exec.launch @argmax_c4_rows(%[[CANDIDATES]], %[[BEST]]) grid #[[R]] writes [1]
 // CHECK-NOT: func.func
 module attributes {moe.model = {layers = 0 : i64}} {
 func.func @step(%tokens: tensor<?xi32>, %positions: tensor<?xi32>, %slots: tensor<?xi32>, %rows: tensor<?xi32>) -> tensor<?x100xf32> {
