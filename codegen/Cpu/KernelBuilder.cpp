@@ -157,8 +157,11 @@ void KernelBuilder::call(StringRef symbol, int64_t firstArg, Val begin, Val end)
 }
 
 void KernelBuilder::tasks(llvm::function_ref<void(Val)> body) {
-  loop(wrap(entry->getArgument(2)), wrap(entry->getArgument(3)), 1, body);
+  auto [begin, end] = taskRange();
+  loop(begin, end, 1, body);
 }
+
+std::pair<Val, Val> KernelBuilder::taskRange() { return {wrap(entry->getArgument(2)), wrap(entry->getArgument(3))}; }
 
 Ptr KernelBuilder::arg(int64_t index, Type element) {
   Ptr args{wrap(entry->getArgument(0)), ptr};

@@ -139,6 +139,8 @@ public:
   void call(llvm::StringRef symbol, int64_t firstArg, Val begin, Val end);
   /// Runs `body` for each task in [begin, end) of the call.
   void tasks(llvm::function_ref<void(Val task)> body);
+  /// The tasks of the call, [first, second).
+  std::pair<Val, Val> taskRange();
   /// Argument `index` of the launch.
   Ptr arg(int64_t index, mlir::Type element);
   Val isNotNull(Ptr pointer);

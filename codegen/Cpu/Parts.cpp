@@ -40,11 +40,12 @@ private:
   int64_t args = 0;
 };
 
-/// Counts this task in `arrivals`. The last of `count` runs `body`, with all that the others wrote before them, and
-/// leaves `arrivals` at 0.
-void atLast(KernelBuilder &b, Ptr arrivals, Val count, llvm::function_ref<void()> body) {
-  Val before = b.atomicAdd(arrivals, b.constant(b.i32, int64_t(1)));
-  b.ifThen(before == b.convert(count - 1, b.i32), [&] {
+/// Counts `some` of `all` in `arrivals`. Who counts the last runs `body`, with all that the others wrote before they
+/// counted, and leaves `arrivals` at 0.
+void atLast(KernelBuilder &b, Ptr arrivals, Val some, Val all, llvm::function_ref<void()> body) {
+  some = b.convert(some, b.i32);
+  Val before = b.atomicAdd(arrivals, some);
+  b.ifThen(before + some == b.convert(all, b.i32), [&] {
     arrivals.store(before.like(0));
     body();
   });
@@ -63,24 +64,27 @@ void emit(KernelBuilder &b, llvm::StringRef symbol, const RowsSpec &spec, const 
 }
 
 void emit(KernelBuilder &b, llvm::StringRef symbol, const GemmChainSpec &spec, const Tiles &tiles) {
-  const auto &scores = std::get<GemmSpec>(spec.parts.front());
+  const auto &gemm = std::get<GemmSpec>(spec.parts.front());
   constexpr int64_t tokenBlock = GemmSpec::tokenBlock;
   Parts parts(b, symbol, spec.parts, tiles);
   b.kernel(symbol, [&] {
     Ptr arrivals = b.arg(parts.argCount(), b.i32);
-    Val rows = scores.rows == Rows::R ? b.rows() : b.tokens();
-    Val blocks = (rows + (tokenBlock - 1)) / tokenBlock;
-    b.tasks([&](Val task) {
-      parts.run(0, task, task + 1);
-      Val block = task / scores.parts();
-      atLast(b, arrivals + 1 + block, b.cI64(scores.parts()), [&] {
-        parts.run(1, block * tokenBlock, b.min((block + 1) * tokenBlock, rows));
-        atLast(b, arrivals, blocks, [&] {
-          for (size_t i = 2; i < parts.count(); ++i)
-            parts.run(i, b.cI64(0), b.cI64(1));
-        });
-      });
-    });
+    Val rows = gemm.rows == Rows::R ? b.rows() : b.tokens();
+    Val blocks = (rows + (tokenBlock - 1)) / tokenBlock, tasksOfBlock = b.cI64(gemm.parts());
+    // Neighbouring tasks read one stream of weights: they are run, and counted, together.
+    auto [begin, end] = b.taskRange();
+    b.loop(begin / tasksOfBlock, (end + (tasksOfBlock - 1)) / tasksOfBlock, 1,
+           [&, begin = begin, end = end](Val block) {
+             Val first = b.max(begin, block * tasksOfBlock), last = b.min(end, (block + 1) * tasksOfBlock);
+             parts.run(0, first, last);
+             atLast(b, arrivals + 1 + block, last - first, tasksOfBlock, [&] {
+               parts.run(1, block * tokenBlock, b.min((block + 1) * tokenBlock, rows));
+               atLast(b, arrivals, b.cI64(1), blocks, [&] {
+                 for (size_t i = 2; i < parts.count(); ++i)
+                   parts.run(i, b.cI64(0), b.cI64(1));
+               });
+             });
+           });
   });
 }
 
@@ -96,8 +100,9 @@ void emit(KernelBuilder &b, llvm::StringRef symbol, const MlaValuesSpec &spec, c
         Val row = token * heads + head;
         parts.run(0, row, row + 1);
       });
-      parts.run(1, task * panels, (task + 1) * panels);
     });
+    auto [begin, end] = b.taskRange();
+    parts.run(1, begin * panels, end * panels);
   });
 }
 
