@@ -66,6 +66,18 @@ template <typename T> static std::span<T> spanOf(T *data, int64_t count) {
   return count > 0 ? std::span<T>(data, count) : std::span<T>();
 }
 
+/// A step whose results are put by `step`, which gets the tokens, positions, slots and rows.
+template <typename Step>
+static int guardedStep(const int32_t *tokens, const int32_t *positions, const int32_t *slots, int64_t count,
+                       const int32_t *rows, int64_t rowCount, Step step) {
+  return guarded(-1, [&]() -> Result<int> {
+    if (rowCount < 0)
+      return Error{"number of rows is " + std::to_string(rowCount) + ", expected 0 or more"};
+    MOEC_CHECK(step(spanOf(tokens, count), spanOf(positions, count), spanOf(slots, count), spanOf(rows, rowCount)));
+    return 0;
+  });
+}
+
 extern "C" {
 
 const char *moec_version(void) { return MOEC_VERSION; }
@@ -105,13 +117,15 @@ int64_t moec_model_max_slots(const moec_model *model) { return model->model->max
 
 int moec_model_step(moec_model *model, const int32_t *tokens, const int32_t *positions, const int32_t *slots,
                     int64_t count, const int32_t *rows, int64_t row_count, float *logits) {
-  return guarded(-1, [&]() -> Result<int> {
-    if (row_count < 0)
-      return Error{"number of rows is " + std::to_string(row_count) + ", expected 0 or more"};
-    MOEC_CHECK(model->model->step(spanOf(tokens, count), spanOf(positions, count), spanOf(slots, count),
-                                  spanOf(rows, row_count), spanOf(logits, row_count * model->model->vocab())));
-    return 0;
+  return guardedStep(tokens, positions, slots, count, rows, row_count, [&](auto... what) {
+    return model->model->step(what..., spanOf(logits, row_count * model->model->vocab()));
   });
+}
+
+int moec_model_step_argmax(moec_model *model, const int32_t *tokens, const int32_t *positions, const int32_t *slots,
+                           int64_t count, const int32_t *rows, int64_t row_count, int32_t *argmax) {
+  return guardedStep(tokens, positions, slots, count, rows, row_count,
+                     [&](auto... what) { return model->model->stepArgmax(what..., spanOf(argmax, row_count)); });
 }
 
 int64_t moec_model_length(const moec_model *model, int64_t slot) {

@@ -80,6 +80,14 @@ MOEC_API int64_t moec_model_max_slots(const moec_model *model);
 MOEC_API int moec_model_step(moec_model *model, const int32_t *tokens, const int32_t *positions, const int32_t *slots,
                              int64_t count, const int32_t *rows, int64_t row_count, float *logits);
 
+/** The same for who wants the likeliest token of each row alone: no logits are stored, which takes less time.
+ * \param argmax  out: i32 [row_count]; the lowest of equal ones, or -1 where no logit is a number above -infinity
+ * \returns 0, or -1 with nothing changed
+ */
+MOEC_API int moec_model_step_argmax(moec_model *model, const int32_t *tokens, const int32_t *positions,
+                                    const int32_t *slots, int64_t count, const int32_t *rows, int64_t row_count,
+                                    int32_t *argmax);
+
 /** Tokens held in a slot, or -1. */
 MOEC_API int64_t moec_model_length(const moec_model *model, int64_t slot);
 /** Forgets the tokens of a slot from `length` on (0: all). \returns 0 or -1 */

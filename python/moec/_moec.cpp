@@ -68,15 +68,29 @@ struct PyModel {
       throw py::value_error("out is not of shape (" + std::to_string(rowCount) + ", " + std::to_string(vocab) + ")");
     FloatArray result = out ? *out : FloatArray({rowCount, vocab});
     std::span<float> logits(result.mutable_data(), static_cast<size_t>(result.size()));
+    unlocked(tokens, positions, slots, rows, [&](auto... what) { return model->step(what..., logits); });
+    return result;
+  }
+  IntArray stepArgmax(const IntArray &tokens, const IntArray &positions, const IntArray &slots, const IntArray &rows) {
+    IntArray result(std::vector<py::ssize_t>{static_cast<py::ssize_t>(view(rows, "rows").size())});
+    std::span<int32_t> argmax(result.mutable_data(), static_cast<size_t>(result.size()));
+    unlocked(tokens, positions, slots, rows, [&](auto... what) { return model->stepArgmax(what..., argmax); });
+    return result;
+  }
+
+private:
+  /// Runs a step without Python's lock.
+  template <typename Step>
+  static void unlocked(const IntArray &tokens, const IntArray &positions, const IntArray &slots, const IntArray &rows,
+                       Step step) {
     auto tokenView = view(tokens, "tokens"), positionView = view(positions, "positions");
     auto slotView = view(slots, "slots"), rowView = view(rows, "rows");
     Status status = success();
     {
       py::gil_scoped_release release;
-      status = model->step(tokenView, positionView, slotView, rowView, logits);
+      status = step(tokenView, positionView, slotView, rowView);
     }
     check(std::move(status));
-    return result;
   }
 };
 
@@ -241,6 +255,17 @@ Returns:
 Raises:
   ValueError: a value is out of range, or a sequence would be longer than max_context; nothing changed.
   TypeError: another dtype or layout; nothing is converted silently.
+)doc")
+      .def("step_argmax", &PyModel::stepArgmax, py::arg("tokens").noconvert(), py::arg("positions").noconvert(),
+           py::arg("slots").noconvert(), py::arg("rows").noconvert(), R"doc(
+Read T tokens as `step` does, and give the likeliest token after R of them. No logits are stored, which takes less time.
+
+Args:
+  tokens, positions, slots, rows: as for `step`.
+Returns:
+  int32, shape (R,): the greatest logit's token, the lowest of equal ones; -1 if none is a number above -infinity.
+Raises:
+  ValueError, TypeError: as for `step`.
 )doc")
       .def(
           "generate",

@@ -39,6 +39,13 @@ class Model:
         *,
         out: npt.NDArray[np.float32] | None = None,
     ) -> npt.NDArray[np.float32]: ...
+    def step_argmax(
+        self,
+        tokens: npt.NDArray[np.int32],
+        positions: npt.NDArray[np.int32],
+        slots: npt.NDArray[np.int32],
+        rows: npt.NDArray[np.int32],
+    ) -> npt.NDArray[np.int32]: ...
     def generate(
         self,
         prompt: str,

@@ -167,14 +167,18 @@ def test_context_limit(compiled):
 
 
 @pytest.mark.parametrize("head", ["f32", "bf16:a16", "int4:a32", "int8:a32", "fp8", "mxfp4:a32"])
-def test_greedy_takes_the_greatest_logit(head, compiled):
-    """What a generation without temperature takes comes from the head's kernel, not from stored logits."""
-    model = moec.load(compiled(MODEL, "--head", head), threads=2)
+def test_argmax_is_that_of_the_logits(head, compiled):
+    """Of all rows of a long step, and in a generation without temperature, which stores no logits."""
+    artifact = compiled(MODEL, "--head", head)
+    model, other = moec.load(artifact, threads=2), moec.load(artifact, threads=1)
+    tokens, positions = sequence(1, LENGTH), np.arange(LENGTH, dtype=np.int32)
+    best = model.step_argmax(tokens, positions, np.zeros(LENGTH, np.int32), positions)
+    assert best.tolist() == feed(other, tokens, 0, 0, LENGTH).argmax(1).tolist()
     for text in ("ROMEO:\n", "First Citizen:\nBefore we"):
         generation = model.generate(text, max_new_tokens=40, temperature=0)
         "".join(generation)
         prompt = model.encode(text)
         tokens = np.array([*prompt, *generation.tokens], np.int32)
-        logits = feed(moec.load(compiled(MODEL, "--head", head), threads=1), tokens, 0, 0, len(tokens))
         assert len(generation.tokens) == 40  # neither text ends so early
-        assert logits[len(prompt) - 1 : -1].argmax(1).tolist() == list(generation.tokens)
+        logits = feed(other, tokens, 0, 0, len(tokens))
+        assert logits[len(prompt) - 1 : -1].argmax(1).tolist() == generation.tokens

@@ -60,6 +60,17 @@ def test_step_writes_in_place(model):
     assert np.abs(out).max() > 0
 
 
+def test_step_argmax(model):
+    text = ints(0, 874, 3, 99), ints(0, 1, 2, 3), ints(0, 0, 0, 0), ints(3, 0, 3, 1)
+    argmax = model.step_argmax(*text)
+    assert argmax.dtype == np.int32 and argmax.tolist() == model.step(*text).argmax(1).tolist()
+    assert model.step_argmax(ints(5), ints(0), ints(1), ints()).shape == (0,)
+    with pytest.raises(ValueError, match="row is 1, but the step has 1 tokens"):
+        model.step_argmax(ints(5), ints(0), ints(1), ints(1))
+    with pytest.raises(TypeError):
+        model.step_argmax(np.array([5]), ints(0), ints(1), ints(0))
+
+
 def test_step_without_rows(model):
     assert model.step(ints(5), ints(0), ints(1), ints()).shape == (0, 1280)
 

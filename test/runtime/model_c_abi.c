@@ -59,6 +59,12 @@ static void test_steps(moec_model *model) {
       CHECK(memcmp(single, whole + vocab, vocab * sizeof(float)) == 0);
   }
   CHECK(moec_model_length(model, 1) == 5);
+  int32_t argmax[2];
+  CHECK(moec_model_step_argmax(model, tokens, positions, slots, 5, rows, 2, argmax) == 0);
+  for (int r = 0; r < 2; ++r)
+    for (int64_t v = 0; v < vocab; ++v)
+      CHECK(whole[r * vocab + argmax[r]] >= whole[r * vocab + v]);
+  CHECK(moec_model_step_argmax(model, tokens, positions, slots, 1, rows, -1, argmax) == -1);
   CHECK(moec_model_truncate(model, 1, 2) == 0);
   CHECK(moec_model_length(model, 1) == 2);
   CHECK(moec_model_step(model, tokens, positions, slots, 2, NULL, 0, NULL) == 0);
