@@ -26,6 +26,11 @@ struct Link {
 /// Whether both arguments are the same elements.
 bool areSame(Value a, Value b) { return a == b || (sourceOf(a) == sourceOf(b) && a.getType() == b.getType()); }
 
+/// Whether both launches are left out of the same steps.
+bool runTogether(LaunchOp a, LaunchOp b) {
+  return a.getRunFromAttr() == b.getRunFromAttr() && a.getRunBelowAttr() == b.getRunBelowAttr();
+}
+
 /// How many launches at the front of `links` are a gemm and what reads its rows: the scores of a router, its choice,
 /// and lists of it; or a head and its argmax. None if calibration has to find the route.
 size_t chainAt(MutableArrayRef<Link> links, bool watched) {
@@ -33,7 +38,7 @@ size_t chainAt(MutableArrayRef<Link> links, bool watched) {
   auto *route = links.size() < 2 || watched ? nullptr : std::get_if<moec::RouteSpec>(&links[1].spec);
   auto *argmax = links.size() < 2 ? nullptr : std::get_if<moec::ArgmaxSpec>(&links[1].spec);
   if (!gemm || (!route && !argmax) || gemm->routing != moec::Routing::None || gemm->batch != 1 ||
-      gemm->rows != (route ? route->rows : argmax->rows) ||
+      gemm->rows != (route ? route->rows : argmax->rows) || !runTogether(links[0].launch, links[1].launch) ||
       !areSame(links[0].arg(links[0].launch.getWrites().back()), links[1].arg(0)))
     return 0;
   if (argmax)
@@ -41,7 +46,7 @@ size_t chainAt(MutableArrayRef<Link> links, bool watched) {
   Value chosen = links[1].launch.getArgs().back();
   size_t count = 2;
   while (count < links.size() && std::holds_alternative<moec::DispatchSpec>(links[count].spec) &&
-         areSame(links[count].arg(0), chosen))
+         runTogether(links[0].launch, links[count].launch) && areSame(links[count].arg(0), chosen))
     ++count;
   return count;
 }
@@ -51,21 +56,24 @@ bool areValues(MutableArrayRef<Link> links) {
   auto *values = links.size() < 2 ? nullptr : std::get_if<GemmSpec>(&links[1].spec);
   return combine && values && values->routing == moec::Routing::None && values->rows == moec::Rows::T &&
          values->batch == combine->heads && values->k == combine->latent &&
-         areSame(links[0].launch.getArgs().back(), links[1].arg(0)) &&
-         links[0].launch.getRunBelowAttr() == links[1].launch.getRunBelowAttr();
+         areSame(links[0].launch.getArgs().back(), links[1].arg(0)) && runTogether(links[0].launch, links[1].launch);
 }
 
 struct FuseChainsPass : impl::FuseChainsPassBase<FuseChainsPass> {
   void runOnOperation() override {
     kernels.emplace(getOperation());
+    FailureOr<bool> mayBeWatched = kernels->mayBeWatched();
+    if (failed(mayBeWatched))
+      return signalPassFailure();
+    watched = *mayBeWatched;
     if (failed(kernels->rewritePrograms([&](ProgramOp program) { return fuse(program); })))
       signalPassFailure();
   }
 
   LogicalResult fuse(ProgramOp program);
-  void launchTogether(MutableArrayRef<Link> links, const moec::KernelSpec &spec, ValueRange moreArgs = {});
 
   std::optional<Kernels> kernels;
+  bool watched = false; ///< whether a route has to be found by its kind
 };
 
 LogicalResult FuseChainsPass::fuse(ProgramOp program) {
@@ -76,46 +84,33 @@ LogicalResult FuseChainsPass::fuse(ProgramOp program) {
       return failure();
     links.push_back({launch, std::move(*spec)});
   }
-  FailureOr<bool> watched = kernels->mayBeWatched();
-  if (failed(watched))
-    return failure();
   moveMemoryUp(program);
   Value arrivals; // of all chains, which run one after another
   for (MutableArrayRef<Link> rest = links; !rest.empty();) {
-    size_t count = 1;
-    if (areValues(rest)) {
-      count = 2;
-      launchTogether(rest.take_front(count), moec::MlaValuesSpec{{rest[0].spec, rest[1].spec}});
-    } else if (size_t chain = chainAt(rest, *watched)) {
-      count = chain;
-      if (!arrivals) {
-        OpBuilder builder(rest[0].launch);
+    const bool values = areValues(rest);
+    const size_t chain = values ? 2 : chainAt(rest, watched);
+    if (chain) {
+      std::vector<moec::KernelSpec> parts;
+      SmallVector<LaunchOp> launches;
+      for (const Link &link : rest.take_front(chain)) {
+        parts.push_back(link.spec);
+        launches.push_back(link.launch);
+      }
+      if (!values && !arrivals) {
+        OpBuilder builder = OpBuilder::atBlockBegin(&program.getBody().front());
         int64_t blocks = llvm::divideCeil(program.getMaxTokens(), GemmSpec::tokenBlock);
         arrivals = BufferOp::create(builder, program.getLoc(), MemRefType::get({1 + blocks}, builder.getI32Type()),
                                     /*rows_per_token=*/1, /*per_row=*/false, /*kept=*/true, /*offset=*/IntegerAttr());
-        moveMemoryUp(program);
       }
-      moec::GemmChainSpec spec;
-      for (const Link &link : rest.take_front(count))
-        spec.parts.push_back(link.spec);
-      launchTogether(rest.take_front(count), spec, arrivals);
+      if (values)
+        kernels->replace(launches, moec::MlaValuesSpec{std::move(parts)});
+      else
+        kernels->replace(launches, moec::GemmChainSpec{std::move(parts)}, arrivals);
+      numJoined += chain - 1;
     }
-    rest = rest.drop_front(count);
+    rest = rest.drop_front(std::max<size_t>(chain, 1));
   }
   return success();
-}
-
-void FuseChainsPass::launchTogether(MutableArrayRef<Link> links, const moec::KernelSpec &spec, ValueRange moreArgs) {
-  SmallVector<LaunchOp> launches = llvm::map_to_vector(links, [](const Link &link) { return link.launch; });
-  SmallVector<Value> args;
-  for (LaunchOp launch : launches)
-    llvm::append_range(args, launch.getArgs());
-  llvm::append_range(args, moreArgs);
-  OpBuilder builder(launches.front());
-  kernels->launch(builder, spec, args, launches).setRunBelowAttr(launches.front().getRunBelowAttr());
-  for (LaunchOp launch : launches)
-    launch.erase();
-  numJoined += launches.size() - 1;
 }
 
 } // namespace

@@ -42,7 +42,6 @@ struct FuseRowsPass : impl::FuseRowsPassBase<FuseRowsPass> {
   LogicalResult fuse(ProgramOp program);
   FailureOr<Unit> unitOf(LaunchOp launch);
   Value memoryOf(Value arg);
-  void launchTogether(const Unit &unit);
 
   DenseMap<Attribute, Value> caches; ///< by name, the first mention in the program
   std::optional<Kernels> kernels;
@@ -120,19 +119,8 @@ LogicalResult FuseRowsPass::fuse(ProgramOp program) {
   moveMemoryUp(program);
   for (const Unit &unit : units)
     if (unit.launches.size() > 1)
-      launchTogether(unit);
+      kernels->replace(unit.launches, moec::RowsSpec{unit.specs});
   return success();
-}
-
-void FuseRowsPass::launchTogether(const Unit &unit) {
-  LaunchOp first = unit.launches.front();
-  OpBuilder builder(first);
-  SmallVector<Value> args;
-  for (LaunchOp launch : unit.launches)
-    llvm::append_range(args, launch.getArgs());
-  kernels->launch(builder, moec::RowsSpec{unit.specs}, args, unit.launches);
-  for (LaunchOp launch : unit.launches)
-    launch.erase();
 }
 
 } // namespace

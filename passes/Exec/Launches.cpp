@@ -53,6 +53,20 @@ LaunchOp Kernels::launch(OpBuilder &builder, const moec::KernelSpec &spec, Value
                           /*run_from=*/IntegerAttr(), /*run_below=*/IntegerAttr());
 }
 
+void Kernels::replace(ArrayRef<LaunchOp> launches, const moec::KernelSpec &spec, ValueRange more) {
+  SmallVector<Value> args;
+  for (LaunchOp launch : launches)
+    llvm::append_range(args, launch.getArgs());
+  llvm::append_range(args, more);
+  LaunchOp first = launches.front();
+  OpBuilder builder(first);
+  LaunchOp together = launch(builder, spec, args, launches);
+  together.setRunFromAttr(first.getRunFromAttr());
+  together.setRunBelowAttr(first.getRunBelowAttr());
+  for (LaunchOp launch : launches)
+    launch.erase();
+}
+
 LogicalResult Kernels::rewritePrograms(llvm::function_ref<LogicalResult(ProgramOp)> rewrite) {
   for (auto program : module.getOps<ProgramOp>())
     if (failed(rewrite(program)))

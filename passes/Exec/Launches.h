@@ -27,6 +27,9 @@ public:
   /// Launches, where `builder` is, a kernel of `spec` instead of `launches`, whose labels and places it has; one kernel
   /// for all such launches of one spec, put before that of the first.
   LaunchOp launch(OpBuilder &builder, const moec::KernelSpec &spec, ValueRange args, ArrayRef<LaunchOp> launches);
+  /// The same where the first of `launches` is, with the arguments of all of them, then `more`, and in the steps that
+  /// the first one runs in; erases `launches`.
+  void replace(ArrayRef<LaunchOp> launches, const moec::KernelSpec &spec, ValueRange more = {});
   /// Calls `rewrite` for each program; then erases kernels that no launch is left of, unless one failed.
   LogicalResult rewritePrograms(llvm::function_ref<LogicalResult(ProgramOp)> rewrite);
 

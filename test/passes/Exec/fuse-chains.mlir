@@ -73,6 +73,23 @@ exec.program @other_logits(%t: memref<?xi32>, %p: memref<?xi32>, %s: memref<?xi3
     : memref<?x8xf32>, memref<?x2xf32>, memref<?x2xi32>
 }
 
+// The near miss: the route is left out of steps that the scores are in.
+// CHECK-LABEL: exec.program @fewer_steps
+exec.program @fewer_steps(%t: memref<?xi32>, %p: memref<?xi32>, %s: memref<?xi32>, %r: memref<?xi32>,
+                          %pt: memref<?x?xi32>, %l: memref<?x8xf32>) max_tokens 100 {
+  %x = exec.buffer : memref<?x64xf32>
+  %router = exec.weight_ref @router : memref<1x1x64x32xf32>
+  %logits = exec.buffer : memref<?x8xf32>
+  %weights = exec.buffer : memref<?x2xf32>
+  %chosen = exec.buffer : memref<?x2xi32>
+  // CHECK: exec.launch @scores(
+  exec.launch @scores(%x, %router, %logits) grid affine_map<(T, R) -> (T ceildiv 64)> writes [2]
+    : memref<?x64xf32>, memref<1x1x64x32xf32>, memref<?x8xf32>
+  // CHECK-NEXT: exec.launch @route({{.*}} {run_from = 4 : i64}
+  exec.launch @route(%logits, %weights, %chosen) grid affine_map<(T, R) -> (T)> writes [1, 2] {run_from = 4 : i64}
+    : memref<?x8xf32>, memref<?x2xf32>, memref<?x2xi32>
+}
+
 // -----
 
 exec.kernel @scores "gemm" {weight = "f32", n = 8, k = 64, batch = 1, scale_cols = 0, group = 0, codes = "int4",
