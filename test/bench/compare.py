@@ -51,14 +51,14 @@ def number(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
 
 
-def json_of(command: list, threads: int) -> object:
+def json_of(command: list, threads: int = 0) -> object:
     """What a command prints; one thread stays on one core, as llama-bench would wander."""
     words = [str(word) for word in command]
     if threads == 1:
         words = ["taskset", "-c", str(max(os.sched_getaffinity(0))), *words]
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode != 0:
-        sys.exit(f"compare.py: {' '.join(words)} ended with code {done.returncode}:\n{done.stderr[-2000:]}")
+        sys.exit(f"{Path(sys.argv[0]).name}: {' '.join(words)} ended with code {done.returncode}:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout)
 
 
