@@ -72,11 +72,12 @@ bool runsOn(CpuLevel code, CpuLevel machine) {
 }
 
 #if defined(__x86_64__)
-/// Whether there is AMX for bytes and the kernel lets this process, all threads of it, use it. It gives leave for good.
+/// Whether there is AMX for bytes and bf16, and the kernel lets this process, all threads of it, use it. It gives leave
+/// for good.
 static bool mayUseTiles() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  constexpr unsigned tile = 1u << 24, int8 = 1u << 25;
-  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & (tile | int8)) != (tile | int8))
+  constexpr unsigned bf16 = 1u << 22, tile = 1u << 24, int8 = 1u << 25, all = bf16 | tile | int8;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & all) != all)
     return false;
   constexpr long requestPermission = 0x1023, tileData = 18; // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   return ::syscall(SYS_arch_prctl, requestPermission, tileData) == 0;
@@ -99,10 +100,11 @@ std::optional<CpuLevel> machineCpuLevel() {
   return CpuLevel::V1;
 #elif defined(__aarch64__)
   // Bits of the kernel's interface, which older headers lack.
-  constexpr unsigned long dotProducts = 1ul << 20, i8mm = 1ul << 13; // HWCAP_ASIMDDP, HWCAP2_I8MM
+  constexpr unsigned long dotProducts = 1ul << 20, i8mm = 1ul << 13, bf16 = 1ul << 14; // HWCAP_ASIMDDP, HWCAP2_...
   if (!(getauxval(AT_HWCAP) & dotProducts))
     return CpuLevel::Arm64;
-  return getauxval(AT_HWCAP2) & i8mm ? CpuLevel::Arm64I8mm : CpuLevel::Arm64Dotprod;
+  bool matrices = (getauxval(AT_HWCAP2) & (i8mm | bf16)) == (i8mm | bf16);
+  return matrices ? CpuLevel::Arm64I8mm : CpuLevel::Arm64Dotprod;
 #else
   return std::nullopt;
 #endif

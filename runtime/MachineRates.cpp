@@ -154,6 +154,32 @@ struct Chains {
                : "cc", "memory", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",       \
                  "xmm10", "xmm11", "xmm12", "xmm13")
 
+/// Four sums of tiles of AMX, which are left zero, by a product of `columns` columns.
+template <void (*Multiply)(int64_t)> static Chains tilesOf(int64_t columns) {
+  // A product takes its unit 16 cycles: fewer rounds.
+  constexpr int64_t shorter = 8;
+  return {[](int64_t rounds) { Multiply(rounds / shorter); }, 4, 16 * 16 * columns * 2 / shorter};
+}
+
+#define MOEC_TILES(STEP)                                                                                               \
+  asm volatile("ldtilecfg %1\n1:\n\t" STEP " %%tmm6, %%tmm4, %%tmm0\n\t" STEP " %%tmm7, %%tmm4, %%tmm1\n\t" STEP       \
+               " %%tmm6, %%tmm5, %%tmm2\n\t" STEP " %%tmm7, %%tmm5, %%tmm3\n\tdecq %0\n\tjnz 1b\n\ttilerelease"        \
+               : "+r"(rounds)                                                                                          \
+               : "m"(kWholeTiles)                                                                                      \
+               : "cc")
+
+/// What LDTILECFG reads for eight tiles of 16 rows of 64 bytes.
+struct alignas(64) TileShapes {
+  uint8_t palette = 1, start = 0, reserved[14] = {};
+  uint16_t rowBytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+static_assert(sizeof(TileShapes) == 64);
+static constexpr TileShapes kWholeTiles;
+
+static void multiplyBf16Tiles(int64_t rounds) { MOEC_TILES("tdpbf16ps"); }
+static void multiplyByteTiles(int64_t rounds) { MOEC_TILES("tdpbssd"); }
+
 static Chains chainsOf(WorkUnit unit) {
   const CpuLevel level = machineCpuLevel().value_or(CpuLevel::V1);
   switch (unit) {
@@ -164,10 +190,14 @@ static Chains chainsOf(WorkUnit unit) {
       return {[](int64_t rounds) { MOEC_CHAINS("vfmadd231ps %%ymm12, %%ymm13, %%ymm\\r"); }, 12, 8 * 2};
     break;
   case WorkUnit::BF16:
+    if (level == CpuLevel::V4Amx)
+      return tilesOf<multiplyBf16Tiles>(32);
     if (level >= CpuLevel::V4 && __builtin_cpu_supports("avx512bf16"))
       return {[](int64_t rounds) { MOEC_CHAINS("vdpbf16ps %%zmm12, %%zmm13, %%zmm\\r"); }, 12, 32 * 2};
     break;
   case WorkUnit::Int8:
+    if (level == CpuLevel::V4Amx)
+      return tilesOf<multiplyByteTiles>(64);
     if (level >= CpuLevel::V4 && __builtin_cpu_supports("avx512vnni"))
       return {[](int64_t rounds) { MOEC_CHAINS("vpdpbusd %%zmm12, %%zmm13, %%zmm\\r"); }, 12, 64 * 2};
     if (level >= CpuLevel::V3 && __builtin_cpu_supports("avxvnni"))
@@ -177,12 +207,13 @@ static Chains chainsOf(WorkUnit unit) {
   return {};
 }
 
+#undef MOEC_TILES
 #undef MOEC_CHAINS
 #elif defined(__aarch64__)
 // The same with twenty-four chains: large cores have four units of four cycles' latency.
 #define MOEC_CHAINS(STEP)                                                                                              \
   asm volatile(                                                                                                        \
-      ".arch armv8.2-a+dotprod\n\t.irp r,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25\n\t"      \
+      ".arch armv8.2-a+dotprod+bf16\n\t.irp r,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25\n\t" \
       "movi v\\r\\().2d, #0\n\t.endr\n"                                                                                \
       "1:\n\t.irp r,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23\n\t" STEP "\n\t.endr\n\t"            \
       "subs %0, %0, #1\n\tb.ne 1b"                                                                                     \
@@ -196,7 +227,9 @@ static Chains chainsOf(WorkUnit unit) {
   switch (unit) {
   case WorkUnit::F32:
     return {[](int64_t rounds) { MOEC_CHAINS("fmla v\\r\\().4s, v24.4s, v25.4s"); }, 24, 4 * 2};
-  case WorkUnit::BF16: // kernels have no instruction for it
+  case WorkUnit::BF16:
+    if (level >= CpuLevel::Arm64I8mm)
+      return {[](int64_t rounds) { MOEC_CHAINS("bfmmla v\\r\\().4s, v24.8h, v25.8h"); }, 24, 16 * 2};
     break;
   case WorkUnit::Int8:
     if (level >= CpuLevel::Arm64Dotprod)

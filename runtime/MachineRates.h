@@ -42,7 +42,8 @@ private:
 
 /// Operations/s of all threads of the pool, a multiplication and an addition being two, in the best of several passes
 /// within about `seconds`; 0 where the machine has no instruction for the unit: AVX2 or AVX-512 for f32,
-/// AVX512-BF16 (`vdpbf16ps`) and AVX512-VNNI or AVX-VNNI (`vpdpbusd`) for the others.
+/// AVX512-BF16 (`vdpbf16ps`) and AVX512-VNNI or AVX-VNNI (`vpdpbusd`) for the others, or tiles of AMX; on Arm FMLA,
+/// BFMMLA and SDOT.
 double measureArithmetic(ThreadPool &pool, WorkUnit unit, double seconds);
 
 } // namespace moec

@@ -15,7 +15,8 @@
 /// - "rows" is the number of tokens `T` or, where `rows == R`, of logits asked for.
 /// - Each row's result is computed in an order that depends on the spec alone:
 ///   not on T, not on the rows beside it, not on the thread.
-/// - Weights in panels: `[batch, ceil(n / kPanelWidth), k, kPanelWidth]`.
+/// - Weights in panels: `[batch, ceil(n / kPanelWidth), k, kPanelWidth]`, as `#moe.pack_panels` has them for
+///   `panelColumns` of their type.
 
 #ifndef MOEC_CODEGEN_COMMON_KERNELSPEC_H
 #define MOEC_CODEGEN_COMMON_KERNELSPEC_H
@@ -37,6 +38,8 @@ namespace moec {
 
 /// Output features side by side in a weight panel.
 inline constexpr int64_t kPanelWidth = 32;
+/// Neighbouring columns that lie together in a panel of weights of a type.
+constexpr int64_t panelColumns(DType weight) { return weight == DType::BF16 ? 2 : 1; }
 
 /// Which dynamic extent a kernel runs over.
 enum class Rows { T, R };
@@ -104,7 +107,8 @@ struct CastRowsSpec {
 /// y[t, b, n] = epilogue(sum_k x[t, b, k] * w[b, n, k]), f32 sums in order of k
 /// (with `scaleCols` or `group`, per block of columns: sum of the block's products, times its scale).
 /// Of codes on both sides, products are summed up as integers over each 32 columns, and times both scales in f32; of
-/// bf16 on both sides, two columns are taken at a time as `vdpbf16ps` takes them, the second one first.
+/// bf16 on both sides, two columns are taken at a time as `vdpbf16ps` takes them, the second one first; what is below
+/// 2^-126 in magnitude may count as 0 or as what it is.
 /// args: x, w, [scales], [residual], y, [candidates, of an argmax], [offsets i32[E+1], active i32[E+1],
 /// order i32[rows * topk]].
 /// Grid: Routing::None: batch * parts * ceil(rows / tokenBlock), task = (block * batch + b) * parts + p;

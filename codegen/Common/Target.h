@@ -19,6 +19,8 @@ struct TargetTraits {
   std::string name = "cpu";
   /// Output features side by side in a weight panel.
   int64_t panelWidth = kPanelWidth;
+  /// And input features, of a type, that lie together in one.
+  int64_t (*panelColumns)(DType) = moec::panelColumns;
   /// Vectors that kernels read whole (norm weights, router biases, cache entries) are padded to a multiple of this.
   int64_t vectorMultiple = 16;
   /// Element types of weights that GEMM and embedding kernels read; others are widened when weights are made.

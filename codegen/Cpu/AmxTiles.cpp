@@ -9,58 +9,46 @@
 
 namespace moec::cpu {
 
-namespace {
-
-/// What LDTILECFG reads.
-struct Configuration {
-  std::array<uint8_t, 64> bytes{};
-
-  Configuration() { bytes[0] = 1; } // the only palette there is
-  void shape(size_t tile, uint8_t rows, uint8_t rowBytes) {
-    bytes[16 + 2 * tile] = rowBytes;
-    bytes[48 + tile] = rows;
-  }
-  int64_t word(size_t index) const {
-    uint64_t word = 0;
-    for (size_t i = 0; i < 8; ++i)
-      word |= static_cast<uint64_t>(bytes[8 * index + i]) << (8 * i);
-    return static_cast<int64_t>(word);
-  }
-};
-
-// Numbers of registers.
-constexpr int64_t kSums = 0, kRows = 1, kCodes = 2;
-
-} // namespace
-
 void AmxTiles::call(llvm::StringRef instruction, llvm::ArrayRef<Val> operands) {
   llvm::SmallVector<mlir::Value> values(operands.begin(), operands.end());
   mlir::LLVM::CallIntrinsicOp::create(b, b.getStringAttr("llvm.x86." + instruction), values);
 }
 
-void AmxTiles::configure() {
-  constexpr int64_t bytesOfLanes = 4 * kLanes;
-  Configuration configuration;
-  configuration.shape(kSums, rows, bytesOfLanes);
-  configuration.shape(kRows, rows, columns);
-  configuration.shape(kCodes, columns / 4, bytesOfLanes);
-  Ptr memory = b.scratch(b.i64, 8);
-  for (size_t i = 0; i < 8; ++i)
-    (memory + static_cast<int64_t>(i)).store(b.cI64(configuration.word(i)));
-  call("ldtilecfg", {memory.base});
-  sums = b.scratch(b.i32, rows * kLanes);
+Ptr AmxTiles::configuration(llvm::ArrayRef<Shape> shapes) {
+  assert(shapes.size() <= registers);
+  std::array<uint8_t, 64> bytes{};
+  bytes[0] = 1; // the only palette there is
+  for (auto [tile, shape] : llvm::enumerate(shapes)) {
+    assert(shape.rows <= mostRows && shape.rowBytes <= mostRowBytes);
+    bytes[16 + 2 * tile] = static_cast<uint8_t>(shape.rowBytes);
+    bytes[48 + tile] = static_cast<uint8_t>(shape.rows);
+  }
+  Ptr memory = b.scratch(b.i64, bytes.size() / 8);
+  for (size_t i = 0; i < bytes.size() / 8; ++i) {
+    uint64_t word = 0;
+    for (size_t byte = 0; byte < 8; ++byte)
+      word |= static_cast<uint64_t>(bytes[8 * i + byte]) << (8 * byte);
+    (memory + static_cast<int64_t>(i)).store(b.cI64(static_cast<int64_t>(word)));
+  }
+  return memory;
 }
+
+void AmxTiles::configure(Ptr configuration) { call("ldtilecfg", {configuration.base}); }
 
 void AmxTiles::release() { call("tilerelease", {}); }
 
-Ptr AmxTiles::multiply(Ptr row, int64_t stride, Ptr codes, int64_t codeStride) {
-  auto tile = [&](int64_t number) { return b.constant(b.i8, number); };
-  call("tilezero", {tile(kSums)});
-  call("tileloadd64", {tile(kRows), row.base, b.cI64(stride)});
-  call("tileloadd64", {tile(kCodes), codes.base, b.cI64(codeStride)});
-  call("tdpbssd", {tile(kSums), tile(kRows), tile(kCodes)});
-  call("tilestored64", {tile(kSums), sums.base, b.cI64(4 * kLanes)});
-  return sums;
+void AmxTiles::zero(int64_t tile) { call("tilezero", {number(tile)}); }
+
+void AmxTiles::load(int64_t tile, Ptr from, int64_t stride) {
+  call("tileloadd64", {number(tile), from.base, b.cI64(stride)});
+}
+
+void AmxTiles::store(int64_t tile, Ptr to, int64_t stride) {
+  call("tilestored64", {number(tile), to.base, b.cI64(stride)});
+}
+
+void AmxTiles::multiply(llvm::StringRef instruction, int64_t sums, int64_t x, int64_t y) {
+  call(instruction, {number(sums), number(x), number(y)});
 }
 
 } // namespace moec::cpu

@@ -87,16 +87,7 @@ void CachePages::unpack(Ptr from, Ptr to) const {
 // Products
 //===----------------------------------------------------------------------===//
 
-Val AttentionWords::dot(Val sums, Val x, Val y) const {
-  if (!halves)
-    return b.fma(x, y, sums);
-  if (b.hasAvx512Dot())
-    return b.dotBf16(sums, x, y);
-  // The same but for subnormal numbers, which would take more instructions than all else.
-  auto [first, second] = b.unpairBf16(x);
-  auto [ofFirst, ofSecond] = b.unpairBf16(y);
-  return b.fma(first, ofFirst, b.fma(second, ofSecond, sums));
-}
+Val AttentionWords::dot(Val sums, Val x, Val y) const { return halves ? b.dotBf16(sums, x, y) : b.fma(x, y, sums); }
 
 //===----------------------------------------------------------------------===//
 // Queries

@@ -4,41 +4,13 @@
 #include "codegen/Cpu/ByteSums.h"
 
 #include <limits>
-#include <numeric>
 
 namespace moec::cpu {
-
-using Lanes = llvm::SmallVector<int64_t>;
-
-static Lanes neighbours(int64_t from, int64_t count) {
-  Lanes lanes(count);
-  std::iota(lanes.begin(), lanes.end(), from);
-  return lanes;
-}
-
-static int64_t lanesOf(Val v) { return llvm::cast<mlir::VectorType>(v.type()).getNumElements(); }
-
-/// A vector as `parts` registers hold it, one after the other through `body`, and their results side by side.
-static Val inParts(KernelBuilder &b, int64_t parts, llvm::ArrayRef<Val> operands,
-                   llvm::function_ref<Val(llvm::ArrayRef<Val>)> body) {
-  if (parts == 1)
-    return body(operands);
-  auto half = [&](bool upper) {
-    Vals halves;
-    for (Val operand : operands) {
-      int64_t lanes = lanesOf(operand) / 2;
-      halves.push_back(b.shuffle(operand, operand, neighbours(upper ? lanes : 0, lanes)));
-    }
-    return inParts(b, parts / 2, halves, body);
-  };
-  Val lower = half(false), upper = half(true);
-  return b.shuffle(lower, upper, neighbours(0, 2 * lanesOf(lower)));
-}
 
 /// `sums` and the products of four bytes each, in one instruction for each register of `lanes` sums.
 static Val dotWords(llvm::StringRef instruction, int64_t lanes, Val sums, Val x, Val y) {
   KernelBuilder &b = *sums.builder;
-  return inParts(b, kLanes / lanes, {sums, x, y}, [&](llvm::ArrayRef<Val> part) {
+  return b.inParts(kLanes / lanes, {sums, x, y}, [&](llvm::ArrayRef<Val> part) {
     auto bytes = [&](Val v) { return b.bitcast(v, b.vec(b.i8, 4 * lanes)); };
     return b.call(instruction, b.vec(b.i32, lanes), {part[0], bytes(part[1]), bytes(part[2])});
   });
@@ -48,8 +20,8 @@ static Val dotWords(llvm::StringRef instruction, int64_t lanes, Val sums, Val x,
 static Val dotPairs(llvm::StringRef avx512, llvm::StringRef avx2, mlir::Type result, Val x, Val y) {
   KernelBuilder &b = *x.builder;
   bool wide = b.instructions == Isa::Avx512;
-  return inParts(b, wide ? 1 : 2, {x, y}, [&](llvm::ArrayRef<Val> part) {
-    return b.call(wide ? avx512 : avx2, b.vec(result, lanesOf(part[0]) / 2), part);
+  return b.inParts(wide ? 1 : 2, {x, y}, [&](llvm::ArrayRef<Val> part) {
+    return b.call(wide ? avx512 : avx2, b.vec(result, part[0].lanes() / 2), part);
   });
 }
 
@@ -125,7 +97,7 @@ Val lookUpBytes(Val words, llvm::ArrayRef<uint8_t> table) {
     entries.push_back(static_cast<int32_t>(bytes));
   }
   auto by = [&](llvm::StringRef instruction, int64_t lanes) {
-    return inParts(b, kLanes / lanes, {b.constants(entries), words}, [&](llvm::ArrayRef<Val> part) {
+    return b.inParts(kLanes / lanes, {b.constants(entries), words}, [&](llvm::ArrayRef<Val> part) {
       const mlir::Type bytes = b.vec(b.i8, 4 * lanes);
       return b.bitcast(b.call(instruction, bytes, {b.bitcast(part[0], bytes), b.bitcast(part[1], bytes)}),
                        b.vec(b.i32, lanes));

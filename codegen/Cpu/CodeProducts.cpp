@@ -8,7 +8,10 @@
 namespace moec::cpu {
 
 static_assert(QuantizeRowsSpec::group == GroupFormat::blockColumns);
-static_assert(AmxTiles::columns == GroupFormat::blockColumns);
+
+// Registers of AMX, for 16 rows times 16 outputs over 32 columns.
+static constexpr int64_t kSums = 0, kRows = 1, kCodes = 2;
+static constexpr int64_t kTileColumns = GroupFormat::blockColumns;
 
 CodeProducts::CodeProducts(KernelBuilder &b, const GemmSpec &spec, const Tiles &tiles)
     : b(b), spec(spec), tiles(tiles), format(spec.format()), amx(b) {}
@@ -16,9 +19,10 @@ CodeProducts::CodeProducts(KernelBuilder &b, const GemmSpec &spec, const Tiles &
 void CodeProducts::begin() {
   if (!usesAmx())
     return;
-  amx.configure();
-  unpacked = b.scratch(b.i8, AmxTiles::columns * kLanes);
-  gathered = b.scratch(b.i8, AmxTiles::columns * AmxTiles::rows);
+  amx.configure(amx.configuration({{}, {.rowBytes = kTileColumns}, {.rows = kTileColumns / 4}}));
+  unpacked = b.scratch(b.i8, kTileColumns * kLanes);
+  gathered = b.scratch(b.i8, kTileColumns * AmxTiles::mostRows);
+  products = b.scratch(b.i32, AmxTiles::mostRows * kLanes);
 }
 
 void CodeProducts::end() {
@@ -92,13 +96,17 @@ Vals CodeProducts::addBlockByAmx(llvm::ArrayRef<Ptr> inputs, Ptr codes, Val inde
   int64_t rowStride = spec.xStride;
   if (spec.routing == Routing::Gather) { // they lie anywhere
     for (auto [m, record] : llvm::enumerate(records))
-      (gathered + static_cast<int64_t>(m) * AmxTiles::columns).store(record.load(AmxTiles::columns));
+      (gathered + static_cast<int64_t>(m) * kTileColumns).store(record.load(kTileColumns));
     rows = gathered;
-    rowStride = AmxTiles::columns;
+    rowStride = kTileColumns;
   }
-  Ptr sums = amx.multiply(rows, rowStride, weightWords, weightStride);
+  amx.zero(kSums);
+  amx.load(kRows, rows, rowStride);
+  amx.load(kCodes, weightWords, weightStride);
+  amx.multiplyBytes(kSums, kRows, kCodes);
+  amx.store(kSums, products, wordBytes);
   for (auto [m, record] : llvm::enumerate(records)) {
-    Val sum = (sums + static_cast<int64_t>(m) * kLanes).load(kLanes);
+    Val sum = (products + static_cast<int64_t>(m) * kLanes).load(kLanes);
     if (nibbles) // they count from 0 upwards; bytes are signed already
       sum = sum + startOf(record, group, 0);
     Val by = b.splat(Ptr{(record + QuantizeRowsSpec::scaleAt).base, b.f32}.load());
@@ -109,7 +117,7 @@ Vals CodeProducts::addBlockByAmx(llvm::ArrayRef<Ptr> inputs, Ptr codes, Val inde
 
 Vals CodeProducts::addBlock(llvm::ArrayRef<Ptr> inputs, Ptr codes, Val index, int64_t first, const Group &group,
                             Vals totals) {
-  if (usesAmx() && inputs.size() == AmxTiles::rows && group.scale.size() == 1)
+  if (usesAmx() && inputs.size() == AmxTiles::mostRows && group.scale.size() == 1)
     return addBlockByAmx(inputs, codes, index, first, group, std::move(totals));
   constexpr int64_t wordColumns = GroupFormat::wordColumns, block = GroupFormat::blockColumns;
   const bool nibbles = format.bits() == 4;

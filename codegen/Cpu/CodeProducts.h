@@ -48,7 +48,7 @@ private:
   const Tiles &tiles;
   GroupFormat format; ///< of the weights
   AmxTiles amx;
-  Ptr unpacked, gathered; ///< for a tile of codes, and of rows
+  Ptr unpacked, gathered, products; ///< for a tile of codes, of rows, and of sums
 };
 
 } // namespace moec::cpu

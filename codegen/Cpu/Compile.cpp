@@ -45,12 +45,12 @@ llvm::ArrayRef<Level> levels() {
       .gemmRows = 8, .gemmAccumulators = 16, .dotRows = 16, .codesAhead = true, .pairRows = 14, .valueVectors = 4};
   const Tiles narrow{.gemmRows = 6, .gemmAccumulators = 6, .dotRows = 4, .pairRows = 2, .valueVectors = 1};
   static const Level all[] = {
-      {"x86-64-v4-amx", "x86-64", "x86-64-v4", "+avx512vnni,+avx512bf16,+amx-tile,+amx-int8", Isa::Amx, wide},
+      {"x86-64-v4-amx", "x86-64", "x86-64-v4", "+avx512vnni,+avx512bf16,+amx-tile,+amx-int8,+amx-bf16", Isa::Amx, wide},
       {"x86-64-v4-vnni", "x86-64", "x86-64-v4", "+avx512vnni,+avx512bf16", Isa::Avx512Dot, wide},
       {"x86-64-v4", "x86-64", "x86-64-v4", "", Isa::Avx512, wide},
       {"x86-64-v3-vnni", "x86-64", "x86-64-v3", "+avxvnni", Isa::Avx2Dot, narrow},
       {"x86-64-v3", "x86-64", "x86-64-v3", "", Isa::Avx2, narrow},
-      {"aarch64-i8mm", "aarch64", "generic", "+neon,+dotprod,+i8mm", Isa::NeonI8mm, narrow},
+      {"aarch64-i8mm", "aarch64", "generic", "+neon,+dotprod,+i8mm,+bf16", Isa::NeonI8mm, narrow},
       {"aarch64-dotprod", "aarch64", "generic", "+neon,+dotprod", Isa::NeonDot, narrow},
       {"aarch64", "aarch64", "generic", "+neon", Isa::Neon, narrow},
   };

@@ -6,7 +6,9 @@
 ///
 /// The object has one exported symbol per kernel (runtime/KernelAbi.h), no
 /// dependencies and no undefined symbols. The same kernels and level give the
-/// same bytes. Kernels of all levels compute the same bits (NaN payloads aside).
+/// same bytes. Kernels of all levels compute the same bits, payloads of NaN and, in
+/// products of bf16 with bf16, numbers below 2^-126 in magnitude aside; AMX sums up
+/// the latter in an order of its own (TileProducts.h).
 
 #ifndef MOEC_CODEGEN_CPU_COMPILE_H
 #define MOEC_CODEGEN_CPU_COMPILE_H
@@ -49,7 +51,8 @@ struct Level {
 };
 
 /// All levels, of each architecture the best first. What a machine must have:
-/// - x86-64-v4-amx: all of v4-vnni, AMX_TILE, AMX_INT8 (CPUID leaf 7.0 EDX bits 24, 25), and leave of the kernel to use
+/// - x86-64-v4-amx: all of v4-vnni, AMX_BF16, AMX_TILE, AMX_INT8 (CPUID leaf 7.0 EDX bits 22, 24, 25), and leave of the
+/// kernel to use
 ///   tiles (arch_prctl ARCH_REQ_XCOMP_PERM).
 /// - x86-64-v4-vnni: all of v4, AVX512_VNNI (CPUID leaf 7.0 ECX bit 11) and AVX512_BF16 (leaf 7.1 EAX bit 5).
 /// - x86-64-v4: all of v3, AVX512F, AVX512BW, AVX512CD, AVX512DQ, AVX512VL (CPUID leaf 7.0 EBX bits
@@ -57,7 +60,7 @@ struct Level {
 /// - x86-64-v3-vnni: all of v3, AVX_VNNI (CPUID leaf 7.1 EAX bit 4).
 /// - x86-64-v3: AVX2, BMI1, BMI2 (leaf 7.0 EBX bits 5, 3, 8), FMA, MOVBE, OSXSAVE, AVX, F16C, POPCNT, SSE4.2
 ///   (leaf 1 ECX bits 12, 22, 27, 28, 29, 23, 20), LZCNT (leaf 0x80000001 ECX bit 5), and XCR0 bits 1, 2.
-/// - aarch64-i8mm: all of aarch64-dotprod, FEAT_I8MM (HWCAP2_I8MM).
+/// - aarch64-i8mm: all of aarch64-dotprod, FEAT_I8MM, FEAT_BF16 (HWCAP2_I8MM, HWCAP2_BF16).
 /// - aarch64-dotprod: all of aarch64, FEAT_DotProd (HWCAP_ASIMDDP).
 /// - aarch64: Armv8.0 with Advanced SIMD.
 llvm::ArrayRef<Level> levels();

@@ -12,7 +12,7 @@
 
 #include "codegen/Cpu/AttentionCommon.h"
 #include "codegen/Cpu/Emitters.h"
-#include "codegen/Cpu/PairProducts.h"
+#include "codegen/Cpu/PanelProducts.h"
 #include "codegen/Cpu/Rounding.h"
 
 #include "runtime/KernelAbi.h"
@@ -180,7 +180,7 @@ private:
   void expand(Ptr page, Val count) {
     b.loop(b.cI64(0), b.cI64(keyPanels), 1, [&](Val panel) {
       multiply(page, count, wUk + (head * keyPanels + panel) * (spec.latent * kPanelWidth),
-               [&](Val j, Val column, llvm::ArrayRef<Vals> rows) {
+               [&](Val j, int64_t column, llvm::ArrayRef<Vals> rows) {
                  for (auto [m, vectors] : llvm::enumerate(rows))
                    for (auto [v, lanes] : llvm::enumerate(vectors))
                      (elementsOfKey(j + m) + panel * kPanelWidth + column + v * kLanes).store(math.narrowed(lanes));
@@ -188,7 +188,7 @@ private:
     });
     b.loop(b.cI64(0), b.cI64(valuePanels), 1, [&](Val panel) {
       multiply(page, count, wUv + (head * valuePanels + panel) * (spec.latent * kPanelWidth),
-               [&](Val j, Val column, llvm::ArrayRef<Vals> rows) {
+               [&](Val j, int64_t column, llvm::ArrayRef<Vals> rows) {
                  Ptr to = values + j / math.elements * valueWidth + panel * kPanelWidth + column;
                  for (size_t m = 0; m < rows.size(); m += math.elements)
                    for (auto [v, lanes] : llvm::enumerate(rows[m]))
@@ -215,37 +215,21 @@ private:
 
   /// What sum_c latent_j[c] * panel[c][n] comes to for entries up to `count` and on to a whole tile: calls `use` with
   /// the first of some entries and of some columns, and [entry][vector of columns].
-  void multiply(Ptr page, Val count, Ptr panel, llvm::function_ref<void(Val, Val, llvm::ArrayRef<Vals>)> use) {
+  void multiply(Ptr page, Val count, Ptr panel, llvm::function_ref<void(Val, int64_t, llvm::ArrayRef<Vals>)> use) {
     b.loop(b.cI64(0), count, expandRows, [&](Val j) {
       llvm::SmallVector<Ptr> rows;
       for (int64_t m = 0; m < expandRows; ++m)
         rows.push_back(page + (j + m) * spec.width);
-      b.loop(b.cI64(0), b.cI64(kPanelWidth), expandVectors * kLanes, [&](Val column) {
-        Vals products = pairs
-                            ? pairProducts(b, rows, panel, spec.latent, /*prefetched=*/false,
-                                           [&](Val sums, Val weights, Val row) { return math.dot(sums, weights, row); })
-                            : singleProducts(rows, panel + column);
+      for (int64_t first = 0; first < panelVectors; first += expandVectors) {
+        PanelVectors weights{panel, spec.weight, first, expandVectors, /*prefetched=*/false};
+        const Vals zeros(expandRows * expandVectors, b.constant(b.vec(b.f32), 0.0));
+        Vals products = pairs ? pairProducts(b, rows, weights, spec.latent, zeros)
+                              : columnProducts(b, rows, spec.cache, weights, spec.latent);
         llvm::SmallVector<Vals> ofRows;
         for (int64_t m = 0; m < expandRows; ++m)
           ofRows.push_back(Vals(llvm::ArrayRef(products).slice(m * expandVectors, expandVectors)));
-        use(j, column, ofRows);
-      });
-    });
-  }
-
-  /// As `pairProducts`, of one element at a time and `expandVectors` vectors of the panel.
-  Vals singleProducts(llvm::ArrayRef<Ptr> rows, Ptr panel) {
-    Vals zeros(expandRows * expandVectors, b.constant(b.vec(b.f32), 0.0));
-    return b.loop(b.cI64(0), b.cI64(spec.latent), 1, zeros, [&](Val c, llvm::ArrayRef<Val> carried) {
-      Vals w, next;
-      for (int64_t v = 0; v < expandVectors; ++v)
-        w.push_back(b.loadAsF32(panel + c * kPanelWidth + v * kLanes, spec.weight));
-      for (int64_t m = 0; m < expandRows; ++m) {
-        Val latent = b.splat(b.loadOneAsF32(rows[m] + c, spec.cache));
-        for (int64_t v = 0; v < expandVectors; ++v)
-          next.push_back(b.fma(latent, w[v], carried[m * expandVectors + v]));
+        use(j, first * kLanes, ofRows);
       }
-      return next;
     });
   }
 

@@ -6,13 +6,15 @@
 /// some rows and keeps a tile of them in registers: for each k, every row's x is
 /// broadcast against the panel's 32 weights. One accumulator per output takes
 /// the products in order of k, so a row's bits do not depend on its tile.
-/// CodeProducts and PairProducts are the same for codes and for bf16 on both sides.
+/// CodeProducts does the same for codes on both sides, TileProducts for bf16 where
+/// there are tiles of AMX.
 
 #include "codegen/Cpu/CodeProducts.h"
 #include "codegen/Cpu/Emitters.h"
 #include "codegen/Cpu/Math.h"
-#include "codegen/Cpu/PairProducts.h"
+#include "codegen/Cpu/PanelProducts.h"
 #include "codegen/Cpu/Rounding.h"
+#include "codegen/Cpu/TileProducts.h"
 
 #include <array>
 #include <limits>
@@ -28,7 +30,7 @@ public:
       : b(b), spec(spec), tiles(tiles), routed(spec.routing != Routing::None),
         scaleBlocks(spec.scaleCols ? (spec.k + spec.scaleCols - 1) / spec.scaleCols : 0),
         columns(spec.epilogue == Epilogue::Swiglu ? kPanelWidth / 2 : kPanelWidth), format(spec.format()),
-        codes(b, spec, tiles) {}
+        codes(b, spec, tiles), pairs(b, spec) {}
 
   void emit() {
     int64_t next = 0;
@@ -51,12 +53,19 @@ public:
     if (spec.output == DType::U8)
       results = b.scratch(b.f32, tileRows().most * QuantizeRowsSpec::group);
     codes.begin();
+    if (usesTiles())
+      pairs.begin();
     b.tasks([&](Val task) { routed ? expertTask(task) : blockTask(task); });
+    if (usesTiles())
+      pairs.end();
     codes.end();
   }
 
 private:
   static constexpr int64_t vectorsPerPanel = kPanelWidth / kLanes;
+
+  /// Whether bf16 meets bf16 in tiles of AMX: of one row as of many, as their sums have an order of their own.
+  bool usesTiles() const { return b.instructions == Isa::Amx && spec.input == DType::BF16; }
 
   /// How many rows a tile has at most, and at most if it is as wide as the panel.
   struct TileRows {
@@ -67,7 +76,7 @@ private:
     case DType::U8:
       return {tiles.dotRows, tiles.dotRows / 4};
     case DType::BF16:
-      return {tiles.pairRows, tiles.pairRows};
+      return usesTiles() ? TileRows{TileProducts::rows, TileProducts::rows} : TileRows{tiles.pairRows, tiles.pairRows};
     default:
       return {std::min(tiles.gemmRows, tiles.gemmAccumulators / chains()),
               tiles.gemmAccumulators / (vectorsPerPanel * chains())};
@@ -123,6 +132,8 @@ private:
     llvm::SmallVector<Ptr, 8> inputs;
     for (int64_t m = 0; m < height; ++m)
       inputs.push_back(inputRow(row, m, panel));
+    if (usesTiles())
+      pairs.configure(height);
     if (spec.panelsPerTask() == 1)
       multiply(inputs, row, panel, b.cI64(0));
     else
@@ -139,13 +150,20 @@ private:
     int64_t panelSize = spec.group ? format.panelBytes(kPanelWidth, spec.k) : spec.k * kPanelWidth;
     Ptr panelWeights = weights + panel.position * panelSize;
 
-    auto dotPairs = [&](Val sums, Val w, Val row) { return b.dotBf16(sums, w, row); };
+    if (usesTiles()) {
+      Ptr sums = pairs.multiply(inputs, panelWeights);
+      b.loop(b.cI64(0), b.cI64(height), 1, [&](Val m) {
+        Ptr ofRow = sums + m * kPanelWidth;
+        finish(row, m, panel, column, {ofRow.load(kLanes), (ofRow + kLanes).load(kLanes)});
+      });
+      return;
+    }
     // sums[m][v] for the panel's vectors.
     llvm::SmallVector<Vals> sums(height);
     for (int64_t first = 0; first < vectorsPerPanel; first += width) {
       Vals part = spec.input == DType::U8 ? codes.sums(inputs, panelWeights, first, width)
                   : spec.input == DType::BF16
-                      ? pairProducts(b, inputs, panelWeights, spec.k, /*prefetched=*/true, dotPairs)
+                      ? pairProducts(b, inputs, vectorsOf(panelWeights, first, width), spec.k, zeros(height * width))
                   : spec.group  ? groupedSums(inputs, panelWeights, first, width)
                   : scaleBlocks ? scaledSums(inputs, panelWeights, panel, first, width)
                                 : plainSums(inputs, panelWeights, first, width);
@@ -153,7 +171,7 @@ private:
         sums[m].append(part.begin() + m * width, part.begin() + (m + 1) * width);
     }
     for (int64_t m = 0; m < height; ++m)
-      finish(row, m, panel, column, sums[m]);
+      finish(row, b.cI64(m), panel, column, sums[m]);
   }
 
   Ptr inputRow(Val row, int64_t m, const Panel &panel) {
@@ -165,29 +183,14 @@ private:
     return base + m * spec.xStride;
   }
 
-  /// The products' sums over k in [from, to), added to `sums` ([m][v]).
-  Vals accumulate(llvm::ArrayRef<Ptr> inputs, Ptr panelWeights, Val from, Val to, int64_t first, int64_t width,
-                  const Vals &sums) {
-    return b.loop(from, to, 1, sums, [&](Val k, llvm::ArrayRef<Val> carried) {
-      if (first == 0)
-        b.prefetchPanel(panelWeights + k * kPanelWidth, kPanelWidth * byteSize(spec.weight), std::ssize(inputs));
-      Ptr at = panelWeights + k * kPanelWidth + first * kLanes;
-      Vals w, next;
-      for (int64_t v = 0; v < width; ++v)
-        w.push_back(b.loadAsF32(at + v * kLanes, spec.weight));
-      for (size_t m = 0; m < inputs.size(); ++m) {
-        Val value = b.splat((inputs[m] + k).load());
-        for (int64_t v = 0; v < width; ++v)
-          next.push_back(b.fma(value, w[v], carried[m * width + v]));
-      }
-      return next;
-    });
+  PanelVectors vectorsOf(Ptr panelWeights, int64_t first, int64_t width) const {
+    return {panelWeights, spec.weight, first, width, /*prefetched=*/true};
   }
 
   Vals zeros(size_t count) { return Vals(count, b.constant(b.vec(b.f32), 0.0)); }
 
   Vals plainSums(llvm::ArrayRef<Ptr> inputs, Ptr panelWeights, int64_t first, int64_t width) {
-    Vals sums = accumulate(inputs, panelWeights, b.cI64(0), b.cI64(spec.k), first, width, zeros(inputs.size() * width));
+    Vals sums = columnProducts(b, inputs, spec.input, vectorsOf(panelWeights, first, width), spec.k);
     double scale = KernelBuilder::weightScale(spec.weight);
     if (scale != 1)
       for (Val &sum : sums)
@@ -203,7 +206,7 @@ private:
       Val to = from + spec.scaleCols;
       if (spec.k % spec.scaleCols)
         to = b.min(to, b.cI64(spec.k));
-      Vals sums = accumulate(inputs, panelWeights, from, to, first, width, zeros(count));
+      Vals sums = columnProducts(b, inputs, spec.input, vectorsOf(panelWeights, first, width), from, to, zeros(count));
       Vals scale, next;
       for (int64_t v = 0; v < width; ++v)
         scale.push_back((panelScales + block * kPanelWidth + v * kLanes).load(kLanes) *
@@ -336,7 +339,7 @@ private:
   Val headOf(const Panel &panel) { return !routed && spec.batch > 1 ? panel.batch * spec.yBatch : b.cI64(0); }
 
   /// Epilogue and stores of row `row + m`: into y, or to where the codes of a whole record are made.
-  void finish(Val row, int64_t m, const Panel &panel, Val taskColumn, Vals sums) {
+  void finish(Val row, Val m, const Panel &panel, Val taskColumn, Vals sums) {
     Val outRow = outputRow(row + m), column = panel.index * columns, inRow = headOf(panel) + column;
     if (spec.epilogue == Epilogue::Swiglu)
       sums = {silu(b, sums[0]) * sums[1]};
@@ -398,6 +401,7 @@ private:
   int64_t columns;     ///< outputs of a panel
   GroupFormat format;  ///< of codes
   CodeProducts codes;  ///< where x is codes as well
+  TileProducts pairs;  ///< where x and weights are bf16
   Ptr x, weights, scales, residual, y, offsets, active, order;
   Ptr candidates;
   Val hasY;    ///< whether y is asked for; null: always

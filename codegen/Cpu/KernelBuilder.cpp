@@ -10,7 +10,6 @@
 #include "mlir/Dialect/Vector/IR/VectorOps.h"
 #include "mlir/IR/BuiltinOps.h"
 
-#include <limits>
 #include <numeric>
 
 using namespace mlir;
@@ -354,6 +353,26 @@ void KernelBuilder::ifThen(Val condition, llvm::function_ref<void()> body) {
   body();
 }
 
+Val KernelBuilder::inParts(int64_t parts, ArrayRef<Val> operands, llvm::function_ref<Val(ArrayRef<Val>)> body) {
+  if (parts == 1)
+    return body(operands);
+  auto lanesFrom = [](int64_t from, int64_t count) {
+    SmallVector<int64_t> lanes(count);
+    std::iota(lanes.begin(), lanes.end(), from);
+    return lanes;
+  };
+  auto half = [&](bool upper) {
+    Vals halves;
+    for (Val operand : operands) {
+      int64_t lanes = operand.lanes() / 2;
+      halves.push_back(shuffle(operand, operand, lanesFrom(upper ? lanes : 0, lanes)));
+    }
+    return inParts(parts / 2, halves, body);
+  };
+  Val lower = half(false), upper = half(true);
+  return shuffle(lower, upper, lanesFrom(0, 2 * lower.lanes()));
+}
+
 Val KernelBuilder::call(StringRef intrinsic, Type result, ArrayRef<Val> operands) {
   SmallVector<Value> values(operands.begin(), operands.end());
   return wrap(LLVM::CallIntrinsicOp::create(*this, result, getStringAttr(intrinsic), values).getResult(0));
@@ -364,13 +383,16 @@ Val KernelBuilder::dotBf16(Val sums, Val a, Val b) {
     Type pairs = vec(getBF16Type(), 2 * kLanes);
     return call("llvm.x86.avx512bf16.dpbf16ps.512", vec(f32), {sums, bitcast(a, pairs), bitcast(b, pairs)});
   }
-  auto flushed = [&](Val bits) {
-    return bitcast(select((bits & 0x7F800000) == 0, bits & std::numeric_limits<int32_t>::min(), bits), f32);
-  };
-  auto add = [&](Val x, Val y, Val sum) { return bitcast(fma(flushed(x), flushed(y), flushed(sum)), i32); };
-  constexpr int32_t upper = static_cast<int32_t>(0xFFFF0000);
-  Val sum = add(a & upper, b & upper, bitcast(sums, i32));
-  return flushed(add(a << 16, b << 16, sum));
+  if (instructions == Isa::NeonI8mm)
+    return inParts(4, {sums, a, b}, [&](ArrayRef<Val> part) {
+      Type pairs = vec(getBF16Type(), kLanes / 2), four = vec(f32, kLanes / 4);
+      Val x = bitcast(part[1], pairs), y = bitcast(part[2], pairs);
+      Val uppers = call("llvm.aarch64.neon.bfmlalt", four, {part[0], x, y});
+      return call("llvm.aarch64.neon.bfmlalb", four, {uppers, x, y});
+    });
+  auto [first, second] = unpairBf16(a);
+  auto [ofFirst, ofSecond] = unpairBf16(b);
+  return fma(first, ofFirst, fma(second, ofSecond, sums));
 }
 
 Val KernelBuilder::pairBf16(Val first, Val second) {

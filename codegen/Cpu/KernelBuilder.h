@@ -34,10 +34,10 @@ enum class Isa {
   Avx2Dot, ///< and AVX_VNNI: products of bytes, summed up in one instruction
   Avx512,
   Avx512Dot, ///< and AVX512_VNNI, AVX512_BF16: products of bytes and of bf16, summed up in one instruction
-  Amx,       ///< and AMX_TILE, AMX_INT8: tiles of products of bytes
+  Amx,       ///< and AMX_TILE, AMX_INT8, AMX_BF16: tiles of products of bytes and of bf16
   Neon,      ///< of Armv8.0
   NeonDot,   ///< and FEAT_DotProd: products of bytes of equal signedness, summed up in one instruction
-  NeonI8mm,  ///< and FEAT_I8MM: of unsigned bytes and signed ones
+  NeonI8mm,  ///< and FEAT_I8MM, FEAT_BF16: of unsigned bytes and signed ones, and of bf16
 };
 
 class KernelBuilder;
@@ -52,6 +52,8 @@ struct Val {
 
   operator mlir::Value() const { return value; }
   mlir::Type type() const { return value.getType(); }
+  /// Of a vector.
+  int64_t lanes() const { return llvm::cast<mlir::VectorType>(type()).getNumElements(); }
   /// A constant of this value's type (every lane `number`).
   template <Number T> Val like(T number) const {
     if constexpr (std::is_integral_v<T>)
@@ -204,15 +206,20 @@ public:
   void ifThen(Val condition, llvm::function_ref<void()> body);
 
   /// Lane l of `sums` (f32) with the products of the two bf16 of word l of `a` and those of `b` (i32): the upper
-  /// halves' first, then the lower halves', each by a fused multiply-add that takes subnormal numbers for zeros of
-  /// their sign, and gives them so. That is `vdpbf16ps` (on AMD's Zen 4 for 64 million random operands of all sizes;
-  /// Intel's manual says the same), and what other levels compute in its place. (Arm's BFDOT rounds otherwise.)
+  /// halves' first, then the lower halves', each by a fused multiply-add, which may take subnormal numbers for zeros of
+  /// their sign, and give them so. That is `vdpbf16ps` (on AMD's Zen 4 for 64 million random operands of all sizes;
+  /// Intel's manual says the same), and what other levels compute in its place, with BFMLALT and
+  /// BFMLALB where Arm has them. (Its BFDOT rounds otherwise.)
   Val dotBf16(Val sums, Val a, Val b);
 
   /// Pairs of bf16, words of i32: the first of two is the lower half.
   Val pairBf16(Val first, Val second);
   /// The two of each pair, as f32.
   std::pair<Val, Val> unpairBf16(Val pairs);
+
+  /// A vector of lanes as `parts` registers hold it: `body` of the same part of each operand, one after the other, and
+  /// its results side by side.
+  Val inParts(int64_t parts, llvm::ArrayRef<Val> operands, llvm::function_ref<Val(llvm::ArrayRef<Val>)> body);
 
   /// What one of LLVM's functions gives; the instructions it stands for must be there.
   Val call(llvm::StringRef intrinsic, mlir::Type result, llvm::ArrayRef<Val> operands);

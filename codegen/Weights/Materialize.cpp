@@ -108,9 +108,9 @@ public:
     std::vector<std::byte> &bytes = scratch.bytes;
     bytes.resize(unitBytes());
     if (auto pack = mlir::dyn_cast_or_null<steps::PackPanelsAttr>(recipe.pack)) {
-      MOEC_CHECK(makePanel(matrix, index, /*rowsPerSource=*/1, bytes));
+      MOEC_CHECK(makePanel(matrix, index, /*rowsPerSource=*/1, pack.getColumns(), bytes));
     } else if (auto pack = mlir::dyn_cast_or_null<steps::PackBlockScalesAttr>(recipe.pack)) {
-      MOEC_CHECK(makePanel(matrix, index, pack.getRows(), bytes));
+      MOEC_CHECK(makePanel(matrix, index, pack.getRows(), /*together=*/1, bytes));
     } else if (packsInt4()) {
       MOEC_CHECK(makeGroups(matrix, index, scratch));
     } else if (recipe.quantize) {
@@ -242,24 +242,38 @@ private:
     unitsPerMatrix = (rows + lanesPerBlock() - 1) / lanesPerBlock();
   }
 
-  /// Panel `index`: lane l of column c holds row `first + l` of the block it belongs to.
-  /// `rowsPerSource` rows of the weight share one row of the block (block scales).
-  Status makePanel(int64_t matrix, int64_t index, int64_t rowsPerSource, std::vector<std::byte> &bytes) const {
+  /// Panel `index`: lane l of column c holds row `first + l` of the block it belongs to; `together` columns of a lane
+  /// lie side by side. `rowsPerSource` rows of the weight share one row of the block (block scales).
+  Status makePanel(int64_t matrix, int64_t index, int64_t rowsPerSource, int64_t together,
+                   std::vector<std::byte> &bytes) const {
     int64_t lanes = lanesPerBlock(), first = index * lanes, size = byteSize(job.dtype);
     int64_t present = std::min(lanes, outputRows - first);
     int64_t row = first / rowsPerSource, rows = (first + present - 1) / rowsPerSource + 1 - row;
-    std::vector<float> lines(rows * tileCols), panel(unitRows * tileCols, 0.0f);
-    for (int64_t col = 0; col < cols; col += tileCols) {
-      int64_t width = std::min(tileCols, cols - col);
+    together = std::min(together, cols);
+    const int64_t tile = std::max(together, tileCols / together * together);
+    std::vector<float> lines(rows * tile), panel(unitRows * tile, 0.0f);
+    for (int64_t col = 0; col < cols; col += tile) {
+      int64_t width = std::min(tile, cols - col);
+      // Of fewer columns the absent rows are elsewhere.
+      std::fill(panel.begin() + width / together * together * unitRows, panel.end(), 0.0f);
       for (size_t b = 0; b < recipe.blocks.size(); ++b) {
         MOEC_CHECK(recipe.blocks[b]->read({matrix, row, rows, col, width}, lines.data()));
         if (mlir::isa<steps::PackBlockScalesAttr>(recipe.pack))
           MOEC_CHECK(checkScales(b, matrix, row, col, width, std::span(lines.data(), rows * width)));
         for (int64_t lane = 0; lane < present; ++lane) {
           const float *line = &lines[((first + lane) / rowsPerSource - row) * width];
-          float *to = &panel[b * lanes + lane];
-          for (int64_t c = 0; c < width; ++c)
-            to[c * unitRows] = line[c];
+          auto place = [&](int64_t c, int64_t count) {
+            std::copy_n(line + c, count, &panel[c * unitRows + (b * lanes + lane) * count]);
+          };
+          int64_t c = 0;
+          if (together == 1) // of the usual numbers each place is one move
+            for (; c < width; ++c)
+              place(c, 1);
+          if (together == 2)
+            for (; c + 2 <= width; c += 2)
+              place(c, 2);
+          for (; c < width; c += together)
+            place(c, std::min(together, width - c));
         }
       }
       narrow(job.dtype, panel.data(), &bytes[col * unitRows * size], width * unitRows);

@@ -434,10 +434,14 @@ def Moe_PackPanelsAttr : Moe_StepAttr<"PackPanels", "pack_panels"> {
     (gate, up) -> `[B, ceil(N / (width / 2)), C, width]`, where the lanes of a panel are
     `width / 2` rows of the first, then the same rows of the second. `B` is 1 for matrices.
 
-    - (C1) `width` is positive.
+    With `columns` other than 1, so many neighbouring columns of a lane lie together, in place of all lanes of a column:
+    the part `[b, p, c .. c + n, :]` of the result, for `c` a multiple of `columns` and `n` = `min(columns, C - c)`,
+    holds lane by lane the `n` columns from `c` on. Instructions that sum up products of bf16 take two together.
+
+    - (C1) `width` and `columns` are positive.
   }];
-  let parameters = (ins "int64_t":$width);
-  let assemblyFormat = "`<` $width `>`";
+  let parameters = (ins "int64_t":$width, DefaultValuedParameter<"int64_t", "1">:$columns);
+  let assemblyFormat = "`<` $width (`,` $columns^)? `>`";
   let genVerifyDecl = 1;
 }
 

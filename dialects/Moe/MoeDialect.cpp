@@ -416,8 +416,10 @@ LogicalResult PadAttr::verify(EmitError emitError, int64_t size) {
   return checkPositive(emitError, "size", size); // C1
 }
 
-LogicalResult PackPanelsAttr::verify(EmitError emitError, int64_t width) {
-  return checkPositive(emitError, "width", width); // C1
+LogicalResult PackPanelsAttr::verify(EmitError emitError, int64_t width, int64_t columns) {
+  // C1
+  return success(succeeded(checkPositive(emitError, "width", width)) &&
+                 succeeded(checkPositive(emitError, "columns", columns)));
 }
 
 LogicalResult QuantizeAttr::verify(EmitError emitError, CodeFormat codes, int64_t group, Type scale, int64_t rows,

@@ -290,6 +290,10 @@ TEST_F(MoeReferenceRecipe, PackPanels) {
   // A panel: two rows of the first, the same two of the second.
   EXPECT_EQ(values(R"(["w", "up"])", "[#moe.pack_panels<4>]"),
             Tensor<float>({1, 2, 2, 4}, {1, 3, 11, 13, 2, 4, 12, 14, 5, 0, 15, 0, 6, 0, 16, 0}));
+  // Columns two by two; a last one is alone.
+  addCounting("odd", {3, 3}, 1); // rows 1 2 3, 4 5 6, 7 8 9
+  EXPECT_EQ(values(R"(["odd"])", "[#moe.pack_panels<2, 2>]"),
+            Tensor<float>({1, 2, 3, 2}, {1, 2, 4, 5, 3, 6, 7, 8, 0, 0, 9, 0}));
 }
 
 TEST_F(MoeReferenceRecipe, PackPanelsOfStackedPairsHasEveryElementInItsPlace) {

@@ -3,6 +3,7 @@
 
 #include "tools/Driver/CompileRate.h"
 
+#include "codegen/Common/KernelSpec.h"
 #include "codegen/Weights/Journal.h"
 #include "codegen/Weights/Materialize.h"
 #include "codegen/Weights/WeightFiles.h"
@@ -91,11 +92,12 @@ Result<double> moec::measureCompileRate(const std::string &directory) {
 
   mlir::MLIRContext context;
   context.loadDialect<mlir::moe::MoeDialect>();
-  const std::vector<WeightJob> jobs = {{"w",
-                                        {"w"},
-                                        mlir::ArrayAttr::get(&context, mlir::moe::PackPanelsAttr::get(&context, panel)),
-                                        DType::BF16,
-                                        {1, rows / panel, cols, panel}}};
+  const std::vector<WeightJob> jobs = {
+      {"w",
+       {"w"},
+       mlir::ArrayAttr::get(&context, mlir::moe::PackPanelsAttr::get(&context, panel, panelColumns(DType::BF16))),
+       DType::BF16,
+       {1, rows / panel, cols, panel}}};
 
   const auto begin = std::chrono::steady_clock::now();
   MOEC_TRY(hf::Checkpoint checkpoint, hf::Checkpoint::open(scratch.path()));

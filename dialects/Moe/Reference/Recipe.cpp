@@ -354,13 +354,14 @@ static Result<StoredTensor> apply(PackPanelsAttr step, llvm::ArrayRef<Item> list
   float *element = out.data.data();
   for (int64_t b = 0; b < batch; ++b)
     for (int64_t panel = 0; panel < lanes.panels; ++panel)
-      for (int64_t col = 0; col < k; ++col)
-        for (int64_t lane = 0; lane < lanes.width; ++lane, ++element) {
-          const Tensor<float> &in = list[lanes.sourceOf(lane)].members.front().values;
-          int64_t row = lanes.rowOf(panel, lane);
-          if (row < n)
-            *element = in.data[(b * n + row) * k + col];
-        }
+      for (int64_t begin = 0; begin < k; begin += step.getColumns())
+        for (int64_t lane = 0; lane < lanes.width; ++lane)
+          for (int64_t col = begin; col < std::min(k, begin + step.getColumns()); ++col, ++element) {
+            const Tensor<float> &in = list[lanes.sourceOf(lane)].members.front().values;
+            int64_t row = lanes.rowOf(panel, lane);
+            if (row < n)
+              *element = in.data[(b * n + row) * k + col];
+          }
   return StoredTensor{first.dtype, std::move(out)};
 }
 

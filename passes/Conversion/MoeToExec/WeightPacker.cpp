@@ -163,7 +163,7 @@ FailureOr<WeightPacker::Panels> WeightPacker::pack(Operation *user, ValueRange t
       weightRecipe.push_back(joins);
       scaleRecipe.push_back(moe::ConcatAttr::get(context, llvm::map_to_vector(joins.getRows(), blocksOf)));
     }
-    weightRecipe.push_back(moe::PackPanelsAttr::get(context, width));
+    weightRecipe.push_back(moe::PackPanelsAttr::get(context, width, target.panelColumns(DType::F8E4M3)));
     scaleRecipe.push_back(moe::PackBlockScalesAttr::get(context, width, n, blocks.getRows()));
     result.type = DType::F8E4M3;
     result.scaleCols = blocks.getCols();
@@ -196,8 +196,8 @@ FailureOr<WeightPacker::Panels> WeightPacker::pack(Operation *user, ValueRange t
   }
   if (transposed)
     recipe.push_back(moe::TransposeAttr::get(context));
-  recipe.push_back(moe::PackPanelsAttr::get(context, width));
   result.type = *moe::storedType(element);
+  recipe.push_back(moe::PackPanelsAttr::get(context, width, target.panelColumns(result.type)));
   result.weight = make(sources, recipe, suffix, k, element);
   return result;
 }

@@ -436,7 +436,8 @@ struct HeadWeights {
       for (int64_t i = 0; i < n; ++i)
         for (int64_t c = 0; c < k; ++c) {
           float &value = values[(h * n + i) * k + c];
-          char *at = &bytes[(((h * count + i / kPanelWidth) * k + c) * kPanelWidth + i % kPanelWidth) * byteSize(type)];
+          int64_t panel = (h * count + i / kPanelWidth) * k * kPanelWidth;
+          char *at = &bytes[(panel + inPanel(type, k, c, i % kPanelWidth)) * byteSize(type)];
           if (type == DType::BF16) {
             uint32_t bits = std::bit_cast<uint32_t>(value) & 0xFFFF0000u;
             value = std::bit_cast<float>(bits);

@@ -120,7 +120,8 @@ Weights makeWeights(const GemmSpec &spec, Random &random) {
         w.scales[(position * scaleBlocks(spec) + block) * kPanelWidth + lane] = std::exp2(random.normal()) * 0.01f;
       for (int64_t k = 0; k < spec.k; ++k) {
         uint32_t bits = encode(spec.weight, random.normal(spec.weight == DType::F8E4M3 ? 10.0f : 0.5f));
-        std::memcpy(&w.bytes[((position * spec.k + k) * kPanelWidth + lane) * size], &bits, size);
+        int64_t at = position * spec.k * kPanelWidth + inPanel(spec.weight, spec.k, k, lane);
+        std::memcpy(&w.bytes[at * size], &bits, size);
         double value = decode(spec.weight, bits);
         if (spec.scaleCols)
           value *= w.scales[(position * scaleBlocks(spec) + k / spec.scaleCols) * kPanelWidth + lane];
@@ -364,7 +365,7 @@ TEST(Gemm, Bf16AgainstBf16) {
     spec.xStride = spec.k + 2 + spec.k % 2;
     return spec;
   };
-  for (auto [n, k] : {std::pair{1, 1}, {31, 17}, {32, 64}, {48, 100}, {65, 33}})
+  for (auto [n, k] : {std::pair{1, 1}, {31, 17}, {32, 64}, {48, 100}, {65, 33}, {33, 96}})
     specs.push_back(ofBf16(plain(DType::BF16, n, k)));
   GemmSpec add = ofBf16(plain(DType::BF16, 50, 34));
   add.epilogue = Epilogue::Add;
@@ -372,11 +373,13 @@ TEST(Gemm, Bf16AgainstBf16) {
   GemmSpec swiglu = ofBf16(plain(DType::BF16, 24, 128));
   swiglu.epilogue = Epilogue::Swiglu;
   specs.insert(specs.end(), {add, swiglu});
-  Kernels kernels(specs);
-  Random random(9);
-  for (size_t i = 0; i < specs.size(); ++i)
-    for (int64_t tokens : {1, 2, 3, 7, 8, 13, 14, 15, 29, 64, 67})
-      checkPlain(kernels, i, std::get<GemmSpec>(specs[i]), tokens, random);
+  for (Kernels::Pairs pairs : Kernels::allPairs()) {
+    Kernels kernels(specs, pairs);
+    Random random(9);
+    for (size_t i = 0; i < specs.size(); ++i)
+      for (int64_t tokens : {1, 2, 3, 7, 8, 13, 14, 15, 29, 64, 67})
+        checkPlain(kernels, i, std::get<GemmSpec>(specs[i]), tokens, random);
+  }
 }
 
 TEST(Gemm, Epilogues) {
@@ -535,40 +538,42 @@ TEST(Gemm, Experts) {
     spec.rows = Rows::R;
     specs.push_back(spec);
   }
-  Kernels kernels(specs);
-  Random random(4);
-  for (size_t index = 0; index < specs.size(); ++index)
-    for (int64_t tokens : {0, 1, 2, 10, 50}) {
-      const GemmSpec &spec = std::get<GemmSpec>(specs[index]);
-      std::vector<int32_t> chosen;
-      // Expert 2 gets nothing, so that lists have a gap.
-      for (int64_t t = 0; t < tokens; ++t)
-        for (int32_t e : random.permutation(7))
-          if (e != 2 && int64_t(chosen.size()) < (t + 1) * spec.topk)
-            chosen.push_back(e);
-      ExpertLists lists = sortByExpert(chosen, spec.batch);
-      bool gather = spec.routing == Routing::Gather;
-      Weights w = makeWeights(spec, random);
-      Inputs x = makeInputs(spec, gather ? tokens : tokens * spec.topk, random);
-      Array<float> y(tokens * spec.topk * spec.yStride, kUntouched);
-      Array<int32_t> offsets(lists.offsets), active(lists.active), order(lists.order);
-      std::vector<Buffer *> args = {&x.bytes, &w.bytes};
-      if (spec.scaleCols)
-        args.push_back(&w.scales);
-      args.insert(args.end(), {&y, &offsets, &active, &order});
-      moe_step step = stepOf(spec.rows, tokens);
-      kernels.run(index, args, step, kernels.gridOf(index, step));
-      for (size_t i = 0; i < lists.order.size(); ++i) {
-        int32_t entry = lists.order[i];
-        int64_t from = gather ? entry / spec.topk : i, to = gather ? i : entry;
-        for (int64_t n = 0; n < spec.yStride; ++n) {
-          Sum expected{kUntouched, 0};
-          if (n < spec.n)
-            expected = expectedOutput(spec, w, chosen[entry], n, x.row(from));
-          ASSERT_TRUE(near(y[to * spec.yStride + n], expected.value, expected.error)) << "entry " << entry;
+  for (Kernels::Pairs pairs : Kernels::allPairs()) {
+    Kernels kernels(specs, pairs);
+    Random random(4);
+    for (size_t index = 0; index < specs.size(); ++index)
+      for (int64_t tokens : {0, 1, 2, 10, 50}) {
+        const GemmSpec &spec = std::get<GemmSpec>(specs[index]);
+        std::vector<int32_t> chosen;
+        // Expert 2 gets nothing, so that lists have a gap.
+        for (int64_t t = 0; t < tokens; ++t)
+          for (int32_t e : random.permutation(7))
+            if (e != 2 && int64_t(chosen.size()) < (t + 1) * spec.topk)
+              chosen.push_back(e);
+        ExpertLists lists = sortByExpert(chosen, spec.batch);
+        bool gather = spec.routing == Routing::Gather;
+        Weights w = makeWeights(spec, random);
+        Inputs x = makeInputs(spec, gather ? tokens : tokens * spec.topk, random);
+        Array<float> y(tokens * spec.topk * spec.yStride, kUntouched);
+        Array<int32_t> offsets(lists.offsets), active(lists.active), order(lists.order);
+        std::vector<Buffer *> args = {&x.bytes, &w.bytes};
+        if (spec.scaleCols)
+          args.push_back(&w.scales);
+        args.insert(args.end(), {&y, &offsets, &active, &order});
+        moe_step step = stepOf(spec.rows, tokens);
+        kernels.run(index, args, step, kernels.gridOf(index, step));
+        for (size_t i = 0; i < lists.order.size(); ++i) {
+          int32_t entry = lists.order[i];
+          int64_t from = gather ? entry / spec.topk : i, to = gather ? i : entry;
+          for (int64_t n = 0; n < spec.yStride; ++n) {
+            Sum expected{kUntouched, 0};
+            if (n < spec.n)
+              expected = expectedOutput(spec, w, chosen[entry], n, x.row(from));
+            ASSERT_TRUE(near(y[to * spec.yStride + n], expected.value, expected.error)) << "entry " << entry;
+          }
         }
       }
-    }
+  }
 }
 
 /// Every code of every narrow format, against the conversions of runtime/Support.

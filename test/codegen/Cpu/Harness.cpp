@@ -150,6 +150,27 @@ void emulatedTdpbssd(uint8_t sums, uint8_t a, uint8_t b) {
     }
 }
 
+void emulatedTdpbf16ps(uint8_t sums, uint8_t a, uint8_t b) {
+  ASSERT_EQ(tiles.rows[sums], tiles.rows[a]);
+  ASSERT_EQ(tiles.rowBytes[sums], tiles.rowBytes[b]);
+  ASSERT_EQ(tiles.rowBytes[a], 4 * tiles.rows[b]);
+  auto flushed = [](float x) { return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(0.0F, x) : x; };
+  auto element = [&](uint8_t tile, int64_t row, int64_t index) {
+    uint16_t bits;
+    std::memcpy(&bits, tiles.data[tile][row] + 2 * index, 2);
+    return flushed(bf16ToFloat(bits));
+  };
+  for (int64_t m = 0; m < tiles.rows[sums]; ++m)
+    for (int64_t n = 0; n < tiles.rowBytes[sums] / 4; ++n) {
+      float sum, part[2] = {0, 0};
+      for (int64_t k = 0; k < tiles.rowBytes[a] / 2; ++k)
+        part[k % 2] = flushed(std::fma(element(a, m, k), element(b, k / 2, 2 * n + k % 2), part[k % 2]));
+      std::memcpy(&sum, tiles.data[sums][m] + 4 * n, 4);
+      sum = flushed(flushed(sum) + flushed(part[0] + part[1]));
+      std::memcpy(tiles.data[sums][m] + 4 * n, &sum, 4);
+    }
+}
+
 template <class Function> int64_t addressOf(Function *function) { return reinterpret_cast<int64_t>(function); }
 
 /// Kernels of the AMX level for a machine without it, which calls the functions above.
@@ -161,6 +182,7 @@ Result<std::vector<std::string>> compileForEmulation(const std::vector<Kernel> &
       {"llvm.x86.tileloadd64", addressOf(emulatedTileloadd)},
       {"llvm.x86.tilestored64", addressOf(emulatedTilestored)},
       {"llvm.x86.tdpbssd", addressOf(emulatedTdpbssd)},
+      {"llvm.x86.tdpbf16ps", addressOf(emulatedTdpbf16ps)},
   };
   mlir::MLIRContext context(mlir::MLIRContext::Threading::DISABLED);
   auto module = emitModule(context, kernels, *findLevel("x86-64-v4-amx"));
@@ -185,7 +207,22 @@ Result<std::vector<std::string>> compileForEmulation(const std::vector<Kernel> &
 
 } // namespace
 
-Kernels::Kernels(const std::vector<KernelSpec> &specs) : specs(specs) {
+static bool hasInput(const KernelSpec &spec, DType input) {
+  auto *gemm = std::get_if<GemmSpec>(&spec);
+  return gemm && gemm->input == input;
+}
+
+/// What kernels for AMX without its instructions need.
+static bool canEmulateTiles() { return runsOn(CpuLevel::V4Vnni, *machineCpuLevel()); }
+
+std::vector<Kernels::Pairs> Kernels::allPairs() {
+  std::vector<Pairs> all = {Pairs::AtOtherLevels};
+  if (canEmulateTiles())
+    all.push_back(Pairs::ByTiles);
+  return all;
+}
+
+Kernels::Kernels(const std::vector<KernelSpec> &specs, Pairs pairs) : specs(specs), pairs(pairs) {
   std::vector<Kernel> kernels;
   for (size_t i = 0; i < specs.size(); ++i)
     kernels.push_back({"k" + std::to_string(i), specs[i]});
@@ -193,15 +230,20 @@ Kernels::Kernels(const std::vector<KernelSpec> &specs) : specs(specs) {
     libraries.push_back(std::make_unique<Library>(compileKernels(kernels, *level, Output::Object)));
     levelNames.push_back(level->name.str());
   }
-  // Other kernels than those of codes are the same with AMX.
-  bool ofCodes = llvm::any_of(specs, [](const KernelSpec &spec) {
-    auto *gemm = std::get_if<GemmSpec>(&spec);
-    return gemm && gemm->input == DType::U8;
+  // Other kernels than those of codes and of bf16 are the same with AMX.
+  bool uses = llvm::any_of(specs, [&](const KernelSpec &spec) {
+    return hasInput(spec, DType::U8) || (pairs == Pairs::ByTiles && hasInput(spec, DType::BF16));
   });
-  if (ofCodes && levelNames.front() == "x86-64-v4-vnni") {
+  if (uses && canEmulateTiles() && levelNames.front() != "x86-64-v4-amx") {
     libraries.push_back(std::make_unique<Library>(compileForEmulation(kernels)));
     levelNames.push_back("x86-64-v4-amx, emulated");
   }
+}
+
+bool Kernels::runs(size_t index, size_t library) const {
+  if (!hasInput(specs[index], DType::BF16))
+    return true;
+  return (pairs == Pairs::ByTiles) == levelNames[library].starts_with("x86-64-v4-amx");
 }
 
 void Kernels::run(size_t index, const std::vector<Buffer *> &all, moe_step step, int64_t tasks) {
@@ -230,6 +272,8 @@ void Kernels::run(size_t index, const std::vector<Buffer *> &all, moe_step step,
   };
   Random random(tasks + 1);
   for (size_t l = 0; l < libraries.size(); ++l) {
+    if (!runs(index, l))
+      continue;
     moe_kernel kernel = libraries[l]->symbol("k" + std::to_string(index));
     const std::string &level = levelNames[l];
     restore();
@@ -261,7 +305,10 @@ void Kernels::run(size_t index, const std::vector<Buffer *> &all, moe_step step,
 }
 
 void Kernels::runOnce(size_t index, const std::vector<void *> &args, moe_step step, int64_t tasks) {
-  libraries.front()->symbol("k" + std::to_string(index))(args.data(), &step, 0, tasks);
+  size_t library = 0;
+  while (!runs(index, library))
+    ++library;
+  libraries[library]->symbol("k" + std::to_string(index))(args.data(), &step, 0, tasks);
 }
 
 int64_t Kernels::gridOf(size_t index, moe_step step) const {

@@ -79,10 +79,14 @@ private:
   void *handle = nullptr;
 };
 
-/// Specs compiled at every level of this machine, and at that of AMX, whose instructions are emulated if need be.
+/// Specs compiled at every level of this machine, and at that of AMX, whose instructions are emulated if need be. Those
+/// that sum up products of bf16 run at the others, or at that one alone, as its sums have other bits.
 class Kernels {
 public:
-  explicit Kernels(const std::vector<KernelSpec> &specs);
+  enum class Pairs { AtOtherLevels, ByTiles };
+  explicit Kernels(const std::vector<KernelSpec> &specs, Pairs pairs = Pairs::AtOtherLevels);
+  /// Those that can be tried here.
+  static std::vector<Pairs> allPairs();
 
   /// Runs spec `index` over `tasks` tasks at every level: at once, in shuffled pieces, and in pieces by two threads.
   /// Checks that the bytes of all buffers are the same each time, and their borders. The buffers are left with the
@@ -94,10 +98,20 @@ public:
   void runOnce(size_t index, const std::vector<void *> &args, moe_step step, int64_t tasks);
 
 private:
+  /// Whether `run` takes spec `index` from a library.
+  bool runs(size_t index, size_t library) const;
+
   std::vector<KernelSpec> specs;
+  Pairs pairs;
   std::vector<std::unique_ptr<Library>> libraries;
   std::vector<std::string> levelNames; ///< of the libraries
 };
+
+/// Where column `column` of a lane lies in a panel of `k` columns of weights of a type.
+inline int64_t inPanel(DType weight, int64_t k, int64_t column, int64_t lane) {
+  int64_t together = panelColumns(weight), first = column / together * together, count = std::min(together, k - first);
+  return first * kPanelWidth + lane * count + column % together;
+}
 
 /// A step of `count` rows of a kind, in which the other kind has another number.
 inline moe_step stepOf(Rows rows, int64_t count) {

@@ -1,20 +1,23 @@
 // RUN: emit-kernel %s --level=x86-64-v4 | FileCheck %s --check-prefix=V4 --implicit-check-not=call
 // RUN: emit-kernel %s --level=x86-64-v3 | FileCheck %s --check-prefix=V3 --implicit-check-not=call --implicit-check-not=zmm
 
-// The full tile of v4: two vectors of weights, then for each of eight rows one broadcast and two products.
+// The full tile of v4: two vectors of weights for each of two columns, which lie together, then for each of eight rows
+// two broadcasts and four products.
 // V4-LABEL: gemm_bf16:
-// V4:      vpmovzxwd {{.*}}, %[[W0:zmm[0-9]+]]
-// V4-NEXT: vpmovzxwd {{.*}}, %[[W1:zmm[0-9]+]]
-// V4-NEXT: vpslld $16, %[[W0]], %[[W0]]
-// V4-NEXT: vpslld $16, %[[W1]], %[[W1]]
-// V4-COUNT-16: vfmadd231ps %zmm
-// V4: jne
+// V4:      vpslld $16, %[[W0:zmm[0-9]+]], %zmm
+// V4-NEXT: vpandq %zmm{{[0-9]+}}, %[[W0]], %zmm
+// V4-NEXT: vpslld $16, %[[W1:zmm[0-9]+]], %zmm
+// V4-NEXT: vpandq %zmm{{[0-9]+}}, %[[W1]], %zmm
+// V4-COUNT-32: vfmadd231ps %zmm
+// V4-NEXT: addq
+// V4: jb
 // v3: six rows of one vector, which is two registers.
 // V3-LABEL: gemm_bf16:
-// V3:      vpmovzxwd {{.*}}, %ymm
-// V3:      vpslld $16, %ymm
-// V3-COUNT-12: vfmadd231ps %ymm
-// V3: jne
+// V3: vpslld $16, %ymm
+// V3: vpslld $16, %ymm
+// V3-COUNT-24: vfmadd231ps %ymm
+// V3-NOT: vfmadd231ps
+// V3: jb
 exec.kernel @gemm_bf16 "gemm" {weight = "bf16", n = 64, k = 2048, batch = 1, scale_cols = 0, group = 0, group_scale = "f16", input = "f32", output = "f32", output_offset = 0, x_stride = 2048,
     x_batch = 0, y_stride = 64, y_batch = 0, residual_stride = 0, codes = "int4", epilogue = "none", routing = "none", topk = 0,
     rows = "T"}
@@ -92,5 +95,34 @@ exec.kernel @gemm_int4 "gemm" {weight = "u8", n = 64, k = 2048, batch = 1, scale
 // ARM-LABEL: gemm_codes:
 // ARM: mla {{v[0-9]+}}.4s
 exec.kernel @gemm_codes "gemm" {weight = "u8", n = 64, k = 2048, batch = 1, scale_cols = 0, group = 32, group_scale = "f16", input = "u8", output = "f32", output_offset = 0, x_stride = 2560,
+    x_batch = 0, y_stride = 64, y_batch = 0, residual_stride = 0, codes = "int4", epilogue = "none", routing = "none", topk = 0,
+    rows = "T"}
+
+// bf16 against bf16: a panel's columns lie in pairs, as the instructions for it take them.
+// VNNI-LABEL: gemm_pairs:
+// VNNI-NOT: {{vpunpck|vpermw|vpermt2w}}
+// VNNI-COUNT-28: vdpbf16ps %zmm
+// VNNI-NOT: {{vdpbf16ps|vpunpck|vpermw|vpermt2w}}
+// VNNI: jb
+// With tiles of AMX sums stay in registers: 32 rows times 32 outputs over 32 columns in four instructions.
+// AMX-LABEL: gemm_pairs:
+// AMX-COUNT-4: tilezero
+// AMX: tileloadd {{.*}}, %tmm6
+// AMX: tileloadd {{.*}}, %tmm7
+// AMX: tileloadd {{.*}}, %tmm4
+// AMX-NEXT: tdpbf16ps %tmm6, %tmm4, %tmm0
+// AMX-NEXT: tdpbf16ps %tmm7, %tmm4, %tmm1
+// AMX: tileloadd {{.*}}, %tmm5
+// AMX-NEXT: tdpbf16ps %tmm6, %tmm5, %tmm2
+// AMX-NEXT: tdpbf16ps %tmm7, %tmm5, %tmm3
+// AMX: tilerelease
+// Elsewhere a product is one instruction for each of the two.
+// I8MM-LABEL: gemm_pairs:
+// I8MM: bfmlalt {{v[0-9]+}}.4s
+// I8MM: bfmlalb {{v[0-9]+}}.4s
+// V3-LABEL: gemm_pairs:
+// V3: vpslld $16
+// V3: vfmadd231ps
+exec.kernel @gemm_pairs "gemm" {weight = "bf16", n = 64, k = 2048, batch = 1, scale_cols = 0, group = 0, group_scale = "f16", input = "bf16", output = "f32", output_offset = 0, x_stride = 2048,
     x_batch = 0, y_stride = 64, y_batch = 0, residual_stride = 0, codes = "int4", epilogue = "none", routing = "none", topk = 0,
     rows = "T"}

@@ -174,6 +174,8 @@ TEST_F(MaterializeTest, PanelsOfOneMatrix) {
   for (auto shape : std::vector<std::vector<int64_t>>{{64, 40}, {70, 513}, {5, 1}, {33, 1030}}) {
     source.add("a", DType::BF16, shape);
     expectSame({"a"}, "[#moe.pack_panels<32>]");
+    expectSame({"a"}, "[#moe.pack_panels<32, 2>]");
+    expectSame({"a"}, "[#moe.pack_panels<16, 3>]");
   }
 }
 
@@ -181,6 +183,7 @@ TEST_F(MaterializeTest, PanelsOfGateAndUp) {
   source.add("gate", DType::F32, {20, 60});
   source.add("up", DType::F32, {20, 60});
   expectSame({"gate", "up"}, "[#moe.pack_panels<32>]");
+  expectSame({"gate", "up"}, "[#moe.pack_panels<32, 2>]");
 }
 
 TEST_F(MaterializeTest, PanelsOfExperts) {

@@ -186,7 +186,12 @@ func.func private @pad_c1() attributes {a = #moe.pad<-4>}
 // -----
 
 // expected-error@+1 {{width is 0, expected a positive number}}
-func.func private @pack_panels_c1() attributes {a = #moe.pack_panels<0>}
+func.func private @pack_panels_c1_width() attributes {a = #moe.pack_panels<0>}
+
+// -----
+
+// expected-error@+1 {{columns is -1, expected a positive number}}
+func.func private @pack_panels_c1_columns() attributes {a = #moe.pack_panels<32, -1>}
 
 // -----
 

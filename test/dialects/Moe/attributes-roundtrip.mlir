@@ -25,6 +25,7 @@ func.func @alias(%x: tensor<?x4xf32>, %y: tensor<?x2xf32>, %p: tensor<?xi32>) {
 //  CHECK-SAME: dequant = #moe.dequant<fp8 128x64, f16>
 //  CHECK-SAME: head_rows = #moe.head_rows<4, 0, 16>
 //  CHECK-SAME: pack = #moe.pack_panels<32>
+//  CHECK-SAME: pack_pairs = #moe.pack_panels<32, 2>
 //  CHECK-SAME: pad = #moe.pad<64>
 //  CHECK-SAME: reshape = #moe.reshape<[4, 12], [4, 2, 6]>
 //  CHECK-SAME: scale_columns = #moe.scale_columns<"a.norm.weight">
@@ -36,6 +37,6 @@ func.func @alias(%x: tensor<?x4xf32>, %y: tensor<?x2xf32>, %p: tensor<?xi32>) {
 func.func private @steps() attributes {
   append = #moe.append<columns, 2>, cast = #moe.cast<bf16>, columns = #moe.columns<2, 6>, concat = #moe.concat<[1536, 576]>,
   dequant = #moe.dequant<fp8 128x64, f16>,
-  head_rows = #moe.head_rows<4, 0, 16>, pack = #moe.pack_panels<32>, pad = #moe.pad<64>,
+  head_rows = #moe.head_rows<4, 0, 16>, pack = #moe.pack_panels<32, 1>, pack_pairs = #moe.pack_panels<32, 2>, pad = #moe.pad<64>,
   reshape = #moe.reshape<[4, 12], [4, 2, 6]>, scale_columns = #moe.scale_columns<"a.norm.weight">, scales = #moe.pack_block_scales<32, 1408, 128>,
   some = #moe.stack<[0, 3, 5]>, stack = #moe.stack<64>, sum = #moe.sum, transpose = #moe.transpose}

@@ -9,8 +9,8 @@
 // Always expanded: one launch after the append, and nothing of the absorbed form.
 
 // CHECK-NOT: #moe.transpose
-// CHECK: exec.weight @kv_b.keys ["kv_b.weight"] recipe [#moe.head_rows<2, 0, 8>, #moe.pack_panels<32>] : memref<2x1x16x32xbf16>
-// CHECK: exec.weight @kv_b.uv ["kv_b.weight"] recipe [#moe.head_rows<2, 8, 14>, #moe.pack_panels<32>] : memref<2x1x16x32xbf16>
+// CHECK: exec.weight @kv_b.keys ["kv_b.weight"] recipe [#moe.head_rows<2, 0, 8>, #moe.pack_panels<32, 2>] : memref<2x1x16x32xbf16>
+// CHECK: exec.weight @kv_b.uv ["kv_b.weight"] recipe [#moe.head_rows<2, 8, 14>, #moe.pack_panels<32, 2>] : memref<2x1x16x32xbf16>
 // CHECK-NOT: "mla_attention"
 // CHECK: exec.kernel @mla_expanded_bf16_h2_k8_v6_c16_r4 "mla_expanded" {cache = "f32", codes = "none", heads = 2 : i64, latent = 16 : i64, nope = 8 : i64, out_head = 6 : i64, out_stride = 12 : i64, output = "f32", output_offset = 0 : i64, q_head = 12 : i64, q_stride = 24 : i64, rope = 4 : i64, rope_head = 4 : i64, rope_stride = 8 : i64, rounded_head = 0 : i64, rounded_stride = 0 : i64, run_from = 1 : i64, scale = 2.500000e-01 : f64, value = 6 : i64, weight = "bf16", width = 32 : i64}
 // CHECK: exec.launch @cache_append

@@ -5,10 +5,10 @@
 
 // CHECK: exec.cache @kv.0 width 32 of f32
 // CHECK: exec.cache @kv.1 width 32 of f32
-// CHECK: exec.weight @layers.0.kv_b.uk ["layers.0.kv_b.weight"] recipe [#moe.head_rows<2, 0, 8>, #moe.transpose, #moe.pack_panels<32>] : memref<2x1x8x32xbf16>
-// CHECK: exec.weight @layers.0.kv_b.uv ["layers.0.kv_b.weight"] recipe [#moe.head_rows<2, 8, 14>, #moe.pack_panels<32>] : memref<2x1x16x32xbf16>
+// CHECK: exec.weight @layers.0.kv_b.uk ["layers.0.kv_b.weight"] recipe [#moe.head_rows<2, 0, 8>, #moe.transpose, #moe.pack_panels<32, 2>] : memref<2x1x8x32xbf16>
+// CHECK: exec.weight @layers.0.kv_b.uv ["layers.0.kv_b.weight"] recipe [#moe.head_rows<2, 8, 14>, #moe.pack_panels<32, 2>] : memref<2x1x16x32xbf16>
 // FP8 is widened where heads are cut out of its blocks.
-// CHECK: exec.weight @layers.1.kv_b.uk ["layers.1.kv_b.weight", "layers.1.kv_b.weight_scale_inv"] recipe [#moe.dequant<fp8 128x128, bf16>, #moe.head_rows<2, 0, 8>, #moe.transpose, #moe.pack_panels<32>] : memref<2x1x8x32xbf16>
+// CHECK: exec.weight @layers.1.kv_b.uk ["layers.1.kv_b.weight", "layers.1.kv_b.weight_scale_inv"] recipe [#moe.dequant<fp8 128x128, bf16>, #moe.head_rows<2, 0, 8>, #moe.transpose, #moe.pack_panels<32, 2>] : memref<2x1x8x32xbf16>
 // CHECK: exec.weight @layers.1.kv_b.uv
 // CHECK: exec.kernel @rope_angles_d4 "rope_angles" {factor = 1.250000e+00 : f64, inv_freq = array<f32: 1.000000e+00, 1.000000e-01>}
 // CHECK: exec.kernel @rope_h1_d4 "rope" {dim = 4 : i64, heads = 1 : i64, out_head = 0 : i64, out_stride = 4 : i64, x_head = 0 : i64, x_stride = 20 : i64}

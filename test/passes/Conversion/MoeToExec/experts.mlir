@@ -7,8 +7,8 @@
 // CHECK-DAG: #[[SCATTER:.+]] = affine_map<(d0, d1) -> (16, d0 * 4)>
 // CHECK-DAG: #[[ONE:.+]] = affine_map<(d0, d1) -> (1)>
 // CHECK: exec.weight @gate.e_score_correction_bias ["gate.e_score_correction_bias"] recipe [#moe.pad<16>] : memref<16xf32>
-// CHECK: exec.weight @experts.gate_proj ["experts.{e}.gate_proj.weight", "experts.{e}.up_proj.weight"] recipe [#moe.stack<8>, #moe.pack_panels<32>] : memref<8x3x48x32xbf16>
-// CHECK: exec.weight @experts.down_proj ["experts.{e}.down_proj.weight"] recipe [#moe.stack<8>, #moe.pack_panels<32>] : memref<8x2x40x32xbf16>
+// CHECK: exec.weight @experts.gate_proj ["experts.{e}.gate_proj.weight", "experts.{e}.up_proj.weight"] recipe [#moe.stack<8>, #moe.pack_panels<32, 2>] : memref<8x3x48x32xbf16>
+// CHECK: exec.weight @experts.down_proj ["experts.{e}.down_proj.weight"] recipe [#moe.stack<8>, #moe.pack_panels<32, 2>] : memref<8x2x40x32xbf16>
 // CHECK: exec.kernel @route_sigmoid_e8_top2 "route" {bias = true, experts = 8 : i64, group_top2_sum = true, groups = 4 : i64, logits_stride = 8 : i64, normalize = true, rows = "T", scale = 2.500000e+00 : f64, shared = 0 : i64, sigmoid = true, topk = 2 : i64, topk_groups = 2 : i64}
 // CHECK: exec.kernel @gemm_bf16_n40_k48_e8_gather_swiglu "gemm" {{.*}}routing = "gather", rows = "T", scale_cols = 0 : i64, topk = 2 : i64
 // CHECK: exec.kernel @gemm_bf16_n48_k40_e8_scatter "gemm" {{.*}}routing = "scatter"
@@ -55,8 +55,8 @@ func.func @step(%tokens: tensor<?xi32>, %positions: tensor<?xi32>, %slots: tenso
 
 // Experts in two sets: each has its own lists and weights, numbered within the set, and the sum goes through both.
 
-// CHECK: exec.weight @experts.gate_proj ["experts.{e}.gate_proj.weight", "experts.{e}.up_proj.weight"] recipe [#moe.stack<[0, 3, 5]>, #moe.pack_panels<32>] : memref<3x3x48x32xbf16>
-// CHECK: exec.weight @experts.gate_proj.2 ["experts.{e}.gate_proj.weight", "experts.{e}.up_proj.weight"] recipe [#moe.stack<[1]>, #moe.pack_panels<32>] : memref<1x3x48x32xbf16>
+// CHECK: exec.weight @experts.gate_proj ["experts.{e}.gate_proj.weight", "experts.{e}.up_proj.weight"] recipe [#moe.stack<[0, 3, 5]>, #moe.pack_panels<32, 2>] : memref<3x3x48x32xbf16>
+// CHECK: exec.weight @experts.gate_proj.2 ["experts.{e}.gate_proj.weight", "experts.{e}.up_proj.weight"] recipe [#moe.stack<[1]>, #moe.pack_panels<32, 2>] : memref<1x3x48x32xbf16>
 // CHECK: exec.kernel @dispatch_e3_top2_members "dispatch" {experts = 3 : i64, members = array<i64: 0, 3, 5>, rows = "T", topk = 2 : i64}
 // CHECK: exec.kernel @gemm_bf16_n40_k48_e3_gather_swiglu
 // CHECK: exec.kernel @combine_top2_d48_add_members "combine" {members = array<i64: 0, 3, 5>,
@@ -135,8 +135,8 @@ func.func @step(%tokens: tensor<?xi32>, %positions: tensor<?xi32>, %slots: tenso
 // A shared expert among the routed ones is a choice that the router writes for every token: lists, products and sums
 // see 4 + 2 experts, of which 2 + 2 are taken.
 
-// CHECK: exec.weight @experts.gate_proj ["experts.{e}.gate_proj.weight", "shared.gate_proj.weight", "experts.{e}.up_proj.weight", "shared.up_proj.weight"] recipe [#moe.stack<4>, #moe.append<rows, 2>, #moe.pack_panels<32>] : memref<6x3x48x32xbf16>
-// CHECK: exec.weight @experts.down_proj ["experts.{e}.down_proj.weight", "shared.down_proj.weight"] recipe [#moe.stack<4>, #moe.append<columns, 2>, #moe.pack_panels<32>] : memref<6x2x40x32xbf16>
+// CHECK: exec.weight @experts.gate_proj ["experts.{e}.gate_proj.weight", "shared.gate_proj.weight", "experts.{e}.up_proj.weight", "shared.up_proj.weight"] recipe [#moe.stack<4>, #moe.append<rows, 2>, #moe.pack_panels<32, 2>] : memref<6x3x48x32xbf16>
+// CHECK: exec.weight @experts.down_proj ["experts.{e}.down_proj.weight", "shared.down_proj.weight"] recipe [#moe.stack<4>, #moe.append<columns, 2>, #moe.pack_panels<32, 2>] : memref<6x2x40x32xbf16>
 // CHECK: exec.kernel @route_softmax_e4_top2_shared2 "route" {{.*}}experts = 4 : i64, {{.*}}shared = 2 : i64, {{.*}}topk = 2 : i64
 // CHECK: exec.kernel @dispatch_e6_top4
 // CHECK: exec.kernel @gemm_bf16_n40_k48_e6_gather_swiglu "gemm" {{.*}}topk = 4

@@ -46,7 +46,7 @@ func.func @step(%tokens: tensor<?xi32>, %positions: tensor<?xi32>, %slots: tenso
 
 // CHECK: exec.weight @a ["a.weight", "b.weight"] recipe [#moe.concat<[64, 40]>, #moe.pack_panels<32>] : memref<1x4x200x32xf8E4M3FN>
 // CHECK: exec.weight @a.scales ["a.weight_scale_inv", "b.weight_scale_inv"] recipe [#moe.concat<[2, 2]>, #moe.pack_block_scales<32, 104, 32>] : memref<1x4x4x32xf32>
-// CHECK: exec.weight @c ["c.weight", "c.weight_scale_inv", "d.weight", "d.weight_scale_inv"] recipe [#moe.dequant<fp8 32x64, bf16>, #moe.concat<[40, 64]>, #moe.pack_panels<32>] : memref<1x4x64x32xbf16>
+// CHECK: exec.weight @c ["c.weight", "c.weight_scale_inv", "d.weight", "d.weight_scale_inv"] recipe [#moe.dequant<fp8 32x64, bf16>, #moe.concat<[40, 64]>, #moe.pack_panels<32, 2>] : memref<1x4x64x32xbf16>
 // CHECK: exec.launch @gemm_f8e4m3_n104_k200(%{{.+}}, %{{.+}}, %{{.+}}, %[[Y:.+]]) grid
 // CHECK: %[[B:.+]] = exec.view %[[Y]] : memref<?x104xf32> to memref<?x64xf32, strided<[104, 1]>>
 // CHECK: exec.launch @gemm_bf16_n104_k64(%[[B]],

@@ -10,9 +10,9 @@
 // CHECK: module attributes {moe.model = {layers = 0 : i64}}
 // CHECK: exec.weight @model.embed_tokens ["model.embed_tokens.weight"] recipe [] : memref<100x24xbf16>
 // CHECK: exec.weight @model.norm ["model.norm.weight"] recipe [#moe.cast<f32>, #moe.pad<32>] : memref<32xf32>
-// CHECK: exec.weight @proj ["proj.weight"] recipe [#moe.pack_panels<32>] : memref<1x1x24x32xbf16>
+// CHECK: exec.weight @proj ["proj.weight"] recipe [#moe.pack_panels<32, 2>] : memref<1x1x24x32xbf16>
 // The table again, as a GEMM reads it:
-// CHECK: exec.weight @model.embed_tokens.2 ["model.embed_tokens.weight"] recipe [#moe.pack_panels<32>] : memref<1x4x24x32xbf16>
+// CHECK: exec.weight @model.embed_tokens.2 ["model.embed_tokens.weight"] recipe [#moe.pack_panels<32, 2>] : memref<1x4x24x32xbf16>
 // CHECK: exec.kernel @embed_bf16_d24 "embed" {out_stride = 24 : i64, table = "bf16", width = 24 : i64}
 // CHECK: exec.kernel @rms_norm_d24 "rms_norm" {eps = 9.9999999999999995E-7 : f64, out_stride = 24 : i64, rows = "T", weight = true, width = 24 : i64, x_stride = 24 : i64}
 // CHECK: exec.kernel @gemm_bf16_n24_k24_add "gemm" {batch = 1 : i64, codes = "int4", epilogue = "add", group = 0 : i64, group_scale = "f16", input = "f32", k = 24 : i64, n = 24 : i64, output = "f32", output_offset = 0 : i64, residual_stride = 24 : i64, routing = "none", rows = "T", scale_cols = 0 : i64, topk = 0 : i64, weight = "bf16", x_batch = 0 : i64, x_stride = 24 : i64, y_batch = 0 : i64, y_stride = 24 : i64}
