@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 
 MODEL = Path(__file__).parent.parent / "models" / "tiny-shakespeare"
 BUILD = ROOT / "build-aarch64"
-BOTH = ("--cpu", "native,aarch64")
+# Tiles of AMX have bits of their own where bf16 meets bf16.
+BOTH = ("--cpu", "x86-64-v4-vnni,x86-64-v3,aarch64")
 # What the emulated CPU has.
 CPUS = {"cortex-a53": "aarch64", "neoverse-n1": "aarch64-dotprod", "max": "aarch64-i8mm"}
 FORMATS = {
