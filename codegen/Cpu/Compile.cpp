@@ -41,12 +41,22 @@ namespace moec::cpu {
 
 llvm::ArrayRef<Level> levels() {
   // v4 has 32 registers of one vector, v3 16 of half a vector, Arm 32 of a quarter.
-  const Tiles wide{
-      .gemmRows = 8, .gemmAccumulators = 16, .dotRows = 16, .codesAhead = true, .pairRows = 14, .valueVectors = 4};
-  const Tiles narrow{.gemmRows = 6, .gemmAccumulators = 6, .dotRows = 4, .pairRows = 2, .valueVectors = 1};
+  const Tiles wide{.gemmRows = 8,
+                   .gemmAccumulators = 16,
+                   .dotRows = 16,
+                   .codesAhead = true,
+                   .pairRows = 8,
+                   .pairRowsWide = 8,
+                   .valueVectors = 4};
+  const Tiles narrow{
+      .gemmRows = 6, .gemmAccumulators = 6, .dotRows = 4, .pairRows = 4, .pairRowsWide = 2, .valueVectors = 1};
+  // An instruction takes pairs of bf16 as they lie in memory.
+  Tiles ofPairs = wide;
+  ofPairs.pairRows = ofPairs.pairRowsWide = 14;
   static const Level all[] = {
-      {"x86-64-v4-amx", "x86-64", "x86-64-v4", "+avx512vnni,+avx512bf16,+amx-tile,+amx-int8,+amx-bf16", Isa::Amx, wide},
-      {"x86-64-v4-vnni", "x86-64", "x86-64-v4", "+avx512vnni,+avx512bf16", Isa::Avx512Dot, wide},
+      {"x86-64-v4-amx", "x86-64", "x86-64-v4", "+avx512vnni,+avx512bf16,+amx-tile,+amx-int8,+amx-bf16", Isa::Amx,
+       ofPairs},
+      {"x86-64-v4-vnni", "x86-64", "x86-64-v4", "+avx512vnni,+avx512bf16", Isa::Avx512Dot, ofPairs},
       {"x86-64-v4", "x86-64", "x86-64-v4", "", Isa::Avx512, wide},
       {"x86-64-v3-vnni", "x86-64", "x86-64-v3", "+avxvnni", Isa::Avx2Dot, narrow},
       {"x86-64-v3", "x86-64", "x86-64-v3", "", Isa::Avx2, narrow},

@@ -36,7 +36,8 @@ struct Tiles {
   int64_t gemmAccumulators = 2; ///< accumulators of kLanes floats that fit beside the rest
   int64_t dotRows = 1;          ///< rows of a full tile of integer products, one vector wide
   bool codesAhead = false;      ///< whether there is room for the codes of 32 columns before any row needs them
-  int64_t pairRows = 1;         ///< rows of a full tile of bf16 products, a panel wide
+  int64_t pairRows = 1;         ///< rows of a full tile of bf16 products
+  int64_t pairRowsWide = 1;     ///< and of one that is as wide as a panel
   int64_t valueVectors = 1;     ///< expanded attention: vectors of values summed up together
 };
 

@@ -32,13 +32,10 @@ public:
         nopeWords(math.count(spec.nope)), ropeWords(math.count(spec.rope)),
         keyWords(math.count(keyPanels * kPanelWidth) + ropeWords) {
     // Tiles of entries divide a page: none reaches into the next one, which may not be there.
-    if (pairs) {
-      expandRows = powerOfTwoWithin(tiles.pairRows);
-      expandVectors = panelVectors;
-    } else {
-      expandRows = powerOfTwoWithin(std::min(tiles.gemmRows, tiles.gemmAccumulators));
-      expandVectors = expandRows * panelVectors <= tiles.gemmAccumulators ? panelVectors : 1;
-    }
+    const int64_t rows = pairs ? tiles.pairRows : std::min(tiles.gemmRows, tiles.gemmAccumulators);
+    const int64_t rowsWide = pairs ? tiles.pairRowsWide : tiles.gemmAccumulators / panelVectors;
+    expandRows = powerOfTwoWithin(rows);
+    expandVectors = expandRows <= rowsWide ? panelVectors : 1;
     tokenVectors = tiles.gemmAccumulators >= 16 ? 2 : 1;
     keyTile = powerOfTwoWithin(tiles.gemmAccumulators / tokenVectors);
     valueVectors = tiles.valueVectors;

@@ -76,7 +76,8 @@ private:
     case DType::U8:
       return {tiles.dotRows, tiles.dotRows / 4};
     case DType::BF16:
-      return usesTiles() ? TileRows{TileProducts::rows, TileProducts::rows} : TileRows{tiles.pairRows, tiles.pairRows};
+      return usesTiles() ? TileRows{TileProducts::rows, TileProducts::rows}
+                         : TileRows{tiles.pairRows, tiles.pairRowsWide};
     default:
       return {std::min(tiles.gemmRows, tiles.gemmAccumulators / chains()),
               tiles.gemmAccumulators / (vectorsPerPanel * chains())};
