@@ -26,8 +26,8 @@ def measure(options) -> None:
     options.reports.mkdir(parents=True, exist_ok=True)
     for turn in range(options.rounds):
         for level in options.levels.split(","):
-            command = [BUILD / "bin" / "moe-run", "bench", options.artifact, "-p", "512,2048", "-n", "48", "-d", "0,4096"]
-            command += ["-t", options.threads, "-r", "3", "--json"]
+            command = [BUILD / "bin" / "moe-run", "bench", options.artifact, "-p", options.prompts, "-n", "48"]
+            command += ["-d", options.depths, "-t", options.threads, "-r", "3", "--json"]
             os.environ["MOEC_CPU"] = level
             (options.reports / f"{level}.{turn + 1}.json").write_text(json.dumps(json_of(command)))
 
@@ -74,6 +74,8 @@ def main() -> None:
     parser.add_argument("artifact", nargs="?", type=Path)
     parser.add_argument("--levels", default="x86-64-v4,x86-64-v4-vnni", help="the shares are those of the last")
     parser.add_argument("--threads", default="1")
+    parser.add_argument("--prompts", default="512,2048", help="lengths")
+    parser.add_argument("--depths", default="0,4096", help="where 48 tokens are decoded")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--reports", type=Path, default=Path("reports"))
     parser.add_argument("--print", type=Path, dest="made", metavar="REPORTS", help="only print the table of reports that are there")
