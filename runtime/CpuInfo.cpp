@@ -100,7 +100,8 @@ std::optional<CpuLevel> machineCpuLevel() {
   return CpuLevel::V1;
 #elif defined(__aarch64__)
   // Bits of the kernel's interface, which older headers lack.
-  constexpr unsigned long dotProducts = 1ul << 20, i8mm = 1ul << 13, bf16 = 1ul << 14; // HWCAP_ASIMDDP, HWCAP2_...
+  constexpr unsigned long dotProducts = 1ul << 20;            // HWCAP_ASIMDDP
+  constexpr unsigned long i8mm = 1ul << 13, bf16 = 1ul << 14; // HWCAP2_I8MM, HWCAP2_BF16
   if (!(getauxval(AT_HWCAP) & dotProducts))
     return CpuLevel::Arm64;
   bool matrices = (getauxval(AT_HWCAP2) & (i8mm | bf16)) == (i8mm | bf16);

@@ -107,8 +107,8 @@ struct CastRowsSpec {
 /// y[t, b, n] = epilogue(sum_k x[t, b, k] * w[b, n, k]), f32 sums in order of k
 /// (with `scaleCols` or `group`, per block of columns: sum of the block's products, times its scale).
 /// Of codes on both sides, products are summed up as integers over each 32 columns, and times both scales in f32; of
-/// bf16 on both sides, two columns are taken at a time as `vdpbf16ps` takes them, the second one first; what is below
-/// 2^-126 in magnitude may count as 0 or as what it is.
+/// bf16 on both sides, two columns are taken at a time as `vdpbf16ps` takes them, the second one first, or 32 as the
+/// tiles of AMX do; what is below 2^-126 in magnitude may count as 0 or as what it is.
 /// args: x, w, [scales], [residual], y, [candidates, of an argmax], [offsets i32[E+1], active i32[E+1],
 /// order i32[rows * topk]].
 /// Grid: Routing::None: batch * parts * ceil(rows / tokenBlock), task = (block * batch + b) * parts + p;

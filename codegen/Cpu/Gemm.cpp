@@ -53,19 +53,14 @@ public:
     if (spec.output == DType::U8)
       results = b.scratch(b.f32, tileRows().most * QuantizeRowsSpec::group);
     codes.begin();
-    if (usesTiles())
-      pairs.begin();
+    pairs.begin();
     b.tasks([&](Val task) { routed ? expertTask(task) : blockTask(task); });
-    if (usesTiles())
-      pairs.end();
+    pairs.end();
     codes.end();
   }
 
 private:
   static constexpr int64_t vectorsPerPanel = kPanelWidth / kLanes;
-
-  /// Whether bf16 meets bf16 in tiles of AMX: of one row as of many, as their sums have an order of their own.
-  bool usesTiles() const { return b.instructions == Isa::Amx && spec.input == DType::BF16; }
 
   /// How many rows a tile has at most, and at most if it is as wide as the panel.
   struct TileRows {
@@ -76,8 +71,8 @@ private:
     case DType::U8:
       return {tiles.dotRows, tiles.dotRows / 4};
     case DType::BF16:
-      return usesTiles() ? TileRows{TileProducts::rows, TileProducts::rows}
-                         : TileRows{tiles.pairRows, tiles.pairRowsWide};
+      return pairs.areUsed() ? TileRows{TileProducts::rows, TileProducts::rows}
+                             : TileRows{tiles.pairRows, tiles.pairRowsWide};
     default:
       return {std::min(tiles.gemmRows, tiles.gemmAccumulators / chains()),
               tiles.gemmAccumulators / (vectorsPerPanel * chains())};
@@ -133,7 +128,7 @@ private:
     llvm::SmallVector<Ptr, 8> inputs;
     for (int64_t m = 0; m < height; ++m)
       inputs.push_back(inputRow(row, m, panel));
-    if (usesTiles())
+    if (pairs.areUsed())
       pairs.configure(height);
     if (spec.panelsPerTask() == 1)
       multiply(inputs, row, panel, b.cI64(0));
@@ -151,7 +146,7 @@ private:
     int64_t panelSize = spec.group ? format.panelBytes(kPanelWidth, spec.k) : spec.k * kPanelWidth;
     Ptr panelWeights = weights + panel.position * panelSize;
 
-    if (usesTiles()) {
+    if (pairs.areUsed()) {
       Ptr sums = pairs.multiply(inputs, panelWeights);
       b.loop(b.cI64(0), b.cI64(height), 1, [&](Val m) {
         Ptr ofRow = sums + m * kPanelWidth;

@@ -280,15 +280,23 @@ Val KernelBuilder::extract(Val vector, int64_t lane) {
   return wrap(vector::ExtractOp::create(*this, vector.value, ArrayRef<int64_t>{lane}));
 }
 
+static SmallVector<int64_t> neighbours(int64_t from, int64_t count) {
+  SmallVector<int64_t> lanes(count);
+  std::iota(lanes.begin(), lanes.end(), from);
+  return lanes;
+}
+
+/// The lower and the upper half of a vector's lanes.
+static std::pair<Val, Val> halvesOf(KernelBuilder &b, Val v) {
+  int64_t lanes = v.lanes() / 2;
+  return {b.shuffle(v, v, neighbours(0, lanes)), b.shuffle(v, v, neighbours(lanes, lanes))};
+}
+
 /// Folds the upper half of a vector onto the lower with `combine` until one lane is left.
 static Val foldHalves(KernelBuilder &b, Val v, llvm::function_ref<Val(Val, Val)> combine) {
-  int64_t lanes = cast<VectorType>(v.type()).getNumElements();
-  while (lanes > 1) {
-    lanes /= 2;
-    SmallVector<int64_t> lower(lanes), upper(lanes);
-    std::iota(lower.begin(), lower.end(), 0);
-    std::iota(upper.begin(), upper.end(), lanes);
-    v = combine(b.shuffle(v, v, lower), b.shuffle(v, v, upper));
+  while (v.lanes() > 1) {
+    auto [lower, upper] = halvesOf(b, v);
+    v = combine(lower, upper);
   }
   return b.extract(v, 0);
 }
@@ -356,21 +364,14 @@ void KernelBuilder::ifThen(Val condition, llvm::function_ref<void()> body) {
 Val KernelBuilder::inParts(int64_t parts, ArrayRef<Val> operands, llvm::function_ref<Val(ArrayRef<Val>)> body) {
   if (parts == 1)
     return body(operands);
-  auto lanesFrom = [](int64_t from, int64_t count) {
-    SmallVector<int64_t> lanes(count);
-    std::iota(lanes.begin(), lanes.end(), from);
-    return lanes;
-  };
-  auto half = [&](bool upper) {
-    Vals halves;
-    for (Val operand : operands) {
-      int64_t lanes = operand.lanes() / 2;
-      halves.push_back(shuffle(operand, operand, lanesFrom(upper ? lanes : 0, lanes)));
-    }
-    return inParts(parts / 2, halves, body);
-  };
-  Val lower = half(false), upper = half(true);
-  return shuffle(lower, upper, lanesFrom(0, 2 * lower.lanes()));
+  Vals lowers, uppers;
+  for (Val operand : operands) {
+    auto [lower, upper] = halvesOf(*this, operand);
+    lowers.push_back(lower);
+    uppers.push_back(upper);
+  }
+  Val lower = inParts(parts / 2, lowers, body), upper = inParts(parts / 2, uppers, body);
+  return shuffle(lower, upper, neighbours(0, 2 * lower.lanes()));
 }
 
 Val KernelBuilder::call(StringRef intrinsic, Type result, ArrayRef<Val> operands) {

@@ -208,8 +208,8 @@ public:
   /// Lane l of `sums` (f32) with the products of the two bf16 of word l of `a` and those of `b` (i32): the upper
   /// halves' first, then the lower halves', each by a fused multiply-add, which may take subnormal numbers for zeros of
   /// their sign, and give them so. That is `vdpbf16ps` (on AMD's Zen 4 for 64 million random operands of all sizes;
-  /// Intel's manual says the same), and what other levels compute in its place, with BFMLALT and
-  /// BFMLALB where Arm has them. (Its BFDOT rounds otherwise.)
+  /// Intel's manual says the same), and what other levels compute in its place, with BFMLALT and BFMLALB where Arm has
+  /// them. (Its BFDOT rounds otherwise.)
   Val dotBf16(Val sums, Val a, Val b);
 
   /// Pairs of bf16, words of i32: the first of two is the lower half.

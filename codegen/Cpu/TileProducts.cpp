@@ -18,16 +18,23 @@ static constexpr int64_t rowsOf(int64_t part) { return 4 + part; }
 static constexpr int64_t weightsOf(int64_t vector) { return 6 + vector; }
 
 void TileProducts::begin() {
+  if (!areUsed())
+    return;
   for (int64_t height = 1; height <= AmxTiles::mostRows; height *= 2) {
     llvm::SmallVector<AmxTiles::Shape> shapes(AmxTiles::registers, {.rows = height});
     for (int64_t v = 0; v < kVectors; ++v)
       shapes[weightsOf(v)] = {.rows = columns / 2};
     configurations.push_back(amx.configuration(shapes));
   }
-  amx.configure(configurations.back());
+  amx.configure(configurations.back()); // a kernel without tasks releases them, too
   if (spec.routing == Routing::Gather)
     gathered = b.scratch(b.i16, rows * columns);
   products = b.scratch(b.f32, rows * kPanelWidth);
+}
+
+void TileProducts::end() {
+  if (areUsed())
+    amx.release();
 }
 
 void TileProducts::configure(int64_t height) {

@@ -13,8 +13,8 @@
 
 namespace moec::cpu {
 
-/// For a `spec` whose input is BF16. The order of sums is that of the instruction, over each 32 columns, for any number
-/// of rows; what is left of fewer columns is added as `KernelBuilder::dotBf16` does.
+/// For a `spec` whose input is BF16, where there is AMX. The order of sums is that of the instruction, over each 32
+/// columns, for any number of rows; what is left of fewer columns is added as `KernelBuilder::dotBf16` does.
 class TileProducts {
 public:
   /// Rows of a full tile; others are powers of two.
@@ -22,9 +22,12 @@ public:
 
   TileProducts(KernelBuilder &b, const GemmSpec &spec) : b(b), spec(spec), amx(b) {}
 
+  /// Whether there are tiles for the spec: of one row as of many, as their sums have an order of their own.
+  bool areUsed() const { return b.instructions == Isa::Amx && spec.input == DType::BF16; }
+
   // Around all tasks of a kernel.
   void begin();
-  void end() { amx.release(); }
+  void end();
 
   /// Before products of so many rows.
   void configure(int64_t height);

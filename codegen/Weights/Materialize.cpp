@@ -254,8 +254,8 @@ private:
     std::vector<float> lines(rows * tile), panel(unitRows * tile, 0.0f);
     for (int64_t col = 0; col < cols; col += tile) {
       int64_t width = std::min(tile, cols - col);
-      // Of fewer columns the absent rows are elsewhere.
-      std::fill(panel.begin() + width / together * together * unitRows, panel.end(), 0.0f);
+      // Where fewer columns than `together` are left, absent rows lie elsewhere than before.
+      std::fill_n(panel.begin() + width / together * together * unitRows, width % together * unitRows, 0.0f);
       for (size_t b = 0; b < recipe.blocks.size(); ++b) {
         MOEC_CHECK(recipe.blocks[b]->read({matrix, row, rows, col, width}, lines.data()));
         if (mlir::isa<steps::PackBlockScalesAttr>(recipe.pack))

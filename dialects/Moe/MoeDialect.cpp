@@ -418,8 +418,9 @@ LogicalResult PadAttr::verify(EmitError emitError, int64_t size) {
 
 LogicalResult PackPanelsAttr::verify(EmitError emitError, int64_t width, int64_t columns) {
   // C1
-  return success(succeeded(checkPositive(emitError, "width", width)) &&
-                 succeeded(checkPositive(emitError, "columns", columns)));
+  if (failed(checkPositive(emitError, "width", width)))
+    return failure();
+  return checkPositive(emitError, "columns", columns);
 }
 
 LogicalResult QuantizeAttr::verify(EmitError emitError, CodeFormat codes, int64_t group, Type scale, int64_t rows,

@@ -4,6 +4,7 @@
 #include "Harness.h"
 
 #include "codegen/Common/KernelSignature.h"
+#include "codegen/Cpu/KernelBuilder.h"
 #include "runtime/CpuInfo.h"
 
 #include "mlir/Dialect/LLVMIR/LLVMDialect.h"
@@ -226,24 +227,24 @@ Kernels::Kernels(const std::vector<KernelSpec> &specs, Pairs pairs) : specs(spec
   std::vector<Kernel> kernels;
   for (size_t i = 0; i < specs.size(); ++i)
     kernels.push_back({"k" + std::to_string(i), specs[i]});
-  for (const Level *level : hostLevels()) {
-    libraries.push_back(std::make_unique<Library>(compileKernels(kernels, *level, Output::Object)));
-    levelNames.push_back(level->name.str());
-  }
+  const std::vector<const Level *> levels = hostLevels();
+  for (const Level *level : levels)
+    if (pairs == Pairs::AtOtherLevels || level->isa == Isa::Amx) {
+      libraries.push_back(std::make_unique<Library>(compileKernels(kernels, *level, Output::Object)));
+      levelNames.push_back(level->name.str());
+    }
   // Other kernels than those of codes and of bf16 are the same with AMX.
-  bool uses = llvm::any_of(specs, [&](const KernelSpec &spec) {
-    return hasInput(spec, DType::U8) || (pairs == Pairs::ByTiles && hasInput(spec, DType::BF16));
-  });
-  if (uses && canEmulateTiles() && levelNames.front() != "x86-64-v4-amx") {
+  bool uses =
+      pairs == Pairs::ByTiles || llvm::any_of(specs, [](const KernelSpec &spec) { return hasInput(spec, DType::U8); });
+  if (uses && canEmulateTiles() && levels.front()->isa != Isa::Amx) {
     libraries.push_back(std::make_unique<Library>(compileForEmulation(kernels)));
     levelNames.push_back("x86-64-v4-amx, emulated");
   }
 }
 
 bool Kernels::runs(size_t index, size_t library) const {
-  if (!hasInput(specs[index], DType::BF16))
-    return true;
-  return (pairs == Pairs::ByTiles) == levelNames[library].starts_with("x86-64-v4-amx");
+  return pairs == Pairs::ByTiles || !hasInput(specs[index], DType::BF16) ||
+         !levelNames[library].starts_with("x86-64-v4-amx");
 }
 
 void Kernels::run(size_t index, const std::vector<Buffer *> &all, moe_step step, int64_t tasks) {

@@ -79,8 +79,9 @@ private:
   void *handle = nullptr;
 };
 
-/// Specs compiled at every level of this machine, and at that of AMX, whose instructions are emulated if need be. Those
-/// that sum up products of bf16 run at the others, or at that one alone, as its sums have other bits.
+/// Specs compiled at every level of this machine, and at that of AMX, whose instructions are emulated if need be. There
+/// products of bf16 are summed up to other bits: such specs run at the other levels, or, `ByTiles`, all at that one
+/// alone.
 class Kernels {
 public:
   enum class Pairs { AtOtherLevels, ByTiles };
